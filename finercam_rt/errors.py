@@ -1,0 +1,23 @@
+"""The errors that a user can act on; the message of each is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class FinerCAMError(Exception):
+    """Base of every error that finercam_rt raises on purpose; the command line prints it and exits with 2."""
+
+
+class InputError(FinerCAMError, ValueError):
+    """An argument, image, class, shape or dtype that cannot be used."""
+
+
+class EngineError(FinerCAMError):
+    """A file that is not an engine of ours, is damaged, or that this version or machine cannot run."""
+
+
+class BackendError(FinerCAMError):
+    """A runtime or a device that is missing or failed."""
+
+
+class ExportError(FinerCAMError):
+    """A model that cannot be compiled, or whose compiled form does not equal it."""

@@ -1,0 +1,175 @@
+"""The manifest: what an engine is and how to feed it, as JSON inside the ONNX file (DESIGN, section 3)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from finercam_rt.errors import EngineError
+
+SCHEMA = 1
+"""The manifest's version; a file with a newer one is refused."""
+
+METADATA_KEY = "finercam"
+"""The key of the manifest in the ONNX file's metadata_props."""
+
+OBJECTIVES = ("weighted", "mean")
+LAYOUTS = ("nchw", "nhwc", "tokens")
+METHODS = ("gradcam",)
+HEADS = ("graph",)
+PRECISIONS = ("fp32",)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+
+DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6}
+"""The contrast strength of each objective where the caller gives none: its public code's, its paper's."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was compiled: its name, and the SHA-256 of its weights (hex)."""
+
+    name: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a photograph becomes the graph's input.
+
+    size is (height, width) in pixels; mean and std are per RGB channel for values in [0, 1]; the shorter edge is
+    resized to floor(size / crop_pct) with `interpolation`, and the centre is cropped. crop_mode "squash" resizes both
+    edges instead; "border" resizes the longer edge and pads with the mean colour.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A target layer: its module name, the layout of its output, the map's grid (h, w) and the tokens before it."""
+
+    name: str
+    layout: str
+    grid: tuple[int, int]
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a runtime needs to know about an engine; see DESIGN, section 3."""
+
+    model: ModelInfo
+    input: InputSpec
+    classes: tuple[str, ...] | None
+    num_classes: int
+    layers: tuple[LayerInfo, ...]
+    method: str
+    objective: str
+    references: int
+    opset: int
+    contrasts: int = 1
+    head: str = "graph"
+    precision: str = "fp32"
+    verification: dict[str, Any] = field(default_factory=dict)
+    producer: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The manifest as JSON text with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+
+def from_json(text: str, source: str) -> Manifest:
+    """Parse and check a manifest; `source` names the file in errors.
+
+    Raises:
+        EngineError: not JSON, a newer schema, a missing or unknown field, or a value this version cannot serve.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError:
+        raise EngineError(f"{source}: its manifest is not valid JSON; export the engine again.") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
+        raise EngineError(f"{source}: its manifest has no schema number; export the engine again.")
+    if raw["schema"] > SCHEMA:
+        raise EngineError(
+            f"{source}: its manifest has schema {raw['schema']}, newer than the {SCHEMA} that this finercam_rt reads; "
+            "upgrade finercam-rt."
+        )
+    try:
+        manifest = _build(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{source}: its manifest is damaged ({error}); export the engine again.") from None
+    for name, value, known in (
+        ("method", manifest.method, METHODS),
+        ("objective", manifest.objective, OBJECTIVES),
+        ("head", manifest.head, HEADS),
+        ("precision", manifest.precision, PRECISIONS),
+        ("interpolation", manifest.input.interpolation, INTERPOLATIONS),
+        ("crop_mode", manifest.input.crop_mode, CROP_MODES),
+        *(("layout", layer.layout, LAYOUTS) for layer in manifest.layers),
+    ):
+        if value not in known:
+            raise EngineError(
+                f"{source}: its {name} is {value!r}, and this finercam_rt runs {', '.join(known)}; upgrade finercam-rt "
+                "or export the engine again."
+            )
+    return manifest
+
+
+def _build(raw: dict[str, Any]) -> Manifest:
+    model, spec = raw["model"], raw["input"]
+    mean, std = (tuple(float(v) for v in spec[key]) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError("mean and std must have three values, std above zero")
+    classes = raw["classes"]
+    if classes is not None and len(classes) != raw["num_classes"]:
+        raise ValueError(f"{len(classes)} class names for {raw['num_classes']} classes")
+    return Manifest(
+        model=ModelInfo(str(model["name"]), str(model["weights_sha256"])),
+        input=InputSpec(
+            size=_pair(spec["size"]),
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+            interpolation=str(spec["interpolation"]),
+            crop_pct=_positive(spec["crop_pct"]),
+            crop_mode=str(spec["crop_mode"]),
+        ),
+        classes=None if classes is None else tuple(str(name) for name in classes),
+        num_classes=int(raw["num_classes"]),
+        layers=tuple(
+            LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"]))
+            for v in raw["layers"]
+        ),
+        method=str(raw["method"]),
+        objective=str(raw["objective"]),
+        references=int(raw["references"]),
+        opset=int(raw["opset"]),
+        contrasts=int(raw["contrasts"]),
+        head=str(raw["head"]),
+        precision=str(raw["precision"]),
+        verification=dict(raw["verification"]),
+        producer={str(k): str(v) for k, v in raw["producer"].items()},
+        schema=raw["schema"],
+    )
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    height, width = (int(v) for v in values)
+    if height < 1 or width < 1:
+        raise ValueError(f"a size of {height}x{width}")
+    return height, width
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not number > 0:
+        raise ValueError(f"{number} where a positive number is expected")
+    return number
