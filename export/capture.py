@@ -1,0 +1,95 @@
+"""Stage 1: a model and an example become a functional ATen graph with a mark at the target layer's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from finercam_rt.errors import ExportError
+
+MAX_BATCH = 1 << 16
+
+
+@torch.library.custom_op("finercam::tap", mutates_args=())
+def tap(x: torch.Tensor) -> torch.Tensor:
+    """The identity; as a custom operation it survives capture and marks a value in the graph."""
+    return x.clone()
+
+
+@tap.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The model as one graph module, images (N,3,H,W) -> logits (N,K), and the node that marks the target layer."""
+
+    graph_module: torch.fx.GraphModule
+    mark: torch.fx.Node
+    logits: torch.fx.Node
+
+
+def capture(model: nn.Module, layer: str, example: torch.Tensor) -> Captured:
+    """Capture `model` with its batch dimension dynamic, N >= 1.
+
+    Composite operations (linear, layer_norm, scaled_dot_product_attention, gelu) are kept whole; mutation and
+    dropout are gone.
+
+    Args:
+        model: in evaluation mode.
+        layer: name of the target layer's module; its output must be one tensor.
+        example: (N,3,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
+
+    Raises:
+        ExportError: torch.export cannot trace the model, or the layer does not run exactly once.
+    """
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: tap(output))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
+            )
+            graph_module = program.run_decompositions({}).module()
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot capture the model with a dynamic batch ({first_line(error)}); "
+            "rewrite that part of its forward without data-dependent Python or a fixed batch size."
+        ) from error
+    finally:
+        handle.remove()
+    assert isinstance(graph_module, torch.fx.GraphModule)
+    _drop_guards(graph_module)
+    marks = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
+    if len(marks) != 1:
+        raise ExportError(
+            f"target layer {layer!r} runs {len(marks)} times in one forward pass; choose a layer that runs once."
+        )
+    return Captured(graph_module, marks[0], _only_output(graph_module))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a one-sentence report."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _drop_guards(graph_module: torch.fx.GraphModule) -> None:
+    """The input checks that torch.export appends; the engine's runtime has its own."""
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_module" and node.name.startswith("_guards_fn"):
+            graph_module.graph.erase_node(node)
+
+
+def _only_output(graph_module: torch.fx.GraphModule) -> torch.fx.Node:
+    (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
+    value: Any = output.args[0]
+    while isinstance(value, (tuple, list)) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, torch.fx.Node) or value.meta["val"].ndim != 2:
+        raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
+    return value

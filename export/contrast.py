@@ -1,0 +1,76 @@
+"""Stage 3: the seed, what is fed to the VJP, from the logits and the contrast that the caller asks for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+AUTOMATIC = -1
+UNUSED = -2
+
+
+class Contrast(NamedTuple):
+    """target (N,) and references (N,R) as used (UNUSED where a reference takes no part), seed (N,K)."""
+
+    target: torch.Tensor
+    references: torch.Tensor
+    seed: torch.Tensor
+
+
+def contrast(
+    logits: torch.Tensor, target: torch.Tensor, references: torch.Tensor, alpha: torch.Tensor, objective: str
+) -> Contrast:
+    """The seed v = dT/dy of T = y_c - alpha * (weighted) mean of y_i over the references i.
+
+    "weighted": v_i = -alpha q_i (1 + y_i - sum q y), q = softmax over the references alone, without the epsilon of
+    the public code, which flips the map's sign for confident classifiers. "mean": v_i = -alpha / (references used).
+    A pinned reference that is the target, or repeats an earlier one, is left unused. Automatic references are the
+    classes whose logits are nearest to y_c, neither c nor pinned.
+
+    Args:
+        logits: (N,K) float32.
+        target: (N,) int64; negative is the predicted class.
+        references: (N,R) int64, R < K; AUTOMATIC is chosen here, UNUSED takes no part.
+        alpha: (N,) float32, >= 0.
+        objective: "weighted" or "mean".
+
+    Source: Finer-CAM (CVPR 2025), pytorch-grad-cam and torch-cam; DESIGN, section 2.
+    """
+    num_classes, num_references = logits.shape[1], references.shape[1]
+    classes = torch.arange(num_classes)
+    chosen = torch.where(target < 0, logits.argmax(1), target)
+    is_target = classes == chosen[:, None]
+    resolved = _resolve(logits, chosen, is_target, references)
+
+    used = resolved >= 0
+    index = resolved.clamp(min=0)
+    scores = logits.gather(1, index)
+    if objective == "weighted":
+        weights = torch.where(used, scores.masked_fill(~used, -1e30).softmax(1), 0.0)
+        mean = (weights * scores).sum(1, keepdim=True)
+        cotangents = weights * (1 + scores - mean)
+    else:
+        cotangents = used / used.sum(1, keepdim=True).clamp(min=1)
+    cotangents = -alpha[:, None] * cotangents
+    if num_references == 1:  # a product is one kernel less than a product and a sum over one
+        seed = (classes == index) * cotangents
+    else:
+        seed = ((classes == index[:, :, None]) * cotangents[:, :, None]).sum(1)
+    return Contrast(chosen, resolved, is_target + seed)
+
+
+def _resolve(
+    logits: torch.Tensor, chosen: torch.Tensor, is_target: torch.Tensor, references: torch.Tensor
+) -> torch.Tensor:
+    num_references = references.shape[1]
+    classes = torch.arange(logits.shape[1])
+    earlier = torch.ones(num_references, num_references, dtype=torch.bool).tril(-1)
+    repeats = ((references[:, :, None] == references[:, None, :]) & earlier).any(2)
+    pinned = (references >= 0) & (references != chosen[:, None]) & ~repeats
+    taken = is_target | (classes == references[:, :, None]).any(1)
+    distance = (logits - logits.gather(1, chosen[:, None])).abs().masked_fill(taken, torch.inf)
+    nearest = distance.topk(num_references, dim=1, largest=False).indices
+    automatic = references == AUTOMATIC
+    rank = (automatic.to(torch.int64).cumsum(1) - 1).clamp(min=0)
+    return torch.where(automatic, nearest.gather(1, rank), torch.where(pinned, references, UNUSED))

@@ -1,0 +1,103 @@
+"""Stage 2: the captured graph is cut at the target layer into a trunk and a tail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.capture import Captured
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Split:
+    """trunk: images -> (activations, *carried); tail: (activations, *carried) -> logits.
+
+    `boundary` holds the fake values (symbolic batch, static rest) of activations and carried, in that order.
+    """
+
+    trunk: fx.GraphModule
+    tail: fx.GraphModule
+    boundary: tuple[Any, ...]
+
+
+def cut(captured: Captured) -> Split:
+    """Cut at the mark; what crosses the cut beside the activations (a residual stream, a batch size) is carried.
+
+    Raises:
+        ExportError: the logits do not depend on the target layer.
+    """
+    nodes = list(captured.graph_module.graph.nodes)
+    mark = captured.mark
+    tail = _dependents(nodes, mark)
+    if captured.logits not in tail:
+        raise ExportError("the logits do not depend on the target layer's output; choose a layer before the head.")
+    images = [node for node in nodes if node.op == "placeholder"]
+    carried = [
+        node
+        for node in nodes
+        if node not in tail and node.op != "get_attr" and any(user in tail and user is not mark for user in node.users)
+    ]
+    activations = mark.args[0]
+    assert isinstance(activations, fx.Node)
+    trunk = _extract(captured.graph_module, [n for n in nodes if n not in tail], images, [activations, *carried])
+    inside = [n for n in nodes if (n in tail and n is not mark) or n.op == "get_attr"]
+    rest = _extract(captured.graph_module, inside, [mark, *carried], [captured.logits])
+    return Split(trunk, rest, tuple(node.meta["val"] for node in (activations, *carried)))
+
+
+def _dependents(nodes: Iterable[fx.Node], root: fx.Node) -> set[fx.Node]:
+    found = {root}
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _extract(
+    source: fx.GraphModule, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """A graph module of `nodes` alone, with frozen weights that share storage with the source's."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    for node in nodes:
+        if node not in copies and node.op != "output":
+            copies[node] = graph.node_copy(node, lambda argument: copies[argument])
+            _forget_strides(copies[node])
+    graph.output(tuple(copies[node] for node in outputs))
+    graph.eliminate_dead_code()
+    root = torch.nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target).replace(".", "_")
+            root.register_buffer(name, _attribute(source, str(node.target)).detach())
+            node.target = name
+    graph.lint()
+    return fx.GraphModule(root, graph)
+
+
+def _forget_strides(node: fx.Node) -> None:
+    """Replace what rests on the strides of the captured run, which need not be those of the run that is traced next."""
+    if node.target is aten.view.default:
+        node.target = aten.reshape.default
+    if node.target is aten.adaptive_avg_pool2d.default and set(cast("Sequence[int]", node.args[1])) == {1}:
+        # global pooling of channels-last values goes through as_strided, which has no exportable derivative
+        node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
+
+
+def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor):
+        raise ExportError(f"the captured graph holds {path!r}, which is no tensor; the model cannot be compiled.")
+    return value

@@ -1,0 +1,152 @@
+"""Derivatives that have no exportable form of their own, written with operations that ONNX and TensorRT take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._decomp import core_aten_decompositions
+from torch.nn import functional
+
+aten = torch.ops.aten
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The core ATen decompositions and ours."""
+    return {
+        **core_aten_decompositions(),
+        aten.convolution_backward.default: _convolution_backward,
+        aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+        aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+    }
+
+
+def _convolution_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[torch.Tensor | None, None, None]:
+    """The gradient with respect to the input alone: weights are constants of the engine."""
+    if output_mask[1] or output_mask[2]:
+        raise NotImplementedError("a weight that depends on the target layer's output")
+    if not output_mask[0]:
+        return None, None, None
+    if transposed:
+        return aten.convolution(grad, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
+    missing = [
+        x.shape[i + 2]
+        - ((grad.shape[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[i + 2] - 1) + 1)
+        for i in range(len(stride))
+    ]
+    return aten.convolution(grad, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+def _max_pool2d_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: torch.Tensor,
+) -> torch.Tensor:
+    """Sends each cotangent to the first maximum of its window, as PyTorch does, without indices or a scatter."""
+    (kernel_h, kernel_w), (pad_h, pad_w), (dilation_h, dilation_w) = map(_pair, (kernel_size, padding, dilation))
+    stride_h, stride_w = _pair(stride) if stride else (kernel_h, kernel_w)
+    rows, columns = grad.shape[2:]
+    span_h = (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1
+    span_w = (columns - 1) * stride_w + (kernel_w - 1) * dilation_w + 1
+    height, width = x.shape[2:]
+    lowest = torch.finfo(x.dtype).min
+    padded = functional.pad(
+        x, (pad_w, max(0, span_w - width - pad_w), pad_h, max(0, span_h - height - pad_h)), value=lowest
+    )
+    total_h, total_w = padded.shape[2:]
+
+    def window(i: int, j: int) -> torch.Tensor:
+        top, left = i * dilation_h, j * dilation_w
+        return padded[
+            :,
+            :,
+            top : top + (rows - 1) * stride_h + 1 : stride_h,
+            left : left + (columns - 1) * stride_w + 1 : stride_w,
+        ]
+
+    offsets = [(i, j) for i in range(kernel_h) for j in range(kernel_w)]
+    pooled = window(0, 0)
+    for i, j in offsets[1:]:
+        pooled = torch.maximum(pooled, window(i, j))
+    free = torch.ones_like(grad)
+    total = torch.zeros_like(padded)
+    for i, j in offsets:
+        hit = free * (window(i, j) == pooled)
+        free = free - hit
+        spread = _dilate(_dilate(hit * grad, 2, stride_h), 3, stride_w)
+        top, left = i * dilation_h, j * dilation_w
+        total = total + functional.pad(
+            spread, (left, total_w - left - spread.shape[3], top, total_h - top - spread.shape[2])
+        )
+    return total[:, :, pad_h : pad_h + height, pad_w : pad_w + width]
+
+
+def _avg_pool2d_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> torch.Tensor:
+    """Spreads each cotangent over its window, divided by the number of positions that the mean counted."""
+    kernel, border = _pair(kernel_size), _pair(padding)
+    step = _pair(stride) if stride else kernel
+    counts = [
+        _counted(x.shape[i + 2], grad.shape[i + 2], kernel[i], step[i], border[i], count_include_pad) for i in range(2)
+    ]
+    divisors = [[divisor_override or rows * columns for columns in counts[1]] for rows in counts[0]]
+    scaled = grad / torch.tensor(divisors, dtype=grad.dtype)
+    missing = [
+        x.shape[i + 2] - ((grad.shape[i + 2] - 1) * step[i] - 2 * border[i] + kernel[i]) for i in range(2)
+    ]  # positive where a remainder was left out, negative where ceil_mode reached beyond the border
+    channels = grad.shape[1]
+    window = torch.ones(channels, 1, *kernel)
+    extra = [max(0, m) for m in missing]
+    spread = aten.convolution(scaled, window, None, step, border, [1, 1], True, extra, channels)
+    return spread[:, :, : x.shape[2], : x.shape[3]]
+
+
+def _counted(size: int, out: int, kernel: int, step: int, border: int, count_include_pad: bool) -> list[int]:
+    """How many positions along one dimension each pooling window counts."""
+    counts = []
+    for index in range(out):
+        first = index * step - border
+        last = min(first + kernel, size + border)
+        counts.append(last - first if count_include_pad else min(last, size) - max(first, 0))
+    return counts
+
+
+def _dilate(x: torch.Tensor, dim: int, step: int) -> torch.Tensor:
+    """Puts step - 1 zeros between neighbours along `dim`: size n becomes (n - 1) * step + 1."""
+    if step == 1:
+        return x
+    size = x.shape[dim]
+    spread = functional.pad(x.unsqueeze(dim + 1), (0, 0) * (x.ndim - dim - 1) + (0, step - 1))
+    return spread.flatten(dim, dim + 1).narrow(dim, 0, (size - 1) * step + 1)
+
+
+def _pair(values: Sequence[int] | int) -> tuple[int, int]:
+    if isinstance(values, int):
+        return values, values
+    return (values[0], values[-1])

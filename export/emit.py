@@ -1,0 +1,149 @@
+"""Stage 6: trunk and explained tail become one ONNX graph with the manifest in its metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.capture import MAX_BATCH, first_line
+from finercam_rt.manifest import METADATA_KEY, Manifest
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+INPUTS = ("images", "target", "references", "alpha")
+OUTPUTS = ("logits", "saliency_map", "target_class", "reference_classes")
+OPSETS = (18, 19, 20)
+
+
+class _Explained(nn.Module):
+    def __init__(self, trunk: fx.GraphModule, tail: fx.GraphModule) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tail = tail
+
+    def forward(
+        self, images: torch.Tensor, target: torch.Tensor, references: torch.Tensor, alpha: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = self.tail(tuple(self.trunk(images)), target, references, alpha)
+        return outputs
+
+
+def emit(
+    trunk: fx.GraphModule, tail: fx.GraphModule, example: torch.Tensor, references: int, opset: int
+) -> onnx_ir.Model:
+    """One ONNX model: images, target, references, alpha -> logits, saliency_map, target_class, reference_classes.
+
+    Args:
+        trunk: images -> boundary.
+        tail: (boundary, target, references, alpha) -> the four outputs.
+        example: (N,3,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`.
+        references: R, the number of reference classes.
+        opset: 18 to 20; older ones lack LayerNormalization's companions, newer ones have an Attention that TensorRT
+            cannot take.
+
+    Raises:
+        ExportError: an operation that ONNX, or TensorRT behind it, has no form for.
+    """
+    count = example.shape[0]
+    inputs = (example, torch.full((count,), -1), torch.full((count, references), -1), torch.ones(count))
+    batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(
+                _Explained(trunk, tail), inputs, dynamic_shapes=(batch, batch, batch, batch), strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+            )
+    except Exception as error:
+        raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
+    assert exported is not None
+    model: onnx_ir.Model = exported.model
+    _check_operations(model)
+    _drop_stack_traces(model)
+    return model
+
+
+def save(model: onnx_ir.Model, manifest: Manifest, path: Path) -> None:
+    """Write the model with its manifest; one file, so at most 2 GiB.
+
+    Raises:
+        ExportError: the weights do not fit into one ONNX file, or the folder cannot be written.
+    """
+    import onnx_ir
+
+    model.metadata_props[METADATA_KEY] = manifest.to_json()
+    try:
+        onnx_ir.save(model, path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written ({error.strerror or first_line(error)}).") from error
+    except ValueError as error:
+        raise ExportError(f"the model does not fit into one ONNX file of 2 GiB ({first_line(error)}).") from error
+
+
+def _check_operations(model: onnx_ir.Model) -> None:
+    """TensorRT takes no scatter with a reduction and no MaxPool indices; nothing of ours may need them."""
+    for node in model.graph.all_nodes():
+        reduction = node.attributes.get("reduction")
+        if node.op_type in ("ScatterElements", "ScatterND") and reduction and reduction.as_string() != "none":
+            raise ExportError(
+                f"the derivative of this model's tail needs {node.op_type} with reduction {reduction.as_string()!r}, "
+                "which TensorRT cannot take; choose a later target layer."
+            )
+        if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+            raise ExportError(
+                "the model reads the indices of a max pooling, which TensorRT cannot take; choose a later target layer."
+            )
+
+
+def _drop_stack_traces(model: onnx_ir.Model) -> None:
+    """The exporter stores Python stack traces: paths of the machine that exported have no place in an engine."""
+    for holder in (model, model.graph, *model.graph.all_nodes(), *_values(model)):
+        for key in [key for key in holder.metadata_props if key.startswith("pkg.torch")]:
+            del holder.metadata_props[key]
+
+
+def _values(model: onnx_ir.Model) -> Sequence[Any]:
+    produced = [value for node in model.graph.all_nodes() for value in node.outputs]
+    return [*produced, *model.graph.inputs, *model.graph.initializers.values()]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause: what failed, rather than in which step of the exporter."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter talks to the terminal and warns about its own internals."""
+    root = logging.getLogger("torch.onnx")
+    script = logging.getLogger("onnxscript")
+    levels = root.level, script.level
+    root.setLevel(logging.ERROR)
+    script.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(levels[0])
+        script.setLevel(levels[1])
