@@ -1,0 +1,30 @@
+"""An image classifier and its Finer-CAM explanation in one graph, run without PyTorch."""
+
+from importlib.metadata import version as _version
+
+from finercam_rt import ops as ops
+from finercam_rt.engine import Batch as Batch
+from finercam_rt.engine import Engine as Engine
+from finercam_rt.engine import Outputs as Outputs
+from finercam_rt.errors import BackendError as BackendError
+from finercam_rt.errors import EngineError as EngineError
+from finercam_rt.errors import ExportError as ExportError
+from finercam_rt.errors import FinerCAMError as FinerCAMError
+from finercam_rt.errors import InputError as InputError
+from finercam_rt.explanation import Explanation as Explanation
+
+__version__ = _version("finercam-rt")
+
+__all__ = [
+    "BackendError",
+    "Batch",
+    "Engine",
+    "EngineError",
+    "Explanation",
+    "ExportError",
+    "FinerCAMError",
+    "InputError",
+    "Outputs",
+    "__version__",
+    "ops",
+]

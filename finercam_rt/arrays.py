@@ -1,0 +1,43 @@
+"""Arrays of any framework in, arrays of the same framework out, by DLPack and without importing any of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.errors import InputError
+
+_CPU_DEVICES = (1, 3)
+"""DLPack's kDLCPU and kDLCUDAHost (pinned memory, which the CPU reads as its own)."""
+
+
+def to_numpy(array: Any, name: str) -> NDArray[Any]:
+    """A NumPy array that shares the memory of anything with DLPack on the CPU.
+
+    Raises:
+        InputError: not an array, on another device, or of a kind that cannot be exported (a tensor that requires
+            grad, a dtype that NumPy does not have).
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+        raise InputError(f"{name} is of type {type(array).__name__}; give a NumPy array, or one with DLPack.")
+    if array.__dlpack_device__()[0] not in _CPU_DEVICES:
+        raise InputError(f"{name} is on another device than the engine, which computes on the CPU; move it there.")
+    try:
+        return np.from_dlpack(array)
+    except Exception as error:  # each framework has its own types: BufferError, RuntimeError, TypeError
+        raise InputError(f"{name} cannot be read by DLPack ({' '.join(str(error).split()).rstrip('.')}).") from None
+
+
+def like(array: NDArray[Any], example: Any) -> Any:
+    """`array` as the framework of `example` has it, sharing memory; a NumPy array where it has no from_dlpack."""
+    if isinstance(example, np.ndarray):
+        return array
+    namespace = getattr(example, "__array_namespace__", None)
+    module = namespace() if namespace else sys.modules.get(type(example).__module__.partition(".")[0])
+    from_dlpack = getattr(module, "from_dlpack", None)
+    return array if from_dlpack is None else from_dlpack(array)

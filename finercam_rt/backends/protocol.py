@@ -1,0 +1,34 @@
+"""What the engine asks of a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+
+class Backend(Protocol):
+    """A loaded graph with the interface of DESIGN, section 3; any number of threads may call `run`."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's name, such as "onnxruntime"."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes, such as "cpu"."""
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """N where the graph's batch is fixed, None where it is dynamic."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """The outputs by name. They are the backend's buffers: valid until this thread's next run, so copy them.
+
+        Raises:
+            BackendError: the runtime failed, or the backend is closed.
+        """
+
+    def close(self) -> None:
+        """Give the memory back, once the runs under way have ended; `run` fails afterwards."""

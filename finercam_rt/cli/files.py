@@ -1,0 +1,95 @@
+"""Files on disk: which photographs are meant, what they are called in the output, and writing without halves."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from finercam_rt.errors import InputError
+from finercam_rt.images import IMAGE_SUFFIXES
+
+OUTPUT_SUFFIXES = (".overlay.png", ".heatmap.png")
+"""Our own pictures, left out when a folder is searched, so that a second run does not explain the first one's."""
+
+
+def find_photographs(paths: Sequence[Path], out: Path | None) -> dict[Path, Path]:
+    """The files meant by `paths`, files and folders, to the name of each in the output: relative, without suffix.
+
+    Folders are searched with their sub-folders, in sorted order, for image suffixes; `out` and our own pictures in
+    them are left out. A file is named by its path within the folder given, or by its own name; where two would share
+    a name, all are named by their paths from the folder common to all, and where that is not enough, with suffix.
+
+    Raises:
+        InputError: no such file or folder, or a folder without images.
+    """
+    names: dict[Path, Path] = {}
+    outside = None if out is None else out.resolve()
+    for path in paths:
+        if path.is_dir():
+            found = [file for file in sorted(path.rglob("*")) if _is_photograph(file, outside)]
+            if not found:
+                raise InputError(f"{path}: there is no image in this folder.")
+            names.update((file, file.relative_to(path)) for file in found)
+        elif path.exists():
+            names.setdefault(path, Path(path.name))
+        else:
+            raise InputError(f"{path}: no such file.")
+    names = {file: name for file, name in {file.resolve(): (file, name) for file, name in names.items()}.values()}
+    if _shared(names):
+        common = Path(os.path.commonpath([file.resolve().parent for file in names]))
+        names = {file: file.resolve().relative_to(common) for file in names}
+    shared = _shared(names)
+    return {file: name if name.with_suffix("") in shared else name.with_suffix("") for file, name in names.items()}
+
+
+def _shared(names: dict[Path, Path]) -> set[Path]:
+    """The names without suffix that more than one file has."""
+    counts = Counter(name.with_suffix("") for name in names.values())
+    return {name for name, count in counts.items() if count > 1}
+
+
+def _is_photograph(file: Path, outside: Path | None) -> bool:
+    if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.endswith(OUTPUT_SUFFIXES) or not file.is_file():
+        return False
+    return outside is None or outside not in file.resolve().parents
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse a folder that could not be written, before any work; it is not made yet.
+
+    Raises:
+        InputError: it is a file, or it or the nearest folder above it that exists does not take new files.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file; give a folder to write to.")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}).") from None
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content appears at `path` in one step, when the block ends without an error; folders are made.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as stream:
+                yield stream
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None

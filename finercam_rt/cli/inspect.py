@@ -1,0 +1,86 @@
+"""`finercam inspect`: an engine's manifest, for reading or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
+from finercam_rt.onnx_metadata import read_manifest
+
+_NAMES_SHOWN = 5
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="print what an engine is: model, input, classes, layer, method, verification",
+        description="Print the manifest of an engine: its model, input, classes, layer, method and verification.",
+    )
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--classes", action="store_true", help="print every class, one a line: index, tab, name")
+    shown.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the manifest; the graph is not loaded."""
+    manifest = read_manifest(args.engine)
+    if args.json:
+        print(manifest.to_json())
+    elif args.classes:
+        for index in range(manifest.num_classes):
+            print(f"{index}\t{manifest.classes[index] if manifest.classes else ''}".rstrip())
+    else:
+        rows = [("engine", f"{args.engine} ({args.engine.stat().st_size / 1e6:.1f} MB)"), *_rows(manifest)]
+        width = max(len(label) for label, _ in rows)
+        for label, text in rows:
+            print(f"{label:{width}}  {text}")
+    return 0
+
+
+def _rows(manifest: Manifest) -> list[tuple[str, str]]:
+    spec = manifest.input
+    rows = [
+        ("model", manifest.model.name),
+        ("weights", f"sha256 {manifest.model.weights_sha256}"),
+        ("input", f"{spec.size[0]} x {spec.size[1]} pixels (height x width), RGB"),
+        ("normalise", f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}, of values from 0 to 1"),
+        ("resize", f"{spec.interpolation}, crop {spec.crop_pct:g}, {spec.crop_mode}"),
+        ("classes", _classes(manifest)),
+    ]
+    for layer in manifest.layers:
+        before = f", {layer.prefix_tokens} tokens before the map" if layer.prefix_tokens else ""
+        rows.append(("layer", f"{layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}{before}"))
+    rows += [
+        ("method", manifest.method),
+        ("objective", f"{manifest.objective}, alpha {DEFAULT_ALPHA[manifest.objective]:g} unless given"),
+        ("references", f"{manifest.references} an image"),
+        ("contrasts", f"{manifest.contrasts} an image"),
+        ("graph", f"head {manifest.head}, {manifest.precision}, opset {manifest.opset}"),
+    ]
+    rows += [("verified" if i == 0 else "", text) for i, text in enumerate(_flat(manifest.verification) or [""])]
+    rows += [("producer", ", ".join(f"{name} {version}" for name, version in sorted(manifest.producer.items())))]
+    rows += [("schema", str(manifest.schema))]
+    return [(label, text or "not recorded") for label, text in rows]
+
+
+def _classes(manifest: Manifest) -> str:
+    if manifest.classes is None:
+        return f"{manifest.num_classes}, without names"
+    more = "; ..." if manifest.num_classes > _NAMES_SHOWN else ""
+    return f"{manifest.num_classes}: {'; '.join(manifest.classes[:_NAMES_SHOWN])}{more}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _flat(value: Any, prefix: str = "") -> list[str]:
+    """Nested JSON values as lines "a.b: value"."""
+    if not isinstance(value, dict):
+        return [f"{prefix}: {value:.3g}" if isinstance(value, float) else f"{prefix}: {value}"]
+    return [line for key, item in value.items() for line in _flat(item, f"{prefix}.{key}" if prefix else str(key))]

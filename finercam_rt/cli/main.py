@@ -1,0 +1,54 @@
+"""`finercam`: parses the command line and turns a user's mistake into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import finercam_rt
+from finercam_rt.errors import FinerCAMError
+
+COMMANDS = ("export", "explain", "inspect", "demo")
+"""Each is a module of this package with add_parser(subparsers) and run(args) -> exit code."""
+
+_MISTAKE, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
+    130: interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except FinerCAMError as error:
+        print(f"finercam: {error}", file=sys.stderr)
+        return _MISTAKE
+    except KeyboardInterrupt:
+        print("finercam: interrupted.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; the interpreter would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finercam",
+        description="Compile an image classifier with its Finer-CAM explanation into one graph, and run it.",
+    )
+    parser.add_argument("--version", action="version", version=f"finercam {finercam_rt.__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Only the command that is asked for is imported; all of them where the user asks what there is.
+    for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+        importlib.import_module(f"finercam_rt.cli.{name}").add_parser(subparsers)
+    return parser

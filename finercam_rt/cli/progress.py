@@ -1,0 +1,66 @@
+"""Progress of long work: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+_LINES = 10
+"""Plain lines for the whole of the work: a log file needs no more."""
+
+
+class Progress:
+    """Counts the steps done and prints lines without tearing the bar."""
+
+    def __init__(self, total: int, unit: str, label: str, stream: TextIO) -> None:
+        """Start at 0 of `total`; `stream` is where progress goes, results go to stdout."""
+        self._total, self._unit, self._label, self._stream = total, unit, label, stream
+        self._done = 0
+        self._begun = False
+        self._bar = None
+        if total > 1 and stream.isatty():
+            from tqdm import tqdm  # only where there is a bar to draw
+
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=label, file=stream, leave=False, dynamic_ncols=True)
+
+    def advance(self, steps: int = 1) -> None:
+        """Count `steps` more as done."""
+        before, self._done = self._done, self._done + steps
+        if self._bar is not None:
+            self._bar.update(steps)
+        elif self._total > 1 and before * _LINES // self._total != self._done * _LINES // self._total:
+            print(f"{self._label}: {self._done} of {self._total} {self._unit}", file=self._stream, flush=True)
+
+    def begin(self, step: str) -> None:
+        """Count the step before as done, if there was one, and name the one that begins: for steps of many kinds."""
+        if self._bar is not None:
+            self._bar.update(int(self._begun))
+            self._bar.set_description(f"{self._label}: {step}")
+        else:
+            print(f"{self._label}: {step}", file=self._stream, flush=True)
+        self._begun = True
+
+    def write(self, line: str, file: TextIO | None = None) -> None:
+        """Print a line to `file` (stdout by default), above the bar where there is one."""
+        file = file or sys.stdout
+        if self._bar is not None and file.isatty():
+            self._bar.write(line, file=file)
+        else:
+            print(line, file=file)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def progress(total: int, unit: str, label: str, stream: TextIO | None = None) -> Iterator[Progress]:
+    """Progress over `total` steps, to stderr by default: `with progress(235, "images", "explaining") as bar`."""
+    bar = Progress(total, unit, label, stream or sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,230 @@
+"""A hand-made engine whose logits and maps are known in closed form, so that the runtime is tested without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CLASS_NAMES = (
+    "magpie",
+    "house finch, linnet",
+    "indigo bunting, indigo finch",
+    "crane",
+    "crane",
+    "jay, blue jay",
+    "kite",
+)
+
+
+@dataclass(frozen=True)
+class ToyEngine:
+    """A = Conv(images), one patch a cell; y = W mean(A) + b; the Grad-CAM weights are W' seed / (h w)."""
+
+    path: Path
+    kernel: np.ndarray  # (C,3,P,P)
+    weight: np.ndarray  # (K,C)
+    bias: np.ndarray  # (K,)
+    objective: str
+    size: tuple[int, int]
+    references: int
+    relu: bool
+
+    def activations(self, images: np.ndarray) -> np.ndarray:
+        patch = self.kernel.shape[-1]
+        n, _, height, width = images.shape
+        cells = images.astype(np.float64).reshape(n, 3, height // patch, patch, width // patch, patch)
+        activations = np.einsum("nchpwq,kcpq->nkhw", cells, self.kernel.astype(np.float64))
+        return np.maximum(activations, 0) if self.relu else activations
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        return self.activations(images).mean(axis=(2, 3)) @ self.weight.T.astype(np.float64) + self.bias
+
+    def nearest(self, logits: np.ndarray, target: int) -> list[int]:
+        distance = np.abs(logits - logits[target])
+        order = [int(k) for k in np.argsort(distance, kind="stable") if k != target]
+        return order[: self.references]
+
+    def raw_map(self, image: np.ndarray, target: int, references: list[int], alpha: float) -> np.ndarray:
+        """DESIGN, section 2, in float64, for one image (3,H,W)."""
+        activations, logits = self.activations(image[None])[0], self.logits(image[None])[0]
+        seed = np.zeros(len(logits))
+        seed[target] = 1
+        if references and self.objective == "weighted":
+            y = logits[references]
+            q = np.exp(y - y.max()) / np.exp(y - y.max()).sum()
+            seed[references] -= alpha * q * (1 + y - (q * y).sum())
+        elif references:
+            seed[references] -= alpha / len(references)
+        weights = seed @ self.weight.astype(np.float64) / activations[0].size
+        return np.maximum(np.einsum("c,chw->hw", weights, activations), 0)
+
+
+@pytest.fixture
+def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
+    """Writes a toy engine; `manifest` replaces fields of its manifest, `metadata` the whole JSON text (None: none)."""
+    pytest.importorskip("onnxruntime")
+
+    def make(
+        name: str = "toy.onnx",
+        *,
+        objective: str = "weighted",
+        size: tuple[int, int] = (32, 48),
+        references: int = 3,
+        batch: int | str = "N",
+        relu: bool = False,
+        manifest: dict[str, Any] | None = None,
+        metadata: str | None = "",
+    ) -> ToyEngine:
+        onnx = pytest.importorskip("onnx")
+        rng = np.random.default_rng(7)
+        patch, channels = 8, 6
+        kernel = rng.normal(size=(channels, 3, patch, patch)).astype(np.float32) / patch
+        weight = rng.normal(size=(len(CLASS_NAMES), channels)).astype(np.float32) * 3
+        bias = rng.normal(size=len(CLASS_NAMES)).astype(np.float32)
+        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, relu)
+        model = _model(onnx, toy, batch)
+        text = _manifest(toy, manifest or {}) if metadata == "" else metadata
+        if text is not None:
+            entry = model.metadata_props.add()
+            entry.key, entry.value = "finercam", text
+        onnx.save(model, toy.path)
+        return toy
+
+    return make
+
+
+@pytest.fixture
+def toy(make_toy: Callable[..., ToyEngine]) -> ToyEngine:
+    return make_toy()
+
+
+def _manifest(toy: ToyEngine, changes: dict[str, Any]) -> str:
+    from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo
+
+    grid = (toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1])
+    manifest = Manifest(
+        model=ModelInfo("toy", "0" * 64),
+        input=InputSpec(size=toy.size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)),
+        classes=CLASS_NAMES,
+        num_classes=len(CLASS_NAMES),
+        layers=(LayerInfo("conv", "nchw", grid),),
+        method="gradcam",
+        objective=toy.objective,
+        references=toy.references,
+        opset=18,
+    )
+    return dataclasses.replace(manifest, **changes).to_json()
+
+
+def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
+    """The graph interface of DESIGN, section 3, by hand."""
+    helper, numpy_helper, tensor = onnx.helper, onnx.numpy_helper, onnx.TensorProto
+    classes, channels = toy.weight.shape
+    slots = toy.references
+    grid = [toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1]]
+    constants = {
+        "kernel": toy.kernel,
+        "weight": toy.weight,
+        "bias": toy.bias,
+        "minus_one": np.int64(-1),
+        "unused": np.int64(-2),
+        "zero": np.int64(0),
+        "one": np.float32(1),
+        "far": np.float32(1e30),
+        "never": np.float32(-1e30),
+        "off_on": np.array([0, 1], np.float32),
+        "depth": np.int64(classes),
+        "slots": np.array([slots], np.int64),
+        "cells": np.float32(grid[0] * grid[1]),
+        "axis1": np.array([1], np.int64),
+        "axis2": np.array([2], np.int64),
+        "axes_hw": np.array([2, 3], np.int64),
+        "earlier": np.tril(np.ones((slots, slots), np.int64), -1)[None] > 0,
+    }
+    nodes: list[Any] = []
+
+    def op(kind: str, inputs: str, outputs: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(kind, inputs.split(), outputs.split(), **attributes))
+
+    op("Conv", "images kernel", "convolved", strides=list(toy.kernel.shape[2:]))
+    op("Relu" if toy.relu else "Identity", "convolved", "activations")
+    op("ReduceMean", "activations axes_hw", "pooled", keepdims=0)
+    op("Gemm", "pooled weight bias", "logits", transB=1)
+    op("ArgMax", "logits", "predicted", axis=1, keepdims=0)
+    op("Equal", "target minus_one", "is_automatic")
+    op("Where", "is_automatic predicted target", "target_class")
+    op("Unsqueeze", "target_class axis1", "target_column")
+    op("GatherElements", "logits target_column", "target_logit", axis=1)
+    op("Sub", "logits target_logit", "difference")
+    op("Abs", "difference", "distance")
+    op("OneHot", "target_class depth off_on", "target_one_hot", axis=1)
+    op("Mul", "target_one_hot far", "excluded")
+    op("Add", "distance excluded", "distance_to_others")
+    op("TopK", "distance_to_others slots", "_distances nearest", axis=1, largest=0)
+    op("Equal", "references minus_one", "chosen_here")
+    op("Where", "chosen_here nearest references", "wanted")
+    op("Equal", "wanted target_column", "is_target")
+    op("Unsqueeze", "wanted axis2", "wanted_rows")
+    op("Unsqueeze", "wanted axis1", "wanted_columns")
+    op("Equal", "wanted_rows wanted_columns", "same")
+    op("And", "same earlier", "repeats")
+    op("Cast", "repeats", "repeats_number", to=tensor.FLOAT)
+    op("ReduceMax", "repeats_number axis2", "repeated_number", keepdims=0)
+    op("Cast", "repeated_number", "repeated", to=tensor.BOOL)
+    op("Or", "is_target repeated", "dropped")
+    op("Where", "dropped unused wanted", "reference_classes")
+    op("GreaterOrEqual", "reference_classes zero", "used")
+    op("Cast", "used", "used_number", to=tensor.FLOAT)
+    op("Where", "used reference_classes zero", "safe")
+    op("GatherElements", "logits safe", "reference_logits", axis=1)
+    op("Unsqueeze", "alpha axis1", "alpha_column")
+    if toy.objective == "weighted":
+        op("Where", "used reference_logits never", "masked")
+        op("Softmax", "masked", "softmax", axis=1)
+        op("Mul", "softmax used_number", "q")
+        op("Mul", "q reference_logits", "q_y")
+        op("ReduceSum", "q_y axis1", "y_bar", keepdims=1)
+        op("Sub", "reference_logits y_bar", "y_less_mean")
+        op("Add", "y_less_mean one", "factor")
+        op("Mul", "q factor", "share")
+    else:
+        op("ReduceSum", "used_number axis1", "count", keepdims=1)
+        op("Max", "count one", "divisor")
+        op("Div", "used_number divisor", "share")
+    op("Mul", "share alpha_column", "strength")
+    op("Unsqueeze", "strength axis2", "strength_column")
+    op("Gather", "weight target_class", "target_weight", axis=0)
+    op("Gather", "weight safe", "reference_weight", axis=0)
+    op("Mul", "reference_weight strength_column", "scaled")
+    op("ReduceSum", "scaled axis1", "contrasted", keepdims=0)
+    op("Sub", "target_weight contrasted", "summed")
+    op("Div", "summed cells", "channel_weights")
+    op("Unsqueeze", "channel_weights axes_hw", "channel_weights_4d")
+    op("Mul", "activations channel_weights_4d", "weighted")
+    op("ReduceSum", "weighted axis1", "evidence", keepdims=0)
+    op("Relu", "evidence", "saliency_map")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [
+            value("images", tensor.FLOAT, [batch, 3, *toy.size]),
+            value("target", tensor.INT64, [batch]),
+            value("references", tensor.INT64, [batch, slots]),
+            value("alpha", tensor.FLOAT, [batch]),
+        ],
+        [
+            value("logits", tensor.FLOAT, [batch, classes]),
+            value("saliency_map", tensor.FLOAT, [batch, *grid]),
+            value("target_class", tensor.INT64, [batch]),
+            value("reference_classes", tensor.INT64, [batch, slots]),
+        ],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
