@@ -3,6 +3,8 @@
 from finercam_rt.export.export_model import export_model as export_model
 from finercam_rt.export.layers import LayoutRequest as LayoutRequest
 from finercam_rt.export.models import LoadedModel as LoadedModel
+from finercam_rt.export.models import ModelRequest as ModelRequest
 from finercam_rt.export.models import load_model as load_model
+from finercam_rt.export.models import load_state_dict as load_state_dict
 
-__all__ = ["LayoutRequest", "LoadedModel", "export_model", "load_model"]
+__all__ = ["LayoutRequest", "LoadedModel", "ModelRequest", "export_model", "load_model", "load_state_dict"]

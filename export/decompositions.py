@@ -123,7 +123,7 @@ def _avg_pool2d_backward(
     channels = grad.shape[1]
     window = torch.ones(channels, 1, *kernel)
     extra = [max(0, m) for m in missing]
-    spread = aten.convolution(scaled, window, None, step, border, [1, 1], True, extra, channels)
+    spread: torch.Tensor = aten.convolution(scaled, window, None, step, border, [1, 1], True, extra, channels)
     return spread[:, :, : x.shape[2], : x.shape[3]]
 
 

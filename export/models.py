@@ -242,14 +242,15 @@ def _with_weights(
 
 
 def _stored_classes(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
-    """The checkpoint's number of classes, where its last linear layer has another one than the model's."""
-    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    weight = state.get(f"{heads[-1]}.weight") if heads else None
-    if weight is None:
+    """The checkpoint's number of classes, where it is another one than the model's."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    head = config.get("classifier") or (linear[-1] if linear else None)  # timm says which layer it is
+    weight = state.get(f"{head}.weight")
+    own = model.state_dict().get(f"{head}.weight")
+    if weight is None or (own is not None and own.shape[0] == weight.shape[0]):
         return None
-    head = model.get_submodule(heads[-1])
-    assert isinstance(head, nn.Linear)
-    return None if weight.shape[0] == head.out_features else weight.shape[0]
+    return weight.shape[0]
 
 
 def _load_into(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

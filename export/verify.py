@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError
-from finercam_rt.explanation import Explanation
 from finercam_rt.export.eager import objective_value, run_with_gradients
 from finercam_rt.export.method import gradcam
 from finercam_rt.manifest import LayerInfo
@@ -19,9 +19,9 @@ LOGIT_TOLERANCE = 1e-4
 
 
 def eager_map(
-    model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor, explanation: Explanation
+    model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor, outputs: Outputs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What eager autograd says for the targets, references and alphas of `explanation`.
+    """What eager autograd says for the targets, references and alphas of `outputs`.
 
     Returns:
         logits (N,K), the raw map (N,h,w), and the norm (N,) of each map before its ReLU: the scale of its rounding.
@@ -29,9 +29,9 @@ def eager_map(
     activations, logits = run_with_gradients(model, layer.name, images)
     value = objective_value(
         logits,
-        [int(v) for v in explanation.target],
-        [[int(v) for v in row] for row in explanation.references],
-        [float(v) for v in explanation.alpha],
+        [int(v) for v in outputs.target],
+        [[int(v) for v in row] for row in outputs.references],
+        [float(v) for v in outputs.alpha],
         objective,
     )
     (gradients,) = torch.autograd.grad(value, activations)
@@ -42,7 +42,7 @@ def eager_map(
     return logits.detach(), positive, scale
 
 
-def verify(engine: Any, model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor) -> dict[str, Any]:
+def verify(engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor) -> dict[str, Any]:
     """Run the engine on batches of one and of all images, with automatic and pinned contrasts, and compare.
 
     Args:
@@ -71,17 +71,17 @@ def verify(engine: Any, model: nn.Module, layer: LayerInfo, objective: str, imag
     ]
     worst_map = worst_logit = 0.0
     for batch, arguments in [(images[:1], cases[1]), *((images, case) for case in cases)]:
-        explanation = engine(batch.numpy(), **arguments)
-        logits, expected, scale = eager_map(model, layer, objective, batch, explanation)
-        got = torch.from_numpy(np.ascontiguousarray(explanation.saliency_map))
+        outputs = engine(batch.numpy(), **arguments)
+        logits, expected, scale = eager_map(model, layer, objective, batch, outputs)
+        got = torch.from_numpy(np.ascontiguousarray(outputs.saliency_map))
         difference = (got - expected).flatten(1).norm(dim=1)
         # a map of zero scale must be matched exactly
         errors = torch.where(scale > 0, difference / scale.clamp(min=1e-30), difference)
         spread = logits.abs().max().clamp(min=1e-30)
-        logit_error = (torch.from_numpy(explanation.logits) - logits).abs().max() / spread
+        logit_error = (torch.from_numpy(outputs.logits) - logits).abs().max() / spread
         worst_map = max(worst_map, float(errors.nan_to_num(nan=torch.inf).max()))
         worst_logit = max(worst_logit, float(logit_error.nan_to_num(nan=torch.inf)))
-        _check_choices(explanation, logits, arguments, float(spread) * LOGIT_TOLERANCE)
+        _check_choices(outputs, logits, arguments, float(spread) * LOGIT_TOLERANCE)
     if worst_map > MAP_TOLERANCE or worst_logit > LOGIT_TOLERANCE:
         raise ExportError(
             f"the compiled engine does not equal the model: relative error {worst_map:.1e} of the maps and "
@@ -97,9 +97,9 @@ def verify(engine: Any, model: nn.Module, layer: LayerInfo, objective: str, imag
     }
 
 
-def _check_choices(explanation: Explanation, logits: torch.Tensor, arguments: dict[str, Any], margin: float) -> None:
+def _check_choices(outputs: Outputs, logits: torch.Tensor, arguments: dict[str, Any], margin: float) -> None:
     """Automatic targets are the largest logits and automatic references the nearest, up to rounding."""
-    for row, target, references in zip(logits, explanation.target, explanation.references, strict=True):
+    for row, target, references in zip(logits, outputs.target, outputs.references, strict=True):
         if "target" not in arguments and row.max() - row[int(target)] > margin:
             raise ExportError("the compiled engine predicts another class than the model; nothing was written.")
         if "references" not in arguments:

@@ -1,0 +1,213 @@
+"""`finercam export`: a model specification in, a verified engine out. It and the demo need PyTorch, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finercam_rt.cli.progress import progress
+from finercam_rt.errors import ExportError
+from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, OBJECTIVES, InputSpec, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finercam_rt.export import LoadedModel
+
+STAGES = 6
+"""Loading, and the five that export_model names."""
+
+_EPILOG = """\
+model specifications:
+  timm:NAME                    any classifier of timm
+  torchvision:NAME             any classifier of torchvision
+  py:PACKAGE.MODULE:CALLABLE   a function of yours that returns a torch.nn.Module in evaluation mode
+
+examples:
+  finercam export timm:resnet50 -o r50.onnx --checkpoint weights.pth --classes labels.txt
+  finercam export py:birds.model:load -o birds.onnx --input-size 224 --classes birds.txt
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "export",
+        help="compile a PyTorch classifier and its explanation into one ONNX file (needs PyTorch)",
+        description="Compile a PyTorch classifier and its Finer-CAM explanation into one ONNX file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model specification, see below")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, required=True, help="the engine, usually NAME.onnx"
+    )
+    weights = parser.add_argument_group(
+        "weights (timm: and torchvision: need one of these)"
+    ).add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="a state dict: .pth, .pt or .safetensors")
+    weights.add_argument("--pretrained", action="store_true", help="the library's own weights, downloaded")
+    weights.add_argument("--random-weights", action="store_true", help="random ones, to measure speed")
+    model = parser.add_argument_group("model")
+    model.add_argument("--num-classes", metavar="K", type=int, help="number of classes (default: the checkpoint's)")
+    model.add_argument(
+        "--model-arg", metavar="NAME=VALUE", action="append", default=[], help="an argument of the model's constructor"
+    )
+    model.add_argument("--classes", metavar="FILE", type=Path, help="class names, one a line")
+    layer = parser.add_argument_group("target layer")
+    layer.add_argument("--target-layer", metavar="NAME", default="auto", help="module to explain at (default: auto)")
+    layer.add_argument("--layout", choices=LAYOUTS, help="layout of its output (default: from its shape)")
+    layer.add_argument("--grid", metavar=("H", "W"), type=int, nargs=2, help="positions of the map, for tokens")
+    layer.add_argument("--prefix-tokens", metavar="N", type=int, help="tokens before the patches (CLS, registers)")
+    contrast = parser.add_argument_group("contrast")
+    contrast.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default="weighted",
+        help="how several references count: by their softmax (default), or equally, as in the paper",
+    )
+    contrast.add_argument(
+        "--references", metavar="R", type=int, default=3, help="reference classes an image (default: 3)"
+    )
+    image = parser.add_argument_group("input (default: the library's for this model; ImageNet's for py:)")
+    image.add_argument("--input-size", metavar="PIXELS", type=int, nargs="+", help="one number, or height and width")
+    image.add_argument("--mean", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
+    image.add_argument("--std", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
+    image.add_argument("--interpolation", choices=INTERPOLATIONS, help="resizing of photographs")
+    image.add_argument("--crop-pct", metavar="SHARE", type=float, help="input size / resized shorter edge")
+    parser.add_argument("--opset", type=int, default=18, help="ONNX opset, 18 to 20 (default: 18)")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, compile, verify and write; see export_model."""
+    began = time.perf_counter()
+    request = {
+        "specification": args.model,
+        "checkpoint": args.checkpoint,
+        "pretrained": args.pretrained,
+        "random_weights": args.random_weights,
+        "num_classes": args.num_classes,
+        "input_size": _size(args.input_size),
+        "arguments": dict(_model_argument(text) for text in args.model_arg),
+    }
+    classes = None if args.classes is None else read_class_names(args.classes)
+    export = import_export()
+
+    def load() -> LoadedModel:
+        loaded: LoadedModel = export.load_model(export.ModelRequest(**request))
+        spec = _input_spec(loaded.input, args)
+        return replace(loaded, input=spec, classes=classes or loaded.classes)
+
+    grid = None if args.grid is None else (args.grid[0], args.grid[1])
+    manifest = export_with_progress(
+        export,
+        load,
+        args.output,
+        target_layer=args.target_layer,
+        objective=args.objective,
+        references=args.references,
+        layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
+        opset=args.opset,
+    )
+    print(manifest.to_json() if args.json else summary(manifest, args.output, time.perf_counter() - began))
+    return 0
+
+
+def import_export() -> Any:
+    """The export stage.
+
+    Raises:
+        ExportError: PyTorch or ONNX are not installed.
+    """
+    try:
+        import finercam_rt.export
+    except ImportError as error:
+        raise ExportError(
+            f"exporting needs {error.name or 'PyTorch'}, which is not installed; "
+            'install it with `pip install "finercam-rt[export]"`.'
+        ) from None
+    return finercam_rt.export
+
+
+def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Path, **options: Any) -> Manifest:
+    """Load and export with a bar over the stages; options are export_model's."""
+    with progress(STAGES, "stages", "exporting") as bar:
+        bar.begin("loading the model")
+        loaded = load()
+        manifest: Manifest = export.export_model(
+            loaded.model,
+            path,
+            input=loaded.input,
+            classes=loaded.classes,
+            name=loaded.name,
+            on_stage=bar.begin,
+            **options,
+        )
+    return manifest
+
+
+def summary(manifest: Manifest, path: Path, seconds: float) -> str:
+    """What was made, in a few lines."""
+    layer, measured = manifest.layers[0], manifest.verification
+    return (
+        f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
+        f"  target layer {layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}; "
+        f"objective {manifest.objective}, {manifest.references} references\n"
+        f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
+        f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
+        f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"
+    )
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without empty ones at its end.
+
+    Raises:
+        ExportError: no such file, or not UTF-8 text.
+    """
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    except OSError as error:
+        raise ExportError(f"{path}: the class names cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ExportError(f"{path}: the class names are not UTF-8 text; give one name a line.") from None
+
+
+def _size(values: list[int] | None) -> tuple[int, int] | None:
+    if values is None:
+        return None
+    if len(values) > 2 or min(values) < 1:
+        raise ExportError(
+            f"the input size {' '.join(map(str, values))} is not a size; give one number or height and width."
+        )
+    return values[0], values[-1]
+
+
+def _model_argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ExportError(f"--model-arg {text!r} is not NAME=VALUE.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _input_spec(spec: InputSpec, args: argparse.Namespace) -> InputSpec:
+    """The model's input with what the user pinned."""
+    pinned = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name in ("mean", "std", "interpolation", "crop_pct")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.std is not None and not min(args.std) > 0:
+        raise ExportError("--std has a value that is not above zero; it is what pixels are divided by.")
+    if args.crop_pct is not None and not 0 < args.crop_pct <= 1:
+        raise ExportError(f"--crop-pct is {args.crop_pct:g}; give a share above 0, at most 1.")
+    return replace(spec, **pinned)
