@@ -1,0 +1,9 @@
+#include "bindings/arrays.h"
+
+NB_MODULE(_core, module) {
+  module.doc() = "The kernels of finercam_rt. Use finercam_rt.ops, which checks its arguments.";
+  finercam::bind_arrays(module);
+  finercam::bind_cam(module);
+  finercam::bind_render(module);
+  finercam::bind_cuda(module);
+}

@@ -1,0 +1,98 @@
+#include "kernels/render.h"
+
+#include <optional>
+
+#include <nanobind/stl/optional.h>
+
+#include "bindings/arrays.h"
+
+namespace nb = nanobind;
+
+namespace finercam {
+namespace {
+
+using Maps = nb::ndarray<const float, nb::ndim<3>>;
+using Status = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig>;
+using Values = nb::ndarray<float, nb::ndim<3>, nb::c_contig>;
+using Rgba = nb::ndarray<std::uint8_t, nb::shape<-1, -1, -1, 4>, nb::c_contig>;
+using Photos = nb::ndarray<const std::uint8_t, nb::shape<-1, -1, -1, 3>>;
+using Colors = nb::ndarray<const std::uint8_t, nb::shape<256, 3>, nb::c_contig, nb::device::cpu>;
+
+RenderArgs args_of(const Maps& maps, const Status& status) {
+  check_same_device(maps, status, "render");
+  FINERCAM_CHECK(status.shape(0) == maps.shape(0), "render", "expected a status of ", maps.shape(0), " maps, got ",
+                 status.shape(0));
+  RenderArgs args{};
+  args.maps = maps.data();
+  args.batch = static_cast<std::int64_t>(maps.shape(0));
+  args.map_height = static_cast<std::int64_t>(maps.shape(1));
+  args.map_width = static_cast<std::int64_t>(maps.shape(2));
+  args.map_batch_stride = maps.stride(0);
+  args.map_row_stride = maps.stride(1);
+  args.map_column_stride = maps.stride(2);
+  args.status = status.data();
+  return args;
+}
+
+template <typename Image>
+void set_size(RenderArgs& args, const Maps& maps, const Image& out) {
+  check_same_device(maps, out, "render");
+  FINERCAM_CHECK(out.shape(0) == maps.shape(0), "render", "expected ", maps.shape(0), " images, got ", out.shape(0));
+  args.height = static_cast<std::int64_t>(out.shape(1));
+  args.width = static_cast<std::int64_t>(out.shape(2));
+}
+
+void run(const RenderArgs& args, const Maps& maps, int threads, std::uintptr_t stream) {
+  const Execution execution = execution_of(maps, "render", threads, stream);
+  const nb::gil_scoped_release release;
+  render(args, execution);
+}
+
+void map_status(const Maps& maps, const Status& status, int threads, std::uintptr_t stream) {
+  run(args_of(maps, status), maps, threads, stream);
+}
+
+void render_values(const Maps& maps, const Status& status, const Values& out, int threads, std::uintptr_t stream) {
+  RenderArgs args = args_of(maps, status);
+  set_size(args, maps, out);
+  args.values = out.data();
+  run(args, maps, threads, stream);
+}
+
+void render_rgba(const Maps& maps, const Status& status, const Rgba& out, const Colors& colors,
+                 const std::optional<Photos>& photos, float opacity, int threads, std::uintptr_t stream) {
+  RenderArgs args = args_of(maps, status);
+  set_size(args, maps, out);
+  args.rgba = out.data();
+  args.colors = colors.data();
+  args.opacity = opacity;
+  if (photos) {
+    check_same_device(maps, *photos, "render");
+    FINERCAM_CHECK(
+        photos->shape(0) == out.shape(0) && photos->shape(1) == out.shape(1) && photos->shape(2) == out.shape(2),
+        "render", "expected photographs of (", out.shape(0), ", ", out.shape(1), ", ", out.shape(2), ", 3), got (",
+        photos->shape(0), ", ", photos->shape(1), ", ", photos->shape(2), ", 3)");
+    args.photos = photos->data();
+    args.photo_batch_stride = photos->stride(0);
+    args.photo_row_stride = photos->stride(1);
+    args.photo_column_stride = photos->stride(2);
+    args.photo_channel_stride = photos->stride(3);
+  }
+  run(args, maps, threads, stream);
+}
+
+}  // namespace
+
+void bind_render(nb::module_& module) {
+  module.def("map_status", &map_status, nb::arg("maps").noconvert(), nb::arg("status").noconvert(), nb::kw_only(),
+             nb::arg("threads"), nb::arg("stream"), "Write the status of each raw map.");
+  module.def("render_values", &render_values, nb::arg("maps").noconvert(), nb::arg("status").noconvert(),
+             nb::arg("out").noconvert(), nb::kw_only(), nb::arg("threads"), nb::arg("stream"),
+             "Write the normalised maps, resized to the size of out.");
+  module.def("render_rgba", &render_rgba, nb::arg("maps").noconvert(), nb::arg("status").noconvert(),
+             nb::arg("out").noconvert(), nb::kw_only(), nb::arg("colors").noconvert(),
+             nb::arg("photos").noconvert().none(), nb::arg("opacity"), nb::arg("threads"), nb::arg("stream"),
+             "Write the coloured maps, resized to the size of out and blended with the photographs.");
+}
+
+}  // namespace finercam

@@ -1,0 +1,20 @@
+// CUDA devices and their memory, for bindings that know nothing of CUDA.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace finercam {
+
+struct CudaStatus {
+  int devices;         // usable CUDA devices
+  std::string reason;  // why there is none; empty where there is one
+};
+
+CudaStatus cuda_status();
+
+// Memory of a device; freeing waits for the work that may still use it. Throws std::runtime_error.
+void* device_allocate(std::size_t bytes, int device);
+void device_free(void* memory, int device) noexcept;
+
+}  // namespace finercam

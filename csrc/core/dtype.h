@@ -1,0 +1,58 @@
+// Storage types of feature maps, and their exact conversion to float.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/check.h"
+
+namespace finercam {
+
+enum class DType { kFloat32, kFloat16, kBFloat16 };
+
+struct Half {
+  std::uint16_t bits;
+};
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+inline float float_from_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Branch-free, so that a loop over it vectorises on any CPU; no float subnormal is touched, so flush-to-zero modes
+// (torch.set_flush_denormal) do not change it. After F. Giesen, "half_to_float_fast5" (public domain).
+inline float to_float(Half half) {
+  const std::uint32_t magnitude = (half.bits & 0x7fffu) << 13;
+  const std::uint32_t exponent = magnitude & 0x0f800000u;
+  const std::uint32_t rebased = magnitude + 0x38000000u;
+  const std::uint32_t normal = exponent == 0x0f800000u ? rebased + 0x38000000u : rebased;
+  const float subnormal_value = float_from_bits(rebased + 0x00800000u) - 6.103515625e-05f;
+  std::uint32_t subnormal;
+  std::memcpy(&subnormal, &subnormal_value, sizeof subnormal);
+  const std::uint32_t sign = (half.bits & 0x8000u) << 16;
+  return float_from_bits((exponent == 0 ? subnormal : normal) | sign);
+}
+
+inline float to_float(BFloat16 value) { return float_from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
+
+// Calls visitor with a value of the storage type: visit_dtype(dtype, "cam", [&](auto zero) { using T = decltype(zero);
+// }).
+template <typename Visitor>
+void visit_dtype(DType dtype, const char* op, Visitor&& visitor) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visitor(float{});
+    case DType::kFloat16:
+      return visitor(Half{});
+    case DType::kBFloat16:
+      return visitor(BFloat16{});
+  }
+  fail(__FILE__, __LINE__, op, "expected float32, float16 or bfloat16, got dtype ", static_cast<int>(dtype));
+}
+
+}  // namespace finercam

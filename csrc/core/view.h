@@ -1,0 +1,40 @@
+// Plain descriptions of arrays that someone else owns. Strides are in elements and may be zero or negative.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace finercam {
+
+// An array as a framework hands it over: up to four axes.
+struct ArrayView {
+  const void* data;
+  DType dtype;
+  int rank;
+  std::array<std::int64_t, 4> sizes;
+  std::array<std::int64_t, 4> strides;
+};
+
+// Activations or gradients, whatever their layout: element (n, c, y, x) lies at
+// data[n * batch_stride + c * channel_stride + y * row_stride + x * column_stride].
+struct FeatureView {
+  const void* data;
+  DType dtype;
+  std::int64_t batch, channels, height, width;
+  std::int64_t batch_stride, channel_stride, row_stride, column_stride;
+
+  std::int64_t positions() const { return height * width; }
+};
+
+// Where a kernel runs. threads: how many, at least 1 (CPU only). stream: a cudaStream_t, null for the default one (CUDA
+// only).
+struct Execution {
+  bool cuda = false;
+  int device = 0;
+  int threads = 1;
+  void* stream = nullptr;
+};
+
+}  // namespace finercam

@@ -1,0 +1,9 @@
+#include "kernels/cam.h"
+
+namespace finercam {
+
+void cam_cuda(Method, const FeatureView&, const FeatureView&, float*, int, void*) {
+  FINERCAM_CHECK(false, "cam", "expected CPU arrays, got CUDA arrays in a build without CUDA");
+}
+
+}  // namespace finercam

@@ -1,0 +1,31 @@
+#include "kernels/render.h"
+
+namespace finercam {
+
+void render(const RenderArgs& args, const Execution& execution) {
+  FINERCAM_CHECK(args.batch >= 1 && args.map_height >= 1 && args.map_width >= 1, "render",
+                 "expected maps with sizes of at least 1, got (", args.batch, ", ", args.map_height, ", ",
+                 args.map_width, ")");
+  FINERCAM_CHECK(args.map_height <= kMaxSide && args.map_width <= kMaxSide, "render", "expected maps of at most ",
+                 kMaxSide, " a side, got ", args.map_height, " x ", args.map_width);
+  FINERCAM_CHECK(args.maps != nullptr && args.status != nullptr, "render", "expected maps and status, got null");
+  FINERCAM_CHECK(args.values == nullptr || args.rgba == nullptr, "render", "expected one output, got two");
+  FINERCAM_CHECK((args.rgba != nullptr) == (args.colors != nullptr), "render",
+                 "expected colours with an RGBA output and only then, got the one without the other");
+  FINERCAM_CHECK(args.photos == nullptr || args.rgba != nullptr, "render",
+                 "expected photographs with an RGBA output only, got them without");
+  if (args.values != nullptr || args.rgba != nullptr) {
+    FINERCAM_CHECK(args.height >= 1 && args.width >= 1 && args.height <= kMaxSide && args.width <= kMaxSide, "render",
+                   "expected an image of 1 to ", kMaxSide, " a side, got ", args.height, " x ", args.width);
+  }
+  FINERCAM_CHECK(args.opacity >= 0.0f && args.opacity <= 1.0f, "render", "expected an opacity in [0, 1], got ",
+                 args.opacity);
+  FINERCAM_CHECK(execution.threads >= 1, "render", "expected threads of at least 1, got ", execution.threads);
+  if (execution.cuda) {
+    render_cuda(args, execution.device, execution.stream);
+  } else {
+    render_cpu(args, execution.threads);
+  }
+}
+
+}  // namespace finercam

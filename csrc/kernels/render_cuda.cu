@@ -1,0 +1,183 @@
+// Min-max, bilinear resize, colour and blend of a batch of maps in one launch.
+//
+// maps (N, h, w) float, any strides. values (N, H, W) float or rgba (N, H, W) of 4 bytes; photos (N, H, W, 3) bytes,
+// any strides. grid (blocks, N): the blocks of an image each find its range by themselves (a map is small and lies in
+// L2 after the first block), keep it normalised in shared memory where it fits, and draw rows blockIdx.x, + gridDim.x,
+// ... Threads run along x, so a warp writes one line of memory, and what depends on x is computed once per thread and
+// column.
+#include <algorithm>
+
+#include "core/cuda_check.h"
+#include "kernels/render.h"
+#include "kernels/render_math.h"
+
+namespace finercam {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr int kSharedCells = 4096;  // maps of up to 64 x 64 are kept in 16 KiB of shared memory
+
+struct Palette {
+  std::uint8_t rgb[768];
+};
+
+// What is drawn, known when compiling so that each kernel holds the registers of one case only.
+enum class Picture { kNone, kValues, kColors, kBlend };
+
+__device__ __forceinline__ MapRange merged(const MapRange& a, const MapRange& b) {
+  return {fminf(a.minimum, b.minimum), fmaxf(a.maximum, b.maximum), a.finite && b.finite};
+}
+
+__device__ MapRange block_range(const RenderArgs& args, const float* map) {
+  __shared__ MapRange of_warp[kThreads / kWarp];
+  const int width = static_cast<int>(args.map_width);
+  const int cells = static_cast<int>(args.map_height) * width;
+  MapRange range{INFINITY, -INFINITY, true};
+  for (int i = threadIdx.x; i < cells; i += kThreads) {
+    const float value = map[i / width * args.map_row_stride + i % width * args.map_column_stride];
+    range = merged(range, {value, value, isfinite(value)});
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    range = merged(
+        range, {__shfl_xor_sync(0xffffffffu, range.minimum, step), __shfl_xor_sync(0xffffffffu, range.maximum, step),
+                __shfl_xor_sync(0xffffffffu, static_cast<int>(range.finite), step) != 0});
+  }
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = range;
+  __syncthreads();
+  range = of_warp[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) range = merged(range, of_warp[warp]);
+  return range;
+}
+
+// How the cells of a normalised map are read: from shared memory, or normalised at each reading.
+struct SharedMap {
+  const float* cells;
+  int width;
+  __device__ __forceinline__ float at(int y, int x) const { return cells[y * width + x]; }
+};
+
+struct GlobalMap {
+  const float* map;
+  std::int64_t row_stride, column_stride;
+  MapRange range;
+  __device__ __forceinline__ float at(int y, int x) const {
+    return normalized(map[y * row_stride + x * column_stride], range);
+  }
+};
+
+__device__ __forceinline__ const std::uint8_t* photo_at(const RenderArgs& args, int image, int y, int x) {
+  return args.photos + image * args.photo_batch_stride + y * args.photo_row_stride + x * args.photo_column_stride;
+}
+
+template <Picture kPicture, typename Map>
+__device__ void draw(const RenderArgs& args, const Map& map, const std::uint8_t* rgb, int image) {
+  const int height = static_cast<int>(args.height);
+  const int width = static_cast<int>(args.width);
+  const float photo_opacity = 1.0f - args.opacity;
+  for (int x = threadIdx.x; x < width; x += kThreads) {
+    const Source column = source_of(x, static_cast<int>(args.map_width), width);
+    for (int y = blockIdx.x; y < height; y += gridDim.x) {
+      const Source row = source_of(y, static_cast<int>(args.map_height), height);
+      const float top = lerp(map.at(row.low, column.low), map.at(row.low, column.high), column.weight);
+      const float bottom = lerp(map.at(row.high, column.low), map.at(row.high, column.high), column.weight);
+      const float value = lerp(top, bottom, row.weight);
+      const std::int64_t pixel = (static_cast<std::int64_t>(image) * height + y) * width + x;
+      if constexpr (kPicture == Picture::kValues) {
+        args.values[pixel] = value;
+        continue;
+      }
+      const std::uint8_t* color = rgb + 3 * color_index(value);
+      uchar4 out = make_uchar4(color[0], color[1], color[2], 255);
+      if constexpr (kPicture == Picture::kBlend) {
+        const std::uint8_t* photo = photo_at(args, image, y, x);
+        const std::int64_t step = args.photo_channel_stride;
+        out.x = blended(args.opacity * static_cast<float>(out.x), photo[0], photo_opacity);
+        out.y = blended(args.opacity * static_cast<float>(out.y), photo[step], photo_opacity);
+        out.z = blended(args.opacity * static_cast<float>(out.z), photo[2 * step], photo_opacity);
+      }
+      reinterpret_cast<uchar4*>(args.rgba)[pixel] = out;
+    }
+  }
+}
+
+// Where the map explains nothing: zeros, or the photograph as it is.
+template <Picture kPicture>
+__device__ void leave_blank(const RenderArgs& args, int image) {
+  const int height = static_cast<int>(args.height);
+  const int width = static_cast<int>(args.width);
+  for (int y = blockIdx.x; y < height; y += gridDim.x) {
+    for (int x = threadIdx.x; x < width; x += kThreads) {
+      const std::int64_t pixel = (static_cast<std::int64_t>(image) * height + y) * width + x;
+      if constexpr (kPicture == Picture::kValues) {
+        args.values[pixel] = 0.0f;
+        continue;
+      }
+      uchar4 out = make_uchar4(0, 0, 0, 0);
+      if constexpr (kPicture == Picture::kBlend) {
+        const std::uint8_t* photo = photo_at(args, image, y, x);
+        const std::int64_t step = args.photo_channel_stride;
+        out = make_uchar4(photo[0], photo[step], photo[2 * step], 255);
+      }
+      reinterpret_cast<uchar4*>(args.rgba)[pixel] = out;
+    }
+  }
+}
+
+template <Picture kPicture>
+__global__ void __launch_bounds__(kThreads)
+    render_kernel(const __grid_constant__ RenderArgs args, const __grid_constant__ Palette palette) {
+  __shared__ float cells[kSharedCells];
+  __shared__ std::uint8_t rgb[sizeof(Palette)];
+  const int image = blockIdx.y;
+  const float* map = args.maps + image * args.map_batch_stride;
+  const MapRange range = block_range(args, map);
+  const MapStatus status = status_of(range);
+  if (blockIdx.x == 0 && threadIdx.x == 0) args.status[image] = static_cast<std::uint8_t>(status);
+  if constexpr (kPicture == Picture::kNone) return;
+  if (status != MapStatus::kOk) {
+    leave_blank<kPicture>(args, image);
+    return;
+  }
+  if constexpr (kPicture != Picture::kValues) {
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(Palette)); i += kThreads) rgb[i] = palette.rgb[i];
+  }
+  const int map_width = static_cast<int>(args.map_width);
+  const int count = static_cast<int>(args.map_height) * map_width;
+  const GlobalMap global{map, args.map_row_stride, args.map_column_stride, range};
+  if (count <= kSharedCells) {
+    for (int i = threadIdx.x; i < count; i += kThreads) cells[i] = global.at(i / map_width, i % map_width);
+    __syncthreads();
+    draw<kPicture>(args, SharedMap{cells, map_width}, rgb, image);
+  } else {
+    __syncthreads();
+    draw<kPicture>(args, global, rgb, image);
+  }
+}
+
+template <Picture kPicture>
+void launch(const RenderArgs& args, int device, cudaStream_t stream) {
+  Palette palette{};
+  if (args.colors != nullptr) std::copy_n(args.colors, sizeof palette.rgb, palette.rgb);
+  int processors = 0;
+  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  const std::int64_t wanted = (8 * processors + args.batch - 1) / args.batch;
+  const auto blocks = static_cast<unsigned>(kPicture == Picture::kNone ? 1 : std::min(args.height, wanted));
+  const dim3 grid(blocks, static_cast<unsigned>(args.batch));
+  render_kernel<kPicture><<<grid, kThreads, 0, stream>>>(args, palette);
+  FINERCAM_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void render_cuda(const RenderArgs& args, int device, void* stream) {
+  FINERCAM_CHECK(args.batch <= 65535, "render", "expected a batch of at most 65535 on CUDA, got ", args.batch);
+  const DeviceScope scope(device);
+  const auto start = args.values != nullptr   ? &launch<Picture::kValues>
+                     : args.photos != nullptr ? &launch<Picture::kBlend>
+                     : args.rgba != nullptr   ? &launch<Picture::kColors>
+                                              : &launch<Picture::kNone>;
+  start(args, device, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace finercam

@@ -1,0 +1,85 @@
+"""
+The kernels of finercam_rt. Use finercam_rt.ops, which checks its arguments.
+"""
+
+import enum
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+def describe(object: object) -> tuple[tuple[int, ...], str, str, bool] | None:
+    """
+    Shape, dtype, device and C-contiguity of an array of any framework; None for what is no array.
+    """
+
+class Layout(enum.Enum):
+    """Order of a feature map's axes."""
+
+    NCHW = 0
+
+    NHWC = 1
+
+    TOKENS = 2
+
+class Method(enum.Enum):
+    """How activations and gradients become a map."""
+
+    GRADCAM = 0
+
+def cam(
+    activations: object,
+    gradients: object,
+    out: object,
+    *,
+    method: Method,
+    layout: Layout,
+    prefix_tokens: int,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write the raw map of (N, h, w) into out; its h and w are the grid."""
+
+def map_status(
+    maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
+    status: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write the status of each raw map."""
+
+def render_values(
+    maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
+    status: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order="C")],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write the normalised maps, resized to the size of out."""
+
+def render_rgba(
+    maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
+    status: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")],
+    out: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, 4), order="C")],
+    *,
+    colors: Annotated[NDArray[numpy.uint8], dict(shape=(256, 3), order="C", device="cpu", writable=False)],
+    photos: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, 3), writable=False)] | None,
+    opacity: float,
+    threads: int,
+    stream: int,
+) -> None:
+    """
+    Write the coloured maps, resized to the size of out and blended with the photographs.
+    """
+
+def cuda_status() -> tuple[int, str]:
+    """Number of usable CUDA devices, and why there is none."""
+
+def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
+    """An uninitialised float32 array that owns memory of a CUDA device."""
+
+def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
+    """An uninitialised uint8 array that owns memory of a CUDA device."""

@@ -1,0 +1,424 @@
+"""The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
+
+Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
+come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
+On a CUDA device the kernels are queued on `stream` (a cudaStream_t as an integer): by default torch's current stream
+for torch tensors, the device's default stream otherwise. Freeing a result that was allocated here waits for the
+device, so a loop should give `out`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from enum import IntEnum
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt import _core, colormaps
+from finercam_rt.errors import InputError
+from finercam_rt.threads import physical_cores_granted
+
+_METHODS = {"gradcam": _core.Method.GRADCAM}
+_LAYOUTS = {
+    "nchw": (_core.Layout.NCHW, ("N", "C", "h", "w")),
+    "nhwc": (_core.Layout.NHWC, ("N", "h", "w", "C")),
+    "tokens": (_core.Layout.TOKENS, ("N", "L", "C")),
+}
+_FLOATS = ("float32", "float16", "bfloat16")
+_MAX_SIDE = 32767
+_BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
+
+
+class Status(IntEnum):
+    """What a raw map is worth as an explanation."""
+
+    OK = 0
+    NO_POSITIVE_EVIDENCE = 1
+    CONSTANT = 2
+    NON_FINITE = 3
+
+    @property
+    def label(self) -> str:
+        """The name in lower case: "ok", "no_positive_evidence", "constant" or "non_finite"."""
+        return self.name.lower()
+
+
+class Rendered(NamedTuple):
+    """image: what `render` drew; status: (N,) uint8, the codes of `Status`."""
+
+    image: Any
+    status: Any
+
+
+@overload
+def cam(
+    activations: NDArray[Any],
+    gradients: NDArray[Any],
+    *,
+    method: str = "gradcam",
+    layout: str = "nchw",
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    out: NDArray[np.float32] | None = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> NDArray[np.float32]: ...
+@overload
+def cam(
+    activations: Any,
+    gradients: Any,
+    *,
+    method: str = "gradcam",
+    layout: str = "nchw",
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    out: Any = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Any: ...
+def cam(
+    activations: Any,
+    gradients: Any,
+    *,
+    method: str = "gradcam",
+    layout: str = "nchw",
+    prefix_tokens: int = 0,
+    grid: tuple[int, int] | None = None,
+    out: Any = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Any:
+    """ReLU(sum_k w_k A_k), with w_k the mean over the positions of G_k (Grad-CAM).
+
+    Args:
+        activations: A, float32, float16 or bfloat16: (N,C,h,w) for layout "nchw", (N,h,w,C) for "nhwc", (N,L,C) for
+            "tokens".
+        gradients: G, of the same shape, dtype and device.
+        method: "gradcam".
+        layout: "nchw", "nhwc" or "tokens".
+        prefix_tokens: how many tokens (CLS, registers) come before the h*w patch tokens; they take no part.
+        grid: (h, w) of the patch tokens; by default the square of their number. For "tokens" only.
+        out: (N,h,w) float32, C-contiguous, on the same device: receives the map, and is returned.
+        threads: of the CPU; by default as many physical cores as the work repays.
+        stream: of a CUDA device; see the module.
+
+    Returns:
+        The raw map, (N,h,w) float32, accumulated in float32 or better. NaN and infinities of the input show in it.
+
+    Raises:
+        InputError: a shape, dtype, device or option that cannot be used.
+
+    Source: Selvaraju et al., Grad-CAM, ICCV 2017; G from the Finer-CAM seed makes it Finer-CAM.
+    """
+    if method not in _METHODS:
+        raise InputError(f"the method is {method!r}; use one of {_listed(_METHODS)}.")
+    if layout not in _LAYOUTS:
+        raise InputError(f"the layout is {layout!r}; use one of {_listed(_LAYOUTS)}.")
+    code, axes = _LAYOUTS[layout]
+    a = _describe(activations, "activations", _FLOATS, axes)
+    g = _describe(gradients, "gradients", _FLOATS, axes)
+    if a.shape != g.shape:
+        raise InputError(f"the gradients have shape {g.shape} and the activations {a.shape}; the two must be equal.")
+    if a.dtype != g.dtype:
+        raise InputError(f"the gradients are {g.dtype} and the activations {a.dtype}; convert one of them.")
+    _same_device(g, a)
+    height, width = _grid(a.shape, layout, prefix_tokens, grid)
+    shape = (a.shape[0], height, width)
+    workers = _threads(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2))
+    result = _output(out, "out", "float32", shape, a)
+    _core.cam(
+        activations,
+        gradients,
+        result,
+        method=_METHODS[method],
+        layout=code,
+        prefix_tokens=prefix_tokens,
+        threads=workers,
+        stream=_stream(stream, activations, a),
+    )
+    return result if out is not None else _to_caller(result, activations)
+
+
+@overload
+def render(
+    saliency_map: NDArray[np.float32],
+    size: tuple[int, int],
+    *,
+    images: NDArray[np.uint8] | None = None,
+    colormap: str | NDArray[np.uint8] | None = None,
+    opacity: float = 0.5,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Rendered: ...
+@overload
+def render(
+    saliency_map: Any,
+    size: tuple[int, int],
+    *,
+    images: Any = None,
+    colormap: str | NDArray[np.uint8] | None = None,
+    opacity: float = 0.5,
+    out: Any = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Rendered: ...
+def render(
+    saliency_map: Any,
+    size: tuple[int, int],
+    *,
+    images: Any = None,
+    colormap: str | NDArray[np.uint8] | None = None,
+    opacity: float = 0.5,
+    out: Any = None,
+    threads: int | None = None,
+    stream: int | None = None,
+) -> Rendered:
+    """Resize((ReLU(map) - min) / (max - min)) per image, and optionally its colours, blended with a photograph.
+
+    Resizing is bilinear with half-pixel centres, edges clamped, no antialiasing (torch's align_corners=False). The
+    colour of a value is entry round(255 * value) of the table; a blended channel is
+    round(opacity * colour + (1 - opacity) * photograph); halves round up.
+
+    Args:
+        saliency_map: raw maps, (N,h,w) float32.
+        size: (H, W) of the image in pixels.
+        images: photographs to blend with, (N,H,W,3) uint8 RGB, on the maps' device; needs a colormap.
+        colormap: "turbo", "jet", "gray", a (256,3) uint8 NumPy table, or None for values.
+        opacity: of the colours over the photographs, 0 to 1.
+        out: C-contiguous, of the image's shape, dtype and device: receives the image, and is returned in the result.
+        threads: of the CPU; by default as many physical cores as the work repays.
+        stream: of a CUDA device; see the module.
+
+    Returns:
+        image: (N,H,W) float32 in [0, 1] without a colormap, (N,H,W,4) uint8 RGBA with one. status: (N,) uint8.
+        A map whose status is not ok is not drawn: its image is all zeros (RGBA: transparent), or the photograph as it
+        is.
+
+    Raises:
+        InputError: a shape, dtype, device or option that cannot be used.
+    """
+    maps = _describe_maps(saliency_map)
+    height, width = _size(size)
+    colors = None if colormap is None else _colors(colormap)
+    shape = (maps.shape[0], height, width) if colors is None else (maps.shape[0], height, width, 4)
+    if not 0.0 <= opacity <= 1.0:
+        raise InputError(f"the opacity is {opacity}; give a number from 0 to 1.")
+    if images is not None:
+        if colors is None:
+            raise InputError("images were given without a colormap to blend over them; choose a colormap.")
+        photos = _describe(images, "images", ("uint8",), ("N", "H", "W", "3"))
+        if photos.shape != (*shape[:3], 3):
+            raise InputError(
+                f"the images have shape {photos.shape}; for these maps and this size give {shape[:3]} x 3."
+            )
+        _same_device(photos, maps)
+    workers = _threads(threads, math.prod(shape[:3]) * 4)
+    pointer = _stream(stream, saliency_map, maps)
+    image = _output(out, "out", "float32" if colors is None else "uint8", shape, maps)
+    status_out = _allocate("uint8", shape[:1], maps)
+    if colors is None:
+        _core.render_values(saliency_map, status_out, image, threads=workers, stream=pointer)
+    else:
+        _core.render_rgba(
+            saliency_map,
+            status_out,
+            image,
+            colors=colors,
+            photos=images,
+            opacity=opacity,
+            threads=workers,
+            stream=pointer,
+        )
+    return Rendered(image if out is not None else _to_caller(image, saliency_map), _to_caller(status_out, saliency_map))
+
+
+@overload
+def status(saliency_map: NDArray[np.float32], *, stream: int | None = None) -> NDArray[np.uint8]: ...
+@overload
+def status(saliency_map: Any, *, stream: int | None = None) -> Any: ...
+def status(saliency_map: Any, *, stream: int | None = None) -> Any:
+    """What each raw map is worth: NON_FINITE, else max <= 0, else max == min, else OK.
+
+    Args:
+        saliency_map: raw maps, (N,h,w) float32.
+        stream: of a CUDA device; see the module.
+
+    Returns:
+        (N,) uint8, the codes of `Status`.
+
+    Raises:
+        InputError: a shape, dtype, device or option that cannot be used.
+    """
+    maps = _describe_maps(saliency_map)
+    result = _allocate("uint8", maps.shape[:1], maps)
+    _core.map_status(saliency_map, result, threads=1, stream=_stream(stream, saliency_map, maps))
+    return _to_caller(result, saliency_map)
+
+
+def cuda_status() -> str:
+    """Whether the CUDA kernels can run here: "available: N devices", or "unavailable: " and the reason."""
+    devices, reason = _core.cuda_status()
+    return f"available: {devices} device{'s' * (devices != 1)}" if devices else f"unavailable: {reason}"
+
+
+class _Array(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    contiguous: bool
+
+
+def _describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, ...]) -> _Array:
+    """Shape, dtype and device of an argument, checked; `axes` are the names of its axes, a digit where one is fixed."""
+    found = None if array is None else _core.describe(array)
+    if found is None:
+        raise InputError(
+            f"the {name} ({type(array).__name__}) cannot be read as an array; give a NumPy array, or a tensor without "
+            "gradient tracking that supports DLPack, in native byte order."
+        )
+    described = _Array(name, *found)
+    wanted = "(" + ",".join(axes) + ")"
+    if len(described.shape) != len(axes):
+        raise InputError(f"the {name} have shape {described.shape}; give {wanted}.")
+    for axis, size in zip(axes, described.shape, strict=True):
+        if size == 0 or (axis.isdigit() and size != int(axis)):
+            raise InputError(f"the {name} have shape {described.shape}; give {wanted} with sizes of at least 1.")
+    if described.dtype not in dtypes:
+        raise InputError(f"the {name} are {described.dtype}; convert them to {_listed(dtypes)}.")
+    if described.device != "cpu" and not described.device.startswith("cuda:"):
+        raise InputError(f"the {name} lie on {described.device}; move them to the CPU or to a CUDA device.")
+    if described.device != "cpu" and not _core.cuda_status()[0]:
+        raise InputError(f"the {name} lie on {described.device}, but CUDA is {cuda_status()}; move them to the CPU.")
+    return described
+
+
+def _describe_maps(saliency_map: Any) -> _Array:
+    maps = _describe(saliency_map, "saliency maps", ("float32",), ("N", "h", "w"))
+    if max(maps.shape[1:]) > _MAX_SIDE:
+        raise InputError(f"the saliency maps have shape {maps.shape}; a side is at most {_MAX_SIDE}.")
+    return maps
+
+
+def _same_device(array: _Array, reference: _Array) -> None:
+    if array.device != reference.device:
+        raise InputError(
+            f"the {array.name} lie on {array.device} and the {reference.name} on {reference.device}; move one of them."
+        )
+
+
+def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """(h, w) of the map of a feature map of this shape."""
+    if layout != "tokens":
+        if prefix_tokens or grid is not None:
+            raise InputError(f"prefix_tokens and grid are for the layout 'tokens'; leave them out for {layout!r}.")
+        return (shape[2], shape[3]) if layout == "nchw" else (shape[1], shape[2])
+    patches = shape[1] - prefix_tokens
+    if prefix_tokens < 0 or patches < 1:
+        raise InputError(
+            f"prefix_tokens is {prefix_tokens} of {shape[1]} tokens; at least one must be left, of zero up."
+        )
+    if grid is None:
+        side = math.isqrt(patches)
+        if side * side != patches:
+            raise InputError(f"{patches} patch tokens are no square; give grid=(h, w).")
+        return side, side
+    height, width = _pair(grid, "grid")
+    if height * width != patches:
+        raise InputError(f"the grid is {height} x {width}, but there are {patches} patch tokens; give one that fits.")
+    return height, width
+
+
+def _size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = _pair(size, "size")
+    if max(height, width) > _MAX_SIDE:
+        raise InputError(f"the size is {height} x {width}; a side is at most {_MAX_SIDE}.")
+    return height, width
+
+
+def _pair(values: Any, name: str) -> tuple[int, int]:
+    try:
+        height, width = (int(v) if int(v) == v else 0 for v in values)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"the {name} is {values!r}; give (height, width), two integers of at least 1.")
+    return height, width
+
+
+def _colors(colormap: Any) -> NDArray[np.uint8]:
+    if isinstance(colormap, str):
+        if colormap not in colormaps.NAMES:
+            raise InputError(f"the colormap is {colormap!r}; use one of {_listed(colormaps.NAMES)} or a (256,3) table.")
+        return colormaps.table(colormap)
+    if not isinstance(colormap, np.ndarray) or colormap.shape != (256, 3) or colormap.dtype != np.uint8:
+        raise InputError("the colormap is neither a name nor a NumPy table; give (256,3) uint8, red green blue.")
+    return np.ascontiguousarray(colormap)
+
+
+def _threads(threads: int | None, size: int) -> int:
+    """The caller's choice, or as many cores as work on `size` bytes repays."""
+    if threads is None:
+        repaid = size // _BYTES_PER_THREAD
+        return 1 if repaid < 2 else min(_cores(), repaid)
+    if threads < 1:
+        raise InputError(f"threads is {threads}; give at least 1, or None to choose.")
+    return threads
+
+
+@functools.cache
+def _cores() -> int:
+    return physical_cores_granted()
+
+
+def _stream(stream: int | None, array: Any, described: _Array) -> int:
+    if stream is not None or described.device == "cpu":
+        return stream or 0
+    torch = _torch_of(array)
+    return int(torch.cuda.current_stream(array.device).cuda_stream) if torch else 0
+
+
+def _output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: _Array) -> Any:
+    """`out`, checked, or a new array on the device of `like`."""
+    if out is None:
+        return _allocate(dtype, shape, like)
+    found = _core.describe(out)
+    if found is None:
+        raise InputError(f"{name} ({type(out).__name__}) cannot be read as an array; give {shape} {dtype}.")
+    described = _Array(name, *found)
+    if (described.shape, described.dtype, described.device) != (shape, dtype, like.device):
+        raise InputError(
+            f"{name} is {described.shape} {described.dtype} on {described.device}; it must be {shape} {dtype} on "
+            f"{like.device}."
+        )
+    if not described.contiguous or (isinstance(out, np.ndarray) and not out.flags.writeable):
+        raise InputError(f"{name} is not a writable C-contiguous array; give one that is.")
+    return out
+
+
+def _allocate(dtype: str, shape: tuple[int, ...], like: _Array) -> Any:
+    if like.device == "cpu":
+        return np.empty(shape, dtype)
+    device = int(like.device.removeprefix("cuda:"))
+    make = _core.cuda_empty_float32 if dtype == "float32" else _core.cuda_empty_uint8
+    return make(shape, device)
+
+
+def _to_caller(result: Any, argument: Any) -> Any:
+    torch = _torch_of(argument)
+    return torch.from_dlpack(result) if torch else result
+
+
+def _torch_of(array: Any) -> Any:
+    """The torch module where the array is a tensor of it; torch is never imported here."""
+    torch = sys.modules.get("torch") if type(array).__module__.partition(".")[0] == "torch" else None
+    return torch if torch is not None and isinstance(array, torch.Tensor) else None
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)
