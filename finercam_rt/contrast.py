@@ -33,7 +33,7 @@ class Contrast(NamedTuple):
 
     def rows(self, rows: slice | Sequence[int]) -> Contrast:
         """The contrasts of some of the images."""
-        return Contrast(*(np.ascontiguousarray(field[rows]) for field in self))
+        return Contrast(self.target[rows], self.references[rows], self.alpha[rows])
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ContrastResolver:
         if values.ndim != 1:
             raise InputError(f"alpha has shape {values.shape}; give a number, or one for each image.")
         _check_count(len(values), count, "alpha")
-        wrong = ~(values >= 0) | ~np.isfinite(values.astype(np.float32))
+        wrong = ~((values >= 0) & (values <= np.finfo(np.float32).max))  # written so that NaN is wrong
         if wrong.any():
             raise InputError(f"alpha is {values[wrong][0]:g}; give a finite number of at least 0.")
         return values.astype(np.float32)

@@ -223,10 +223,9 @@ class Engine:
                 names = [source_name(sources[position], position) for position in kept]
                 conflicts = self._conflicts(part, outputs)
                 for row in conflicts:
-                    error = self._conflict_error(outputs, row, names[row])
+                    failures[kept[row]] = self._conflict_error(outputs, row, names[row])
                     if not skip_errors:
-                        raise error
-                    failures[kept[row]] = error
+                        raise failures[kept[row]]
                 good = [row for row in range(len(kept)) if row not in conflicts]
                 kept = [kept[row] for row in good]
                 if good:
@@ -330,5 +329,6 @@ def _finite_rows(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     rows = values.reshape(len(values), -1)
     # A sum is finite only if its terms are, and takes a third of the time; an overflow of finite terms is looked into.
     with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(rows.sum(axis=1))
-    return finite if finite.all() else np.isfinite(rows).all(axis=1)
+        sums: NDArray[np.float32] = np.add.reduce(rows, axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(sums)
+    return finite if finite.all() else np.asarray(np.isfinite(rows).all(axis=1))

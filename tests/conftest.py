@@ -125,7 +125,7 @@ def _manifest(toy: ToyEngine, changes: dict[str, Any]) -> str:
 def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
     """The graph interface of DESIGN, section 3, by hand."""
     helper, numpy_helper, tensor = onnx.helper, onnx.numpy_helper, onnx.TensorProto
-    classes, channels = toy.weight.shape
+    classes = len(toy.weight)
     slots = toy.references
     grid = [toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1]]
     constants = {

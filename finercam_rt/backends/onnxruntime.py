@@ -18,7 +18,7 @@ from finercam_rt.threads import physical_cores_granted
 _BATCH_SIZES_KEPT = 4
 """Bindings kept for each thread; a service sees few batch sizes, and the buffers of the rest go."""
 _ONLY_FATAL = 4
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 _BATCH = -1
 """Stands for N in the shapes below."""
 
@@ -121,13 +121,13 @@ class OnnxRuntimeBackend:
 def _checked_interface(session: Any, manifest: Manifest, path: Path) -> _Interface:
     """What is bound, once the graph is known to be what its manifest says."""
     references, classes, grid = manifest.references, manifest.num_classes, manifest.layers[0].grid
-    inputs = {
+    inputs: dict[str, tuple[str, tuple[int, ...]]] = {
         "images": ("tensor(float)", (_BATCH, 3, *manifest.input.size)),
         "target": ("tensor(int64)", (_BATCH,)),
         "references": ("tensor(int64)", (_BATCH, references)),
         "alpha": ("tensor(float)", (_BATCH,)),
     }
-    outputs = {
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = {
         "logits": ("tensor(float)", (_BATCH, classes)),
         "saliency_map": ("tensor(float)", (_BATCH, *grid)),
         "target_class": ("tensor(int64)", (_BATCH,)),
@@ -150,7 +150,11 @@ def _checked_interface(session: Any, manifest: Manifest, path: Path) -> _Interfa
                     f"{_text(shape)}; export it again."
                 )
     del inputs["images"]
-    return _Interface(*({name: (_DTYPES[v[0]], v[1][1:]) for name, v in side.items()} for side in (inputs, outputs)))
+    return _Interface(_after_batch(inputs), _after_batch(outputs))
+
+
+def _after_batch(values: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    return {name: (_DTYPES[dtype], shape[1:]) for name, (dtype, shape) in values.items()}
 
 
 def _fits(found: list[int | str | None], expected: tuple[int, ...]) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from finercam_rt import colormaps
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import atomic_write, check_output_folder, find_photographs
 from finercam_rt.cli.progress import Progress, progress
-from finercam_rt.colormaps import COLORMAPS
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Batch, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch-size", metavar="N", type=int, help=f"images a run (default: {DEFAULT_BATCH_SIZE}, or the engine's own)"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument("--colormap", choices=sorted(COLORMAPS), default="turbo", help="colours (default: turbo)")
+    parser.add_argument("--colormap", choices=colormaps.NAMES, default="turbo", help="colours (default: turbo)")
     parser.add_argument("--opacity", type=float, default=0.5, help="the map's share of the overlay (default: 0.5)")
     parser.add_argument("--json", action="store_true", help=f"print what {RECORDS} holds instead of lines for reading")
     parser.set_defaults(run=run)

@@ -31,7 +31,8 @@ def find_photographs(paths: Sequence[Path], out: Path | None) -> dict[Path, Path
     outside = None if out is None else out.resolve()
     for path in paths:
         if path.is_dir():
-            found = [file for file in sorted(path.rglob("*")) if _is_photograph(file, outside)]
+            inner = outside if outside is not None and path.resolve() in outside.parents else None
+            found = [file for file in sorted(path.rglob("*")) if _is_photograph(file, inner)]
             if not found:
                 raise InputError(f"{path}: there is no image in this folder.")
             names.update((file, file.relative_to(path)) for file in found)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-_LINES = 10
-"""Plain lines for the whole of the work: a log file needs no more."""
+_INTERVAL = 2.0
+"""Seconds between plain lines at least: short work needs none, and a log file not many."""
 
 
 class Progress:
     """Counts the steps done and prints lines without tearing the bar."""
 
-    def __init__(self, total: int, unit: str, label: str, stream: TextIO) -> None:
+    def __init__(self, total: int, unit: str, label: str, stream: TextIO, interval: float = _INTERVAL) -> None:
         """Start at 0 of `total`; `stream` is where progress goes, results go to stdout."""
         self._total, self._unit, self._label, self._stream = total, unit, label, stream
-        self._done = 0
+        self._done, self._interval, self._last_line = 0, interval, time.monotonic()
         self._begun = False
         self._bar = None
         if total > 1 and stream.isatty():
@@ -27,10 +28,11 @@ class Progress:
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more as done."""
-        before, self._done = self._done, self._done + steps
+        self._done += steps
         if self._bar is not None:
             self._bar.update(steps)
-        elif self._total > 1 and before * _LINES // self._total != self._done * _LINES // self._total:
+        elif self._total > 1 and time.monotonic() - self._last_line >= self._interval:
+            self._last_line = time.monotonic()
             print(f"{self._label}: {self._done} of {self._total} {self._unit}", file=self._stream, flush=True)
 
     def begin(self, step: str) -> None:
@@ -57,9 +59,9 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, unit: str, label: str, stream: TextIO | None = None) -> Iterator[Progress]:
-    """Progress over `total` steps, to stderr by default: `with progress(235, "images", "explaining") as bar`."""
-    bar = Progress(total, unit, label, stream or sys.stderr)
+def progress(total: int, unit: str, label: str) -> Iterator[Progress]:
+    """Progress over `total` steps, to stderr: `with progress(235, "images", "explaining") as bar`."""
+    bar = Progress(total, unit, label, sys.stderr)
     try:
         yield bar
     finally:

@@ -72,12 +72,20 @@ def test_empty(tmp_path):
     assert "is empty" in refused(path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(300), b"\x89PNG\r\n\x1a\n" + bytes(300), b"PK\x03\x04" + bytes(300)]
-    + [b"hello, world\n" * 9, b"{}", bytes(64), b"\x08", b"\x08\x0a", np.random.default_rng(0).bytes(5000)],
-    ids=["jpeg", "png", "zip", "text", "json", "zeros", "one byte", "version only", "random"],
-)
+NOT_ONNX = {
+    "jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(300),
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(300),
+    "zip": b"PK\x03\x04" + bytes(300),
+    "text": b"hello, world\n" * 9,
+    "json": b"{}",
+    "zeros": bytes(64),
+    "one byte": b"\x08",
+    "version only": b"\x08\x0a",
+    "random": np.random.default_rng(0).bytes(5000),
+}
+
+
+@pytest.mark.parametrize("content", NOT_ONNX.values(), ids=NOT_ONNX)
 def test_not_onnx(tmp_path, content):
     path = tmp_path / "wrong.onnx"
     path.write_bytes(content)

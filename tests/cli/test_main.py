@@ -1,0 +1,105 @@
+"""The frame of the command line: versions, exit codes, lightness."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import finercam_rt
+from finercam_rt.cli import main as main_module
+from finercam_rt.onnx_metadata import read_onnx_metadata
+
+
+def test_version(finercam):
+    ran = finercam("--version")
+    assert ran.code == 0
+    assert ran.out == f"finercam {finercam_rt.__version__}\n"
+
+
+def test_help_names_every_command(finercam):
+    ran = finercam("--help")
+    assert ran.code == 0
+    for command in main_module.COMMANDS:
+        assert command in ran.out
+
+
+@pytest.mark.parametrize("command", main_module.COMMANDS)
+def test_help_of_each_command(finercam, command):
+    ran = finercam(command, "--help")
+    assert ran.code == 0
+    assert ran.out.startswith(f"usage: finercam {command}")
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("explain",), ("inspect", "a", "--nonsense")])
+def test_wrong_command_lines_exit_with_2(finercam, arguments):
+    ran = finercam(*arguments)
+    assert ran.code == 2
+    assert "error:" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_interrupt(finercam, toy, monkeypatch):
+    from finercam_rt.cli import inspect
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect, "read_manifest", interrupted)
+    ran = finercam("inspect", toy.path)
+    assert ran.code == 130
+    assert ran.err == "finercam: interrupted.\n"
+
+
+def test_inspect(finercam, make_toy):
+    toy = make_toy(manifest={"verification": {"map": {"relative_l2": 1.25e-6}}, "producer": {"torch": "2.14"}})
+    ran = finercam("inspect", toy.path)
+    assert ran.code == 0
+    for text in (
+        "toy",
+        "32 x 48",
+        "0.5 0.4 0.3",
+        "7: magpie; house finch",
+        "conv, nchw, map 4 x 6",
+        "weighted, alpha 1",
+    ):
+        assert text in ran.out
+    assert "map.relative_l2: 1.25e-06" in ran.out
+    assert "torch 2.14" in ran.out
+
+
+def test_inspect_json_is_the_manifest(finercam, toy):
+    ran = finercam("inspect", toy.path, "--json")
+    assert json.loads(ran.out) == json.loads(read_onnx_metadata(toy.path)["finercam"])
+
+
+def test_inspect_classes(finercam, toy):
+    lines = finercam("inspect", toy.path, "--classes").out.splitlines()
+    assert lines[1] == "1\thouse finch, linnet"
+    assert len(lines) == 7
+
+
+def test_inspect_loads_no_runtime_and_no_framework(toy):
+    code = (
+        "import sys; from finercam_rt.cli.main import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'tqdm', 'timm') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(toy.path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_goes_away(toy):
+    """`finercam inspect ... | head -1` ends quietly."""
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(['inspect', sys.argv[1]]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(toy.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err == b""

@@ -1,0 +1,343 @@
+"""The engine against the closed form of the toy model, and every argument it must refuse."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finercam_rt import BackendError, Engine, EngineError, InputError, ops
+
+RNG = np.random.default_rng(11)
+
+
+def batch(toy, count: int, scale: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(count).normal(size=(count, 3, *toy.size)) * scale).astype(np.float32)
+
+
+def photographs(count: int, size=(40, 56)) -> list[np.ndarray]:
+    rng = np.random.default_rng(count)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def check(toy, images, outputs, target, references, alpha):
+    """Outputs of `images` against the oracle; target and references are lists as the graph reports them."""
+    assert np.abs(outputs.logits - toy.logits(images)).max() < 1e-4
+    assert outputs.target.tolist() == target
+    assert outputs.references.tolist() == references
+    for i in range(len(images)):
+        used = [r for r in references[i] if r >= 0]
+        expected = toy.raw_map(images[i], target[i], used, alpha[i])
+        assert np.linalg.norm(outputs.saliency_map[i] - expected) <= 1e-4 * max(np.linalg.norm(expected), 1e-3)
+
+
+@pytest.mark.parametrize("objective", ["weighted", "mean"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_automatic(make_toy, objective, count):
+    toy = make_toy(objective=objective)
+    images = batch(toy, count)
+    outputs = Engine(toy.path)(images)
+    logits = toy.logits(images)
+    target = logits.argmax(axis=1).tolist()
+    references = [toy.nearest(y, c) for y, c in zip(logits, target, strict=True)]
+    default_alpha = {"weighted": 1.0, "mean": 0.6}[objective]
+    check(toy, images, outputs, target, references, [default_alpha] * count)
+    assert np.linalg.norm(outputs.saliency_map) > 0.1, "the comparison is not vacuous"
+    assert outputs.alpha.tolist() == pytest.approx([default_alpha] * count)
+    assert outputs.status.tolist() == ops.status(outputs.saliency_map).tolist()
+
+
+@pytest.mark.parametrize("alpha", [0, 0.6, 1, 2.5])
+def test_pinned(toy, alpha):
+    images = batch(toy, 3)
+    outputs = Engine(toy.path)(images, target=["magpie", 3, 6], references=[["kite", 1], [], [0]], alpha=alpha)
+    check(toy, images, outputs, [0, 3, 6], [[6, 1, -2], [-2, -2, -2], [0, -2, -2]], [alpha] * 3)
+
+
+def test_alpha_for_each_image(toy):
+    images = batch(toy, 2)
+    outputs = Engine(toy.path)(images, target=0, references=[1, 2], alpha=[0.0, 2.5])
+    check(toy, images, outputs, [0, 0], [[1, 2, -2]] * 2, [0.0, 2.5])
+
+
+def test_outputs_are_the_callers_own(toy):
+    engine = Engine(toy.path)
+    first = engine(batch(toy, 2))
+    kept = [np.array(field) for field in first]
+    engine(batch(toy, 2, scale=3.0))
+    for field, copy in zip(first, kept, strict=True):
+        assert np.array_equal(field, copy)
+
+
+def test_not_contiguous(toy):
+    engine = Engine(toy.path)
+    images = batch(toy, 4)
+    strided = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert not strided.flags.c_contiguous
+    assert np.array_equal(engine(strided).saliency_map, engine(images).saliency_map)
+    assert np.array_equal(engine(images[::2]).logits, engine(images).logits[::2])
+
+
+def test_read_only_batch(toy):
+    images = batch(toy, 1)
+    images.flags.writeable = False
+    assert np.isfinite(Engine(toy.path)(images).logits).all()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_is_reported(make_toy, relu, value):
+    """Also where a ReLU of the model turns NaN into 0, and with references that the target could be."""
+    toy = make_toy(relu=relu)
+    images = batch(toy, 3)
+    images[1, 2, 5, 7] = value
+    outputs = Engine(toy.path)(images, references=[])
+    assert outputs.status[1] == ops.Status.NON_FINITE
+    assert (outputs.status[[0, 2]] != ops.Status.NON_FINITE).all()
+    alone = Engine(toy.path)(images[1:2], references=[0, 1, 2])
+    assert alone.status.tolist() == [ops.Status.NON_FINITE]
+
+
+def test_values_whose_sum_overflows_are_finite(toy):
+    images = np.full((1, 3, *toy.size), 1e36, np.float32)
+    with np.errstate(over="ignore"):
+        assert np.isinf(images.sum())
+    from finercam_rt.engine import _finite_rows
+
+    assert _finite_rows(images).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x[0], "expected (N,3,32,48)"),
+        (lambda x: x[:, :2], "expected (N,3,32,48)"),
+        (lambda x: x.transpose(0, 1, 3, 2), "expected (N,3,32,48)"),
+        (lambda x: x.transpose(0, 2, 3, 1), "expected (N,3,32,48)"),
+        (lambda x: x.astype(np.float64), "expected float32"),
+        (lambda x: x.astype(np.float16), "expected float32"),
+        (lambda x: (x * 9).astype(np.uint8), "expected float32"),
+        (lambda x: x[:0], "empty"),
+        (lambda x: x.tolist(), "list"),
+        (lambda x: "photo.jpg", "str"),
+    ],
+)
+def test_wrong_batches(toy, change, says):
+    with pytest.raises(InputError) as caught:
+        Engine(toy.path)(change(batch(toy, 2)))
+    assert says in str(caught.value)
+
+
+def test_a_reference_that_is_the_predicted_class(toy):
+    engine = Engine(toy.path)
+    images = batch(toy, 3)
+    predicted = engine(images).target
+    name = engine.classes.name(int(predicted[1]))
+    other = next(k for k in range(7) if k not in predicted)
+    with pytest.raises(InputError, match="image 1") as caught:
+        engine(images, references=[[other], [int(predicted[1])], [other]])
+    assert name in str(caught.value)
+    assert engine(images, target=[None, other, None], references=[[other], [int(predicted[1])], [other]])
+
+
+def test_torch_in_torch_out(toy):
+    torch = pytest.importorskip("torch")
+    images = batch(toy, 2)
+    engine = Engine(toy.path)
+    for tensor in (torch.from_numpy(images), torch.from_numpy(images).to(memory_format=torch.channels_last)):
+        outputs = engine(tensor, references=[])
+        assert all(isinstance(field, torch.Tensor) for field in outputs)
+        assert np.array_equal(outputs.saliency_map.numpy(), engine(images, references=[]).saliency_map)
+        assert outputs.target.dtype == torch.int64
+    with pytest.raises(InputError, match="DLPack"):
+        engine(torch.from_numpy(images).requires_grad_())
+    with pytest.raises(InputError, match=r"DLPack|float32"):
+        engine(torch.from_numpy(images).bfloat16())
+
+
+def test_another_device_is_refused(toy):
+    class Elsewhere:
+        def __dlpack__(self, **_):
+            raise AssertionError("must not be exported")
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    with pytest.raises(InputError, match="another device"):
+        Engine(toy.path)(Elsewhere())
+
+
+def test_explain_in_batches_equals_one_by_one(toy, tmp_path):
+    engine = Engine(toy.path)
+    arrays = photographs(7)
+    path = tmp_path / "photo.png"
+    Image.fromarray(arrays[2]).save(path)
+    sources = [*arrays[:2], path, *(Image.fromarray(a) for a in arrays[3:5]), str(path), arrays[6]]
+    targets = [None, 0, 1, None, 2, 3, None]
+    together = engine.explain(sources, target=targets, references=[], alpha=0.5, batch_size=3)
+    assert len(together) == 7
+    assert together.names[2] == str(path)
+    assert together.names[3] == "image 3"
+    for i, source in enumerate(sources):
+        alone = engine.explain(source, target=[targets[i]], references=[], alpha=0.5)
+        assert np.abs(alone.logits[0] - together.logits[i]).max() < 1e-5
+        assert np.abs(alone.saliency_map[0] - together.saliency_map[i]).max() < 1e-5
+        assert alone.target[0] == together.target[i]
+        assert np.array_equal(alone.images[0], together.images[i])
+
+
+def test_explain_normalises_as_the_manifest_says(toy):
+    engine = Engine(toy.path)
+    explanation = engine.explain(photographs(2))
+    spec = engine.manifest.input
+    inputs = ((explanation.images / 255.0 - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
+    assert np.abs(explanation.logits - toy.logits(inputs)).max() < 1e-4
+
+
+def test_four_dimensional_array_is_a_list_of_photographs(toy):
+    arrays = np.stack(photographs(3))
+    engine = Engine(toy.path)
+    assert np.array_equal(engine.explain(arrays).logits, engine.explain(list(arrays)).logits)
+
+
+def test_no_images(toy):
+    for images in ([], np.zeros((0, 9, 9, 3), np.uint8)):
+        with pytest.raises(InputError, match="no images"):
+            Engine(toy.path).explain(images)
+    with pytest.raises(InputError, match="int"):
+        Engine(toy.path).explain(3)
+
+
+def test_batch_size_below_one(toy):
+    with pytest.raises(InputError, match="batch size is 0"):
+        Engine(toy.path).explain(photographs(1), batch_size=0)
+
+
+def test_arguments_are_checked_before_the_first_batch(toy):
+    """explain_batches is lazy about images, never about arguments."""
+    with pytest.raises(InputError, match="out of range"):
+        Engine(toy.path).explain_batches(photographs(1), target=99)
+
+
+def test_failures_do_not_stop_the_others(toy, tmp_path):
+    engine = Engine(toy.path)
+    good = photographs(5)
+    predicted = engine.explain(good).target
+    pinned = int(predicted[3])
+    references = [[pinned] if i == 3 else [] for i in range(6)]
+    sources = [good[0], tmp_path / "missing.jpg", *good[1:]]
+    references = [[pinned] if i == 4 else [] for i in range(6)]
+    batches = list(engine.explain_batches(sources, references=references, batch_size=4, skip_errors=True))
+    assert [b.indices for b in batches] == [(0, 2, 3), (5,)]
+    assert "no such file" in str(batches[0].failures[1])
+    assert "predicted class" in str(batches[1].failures[4])
+    rows = np.concatenate([b.explanation.logits for b in batches])
+    assert np.abs(rows - engine.explain([good[0], good[1], good[2], good[4]]).logits).max() < 1e-5
+    with pytest.raises(InputError, match="no such file"):
+        engine.explain(sources)
+
+
+def test_a_batch_in_which_every_image_fails(toy, tmp_path):
+    batches = list(Engine(toy.path).explain_batches([tmp_path / "a", tmp_path / "b"], skip_errors=True))
+    assert len(batches) == 1
+    assert batches[0].explanation is None
+    assert sorted(batches[0].failures) == [0, 1]
+
+
+def test_fixed_batch(make_toy):
+    """An engine of exactly four: explain pads the last batch, the low level refuses other sizes."""
+    fixed, dynamic = Engine(make_toy(batch=4).path), Engine(make_toy("dynamic.onnx").path)
+    arrays = photographs(6)
+    a, b = fixed.explain(arrays, references=[]), dynamic.explain(arrays, references=[])
+    assert np.abs(a.logits - b.logits).max() < 1e-5
+    assert np.abs(a.saliency_map - b.saliency_map).max() < 1e-5
+    assert len(a) == 6
+    with pytest.raises(InputError, match="exactly 4"):
+        fixed(batch(make_toy("other.onnx"), 3))
+    with pytest.raises(InputError, match="exactly 4"):
+        fixed.explain(arrays, batch_size=2)
+
+
+def test_many_threads_share_one_engine(toy):
+    engine = Engine(toy.path, threads=1)
+    inputs = [batch(toy, 1 + k % 3, scale=1 + k) for k in range(8)]
+    expected = [engine(x, references=[]) for x in inputs]
+    wrong: list[int] = []
+    start = threading.Barrier(8)
+
+    def work(k: int) -> None:
+        start.wait()
+        for _ in range(100):
+            outputs = engine(inputs[k], references=[])
+            if not all(np.array_equal(a, b) for a, b in zip(outputs, expected[k], strict=True)):
+                wrong.append(k)
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_closed_engine(toy):
+    with Engine(toy.path) as engine:
+        engine(batch(toy, 1))
+    with pytest.raises(BackendError, match="closed"):
+        engine(batch(toy, 1))
+    engine.close()
+
+
+def test_backends_and_devices(toy):
+    engine = Engine(toy.path, backend="onnxruntime", device="cpu", threads=1, spinning=True)
+    assert (engine.backend, engine.device) == ("onnxruntime", "cpu")
+    assert "toy" in repr(engine)
+    with pytest.raises(BackendError, match="no backend 'tensorflow'"):
+        Engine(toy.path, backend="tensorflow")
+    with pytest.raises(BackendError, match="no device 'tpu'"):
+        Engine(toy.path, device="tpu")
+    with pytest.raises(BackendError, match="CPU only"):
+        Engine(toy.path, device="cuda")
+    with pytest.raises(BackendError, match="threads is 0"):
+        Engine(toy.path, threads=0)
+
+
+def test_without_onnxruntime(toy, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"finercam-rt\[cpu\]"):
+        Engine(toy.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"contrasts": 2}, "2 contrasts"),
+        ({"references": 2}, "references"),
+        ({"num_classes": 8, "classes": None}, "logits"),
+    ],
+)
+def test_a_graph_that_is_not_what_its_manifest_says(make_toy, changes, says):
+    with pytest.raises(EngineError) as caught:
+        Engine(make_toy(manifest=changes).path)
+    assert says in str(caught.value)
+
+
+def test_a_graph_with_other_outputs(toy):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(toy.path)
+    del model.graph.output[1]
+    onnx.save(model, toy.path)
+    with pytest.raises(EngineError, match="has the outputs logits, target_class"):
+        Engine(toy.path)
+
+
+def test_a_graph_that_onnxruntime_cannot_load(toy):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(toy.path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, toy.path)
+    with pytest.raises(EngineError, match="cannot load it") as caught:
+        Engine(toy.path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,134 @@
+"""What is drawn, and what goes into the records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+from finercam_rt import Explanation, InputError
+from finercam_rt.classes import Classes
+from finercam_rt.explanation import concatenate
+
+
+def explanation(**changes) -> Explanation:
+    """Three photographs: an explained one, a map without evidence, one that is not finite."""
+    rng = np.random.default_rng(5)
+    fields = {
+        "logits": np.array([[2, 1, 0, -1], [0, 3, 1, 2], [np.nan, 1, 1, 1]], np.float32),
+        "saliency_map": np.stack([np.arange(12.0).reshape(3, 4), np.zeros((3, 4)), np.full((3, 4), np.nan)]).astype(
+            np.float32
+        ),
+        "target": np.array([0, 1, 0]),
+        "references": np.array([[1, 2], [3, -2], [-2, -2]]),
+        "alpha": np.array([1.0, 0.5, 0.0], np.float32),
+        "status": ("ok", "no_positive_evidence", "non_finite"),
+        "names": ("a.jpg", "b.jpg", "image 2"),
+        "classes": Classes(("w", "x", "y", "z"), 4),
+        "size": (30, 40),
+        "images": rng.integers(0, 256, (3, 30, 40, 3), dtype=np.uint8),
+    }
+    return Explanation(**(fields | changes))
+
+
+def test_length_and_frozen():
+    e = explanation()
+    assert len(e) == 3
+    with pytest.raises(FrozenInstanceError):
+        e.target = np.zeros(3)
+
+
+def test_probabilities_are_a_softmax():
+    probabilities = explanation().probabilities
+    expected = np.exp([2, 1, 0, -1]) / np.exp([2, 1, 0, -1]).sum()
+    assert np.abs(probabilities[0] - expected).max() < 1e-6
+    assert np.isnan(probabilities[2]).all()
+    large = explanation(logits=np.array([[1e4, 0, 0, 0]] * 3, np.float32))
+    assert large.probabilities[0].tolist() == [1, 0, 0, 0]
+
+
+def test_overlay_shows_the_map_where_it_is():
+    """With opacity 1 and grey colours, brightness rises towards the last cell, as the map does."""
+    e = explanation()
+    drawn = np.asarray(e.overlay(0, colormap="gray", opacity=1.0))
+    assert drawn.shape == (30, 40, 3)
+    assert drawn[-1, -1].tolist() == [255, 255, 255]
+    assert drawn[0, 0].tolist() == [0, 0, 0]
+    assert (np.diff(drawn[:, 20, 0].astype(int)) >= 0).all()
+
+
+def test_overlay_blends():
+    e = explanation()
+    half, full = (np.asarray(e.overlay(0, opacity=o)).astype(float) for o in (0.5, 1.0))
+    assert np.abs(half - (0.5 * full + 0.5 * e.images[0])).max() <= 1.0
+    assert np.array_equal(np.asarray(e.overlay(0, opacity=0.0)), e.images[0])
+
+
+@pytest.mark.parametrize("i", [1, 2])
+def test_a_map_that_explains_nothing_is_not_drawn(i):
+    e = explanation()
+    assert np.array_equal(np.asarray(e.overlay(i)), e.images[i])
+    assert not np.asarray(e.heatmap(i))[:, :, 3].any()
+
+
+def test_sizes():
+    e = explanation()
+    assert e.overlay(0, size=(60, 90)).size == (90, 60)
+    assert e.heatmap(0).size == (40, 30)
+    assert e.heatmap(0, size=(7, 9)).size == (9, 7)
+    assert e.heatmap(0).mode == "RGBA"
+    assert np.asarray(e.heatmap(0))[:, :, 3].all()
+
+
+def test_negative_positions_count_from_the_end():
+    e = explanation()
+    assert np.array_equal(e.overlay(-3), e.overlay(0))
+    assert e.record(-1) == e.record(2)
+
+
+@pytest.mark.parametrize("i", [3, -4])
+def test_position_out_of_range(i):
+    for draw in (explanation().overlay, explanation().heatmap, explanation().record):
+        with pytest.raises(InputError, match="no image"):
+            draw(i)
+
+
+def test_without_photographs():
+    e = explanation(images=None)
+    with pytest.raises(InputError, match="no photographs"):
+        e.overlay(0)
+    assert e.heatmap(0).size == (40, 30)
+
+
+def test_record():
+    e = explanation()
+    record = e.record(0)
+    assert record["image"] == "a.jpg"
+    assert record["target"]["name"] == "w"
+    assert record["target"]["probability"] == pytest.approx(float(e.probabilities[0, 0]))
+    assert [r["name"] for r in record["references"]] == ["x", "y"]
+    assert record["logit_margin"] == pytest.approx(1.0)
+    assert record["status"] == "ok"
+    assert record["saliency_map"] == {"shape": [3, 4], "min": 0.0, "max": 11.0}
+    assert len(e.record(1)["references"]) == 1
+
+
+def test_record_is_json_whatever_the_numbers():
+    e = explanation()
+    text = json.dumps([e.record(i) for i in range(3)], allow_nan=False)
+    last = json.loads(text)[2]
+    assert last["logit_margin"] is None
+    assert last["target"]["logit"] is None
+    assert last["saliency_map"]["max"] is None
+    assert last["references"] == []
+
+
+def test_concatenate():
+    e = explanation()
+    both = concatenate([e, explanation(images=None)])
+    assert len(both) == 6
+    assert both.names == e.names * 2
+    assert both.images is None
+    assert concatenate([e, e]).images.shape == (6, 30, 40, 3)
