@@ -1,0 +1,199 @@
+"""`finercam bench`: latency percentiles and throughput of one engine on random input, in trtexec's terms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finercam_rt.engine import Engine
+from finercam_rt.errors import InputError
+from finercam_rt.threads import physical_cores_granted
+
+SCHEMA = 1
+"""The version of the JSON record."""
+PERCENTILES = (90, 95, 99)
+WARMUP_MS, DURATION, ITERATIONS = 200, 3.0, 10
+"""trtexec's defaults: milliseconds of warm-up, then at least so many seconds and so many runs."""
+_PACKAGES = ("finercam-rt", "numpy", "onnxruntime")
+
+_EPILOG = """\
+A run is engine(batch): prediction, references and map, into arrays of the caller's own. Reading and resizing of
+photographs is not in it. Latency is the wall time of one run; throughput is images a second of runs one after another.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the latency and the throughput of an engine on random input",
+        description="Measure the latency and the throughput of an engine on random input.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
+    parser.add_argument("--batch", metavar="N", type=int, default=1, help="images a run (default: 1)")
+    parser.add_argument(
+        "--warmup-ms", metavar="MS", type=int, default=WARMUP_MS, help=f"runs before measuring (default: {WARMUP_MS})"
+    )
+    parser.add_argument(
+        "--duration", metavar="S", type=float, default=DURATION, help=f"seconds to measure (default: {DURATION:g})"
+    )
+    parser.add_argument(
+        "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"runs at least (default: {ITERATIONS})"
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
+    parser.add_argument("--json", action="store_true", help="print one record with every latency and the environment")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, warm up, measure, print."""
+    for name, value, least in (
+        ("batch", args.batch, 1),
+        ("warmup-ms", args.warmup_ms, 0),
+        ("iterations", args.iterations, 1),
+        ("threads", args.threads, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; give at least {least}.")
+    if not 0 <= args.duration < float("inf"):
+        raise InputError(f"--duration is {args.duration:g}; give a number of seconds, 0 or more.")
+    threads = physical_cores_granted() if args.threads is None else args.threads
+    began = time.perf_counter()
+    with Engine(args.engine, threads=threads) as engine:
+        load = time.perf_counter() - began
+        shape = (args.batch, 3, *engine.manifest.input.size)
+        try:
+            images = np.random.default_rng(0).standard_normal(shape, np.float32)
+        except MemoryError:
+            raise InputError(f"--batch is {args.batch}, which does not fit into memory; give fewer images.") from None
+        seconds, cpu, first = measure(lambda: engine(images), args.warmup_ms / 1e3, args.duration, args.iterations)
+        record = {
+            "schema": SCHEMA,
+            "engine": {
+                "path": str(args.engine),
+                "bytes": args.engine.stat().st_size,
+                "model": engine.manifest.model.name,
+                "weights_sha256": engine.manifest.model.weights_sha256,
+                "precision": engine.manifest.precision,
+                "backend": engine.backend,
+                "device": engine.device,
+            },
+            "config": {
+                "batch": args.batch,
+                "threads": threads,
+                "warmup_ms": args.warmup_ms,
+                "duration_s": args.duration,
+                "iterations": args.iterations,
+            },
+            "environment": environment(_PACKAGES),
+            "load_ms": 1e3 * load,
+            "first_run_ms": 1e3 * first,
+            "host_walltime_s": sum(seconds),
+            "throughput": {"runs_per_s": len(seconds) / sum(seconds), "images_per_s": args.batch / np.mean(seconds)},
+            "latency_ms": {key: 1e3 * value for key, value in summary(seconds).items()},
+            "cpu_ms": 1e3 * cpu / len(seconds),
+            "latencies_ms": [round(1e3 * value, 4) for value in seconds],
+        }
+    print(json.dumps(record, indent=1) if args.json else _text(record))
+    return 0
+
+
+def measure(
+    call: Callable[[], object], warmup: float, duration: float, iterations: int
+) -> tuple[list[float], float, float]:
+    """Wall seconds of each call, CPU seconds of all of them, and wall seconds of the very first one.
+
+    After `warmup` seconds of calls that do not count (one at least), calls go on for `duration` seconds and at least
+    `iterations` times.
+    """
+    clock = time.perf_counter
+    began = clock()
+    call()
+    first = clock() - began
+    while clock() - began < warmup:
+        call()
+    seconds: list[float] = []
+    start, cpu = clock(), time.process_time()
+    while len(seconds) < iterations or clock() - start < duration:
+        before = clock()
+        call()
+        seconds.append(clock() - before)
+    return seconds, time.process_time() - cpu, first
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """min, max, mean, median and percentiles p90, p95, p99 (linear between samples), in the unit of `values`."""
+    array = np.asarray(values, np.float64)
+    percentiles = {f"p{p}": float(np.percentile(array, p)) for p in PERCENTILES}
+    return {
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "mean": float(array.mean()),
+        "median": float(np.median(array)),
+        **percentiles,
+    }
+
+
+def environment(packages: Sequence[str]) -> dict[str, Any]:
+    """When and where a figure was measured: UTC time, processor, cores, memory, system, versions of `packages`."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _processor(),
+        "logical_cpus": os.cpu_count(),
+        "physical_cores_granted": physical_cores_granted(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    """The model's name; where a hypervisor hides it, also family, model and the vector units that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set(fields.get("flags", "").split())
+    units = [unit for unit in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if unit in flags]
+    name = fields.get("model name") or platform.machine()
+    family = f" family {fields['cpu family']} model {fields['model']}" if {"cpu family", "model"} <= set(fields) else ""
+    return f"{name}{family}" + (f" ({', '.join(units)})" if units else "")
+
+
+def _text(record: dict[str, Any]) -> str:
+    engine, config, host = record["engine"], record["config"], record["environment"]
+    latency = ", ".join(
+        f"{key if not key.startswith('p') else f'percentile({key[1:]}%)'} = {value:.3f} ms"
+        for key, value in record["latency_ms"].items()
+    )
+    runs = len(record["latencies_ms"])
+    rows = [
+        ("engine", f"{engine['path']}: {engine['model']}, {engine['precision']}, {engine['bytes'] / 1e6:.1f} MB"),
+        ("runs on", f"{engine['backend']}, {engine['device']}, {config['threads']} threads; {host['cpu']}"),
+        ("batch", str(config["batch"])),
+        ("throughput", "{images_per_s:.2f} images/s, {runs_per_s:.2f} runs/s".format(**record["throughput"])),
+        ("latency", latency),
+        ("CPU time", f"{record['cpu_ms']:.3f} ms a run"),
+        ("load", f"{record['load_ms']:.1f} ms, first run {record['first_run_ms']:.3f} ms"),
+        ("walltime", f"{record['host_walltime_s']:.2f} s, {runs} runs after {config['warmup_ms']} ms of warm-up"),
+    ]
+    return "\n".join(f"{label:10}  {text}" for label, text in rows)
