@@ -201,7 +201,7 @@ def _model_argument(text: str) -> tuple[str, Any]:
 
 def _input_spec(spec: InputSpec, args: argparse.Namespace) -> InputSpec:
     """The model's input with what the user pinned."""
-    pinned = {
+    pinned: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name in ("mean", "std", "interpolation", "crop_pct")
         if (value := getattr(args, name)) is not None
