@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,10 +148,13 @@ class Engine:
         """
         images = self._checked_batch(arrays.to_numpy(batch, "the batch"))
         contrast = self._resolver.resolve(len(images), target, references, alpha)
+        damaged = _rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images))
-        outputs.status[~_finite_rows(images)] = ops.Status.NON_FINITE
-        for row in self._conflicts(contrast, outputs):
-            raise self._conflict_error(outputs, row, f"image {row}")
+        if damaged is not None:
+            outputs.status[damaged] = ops.Status.NON_FINITE
+        if references is not None:
+            for row in self._conflicts(contrast, outputs):
+                raise self._conflict_error(outputs, row, f"image {row}")
         return Outputs(*(arrays.like(field, batch) for field in outputs))
 
     def explain(
@@ -259,7 +263,9 @@ class Engine:
         logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][:count].copy()
         status = ops.status(saliency_map)
         # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
-        status[~_finite_rows(logits)] = ops.Status.NON_FINITE
+        damaged = _rows_not_finite(logits)
+        if damaged is not None:
+            status[damaged] = ops.Status.NON_FINITE
         return Outputs(
             logits,
             saliency_map,
@@ -324,11 +330,9 @@ def _padded(value: NDArray[Any], count: int) -> NDArray[Any]:
     return value if len(value) == count else np.concatenate([value, np.repeat(value[-1:], count - len(value), axis=0)])
 
 
-def _finite_rows(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether every value of a row is finite, (N,)."""
-    rows = values.reshape(len(values), -1)
-    # A sum is finite only if its terms are, and takes a third of the time; an overflow of finite terms is looked into.
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums: NDArray[np.float32] = np.add.reduce(rows, axis=1)
-    finite: NDArray[np.bool_] = np.isfinite(sums)
-    return finite if finite.all() else np.asarray(np.isfinite(rows).all(axis=1))
+def _rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Which rows (N,) have a value that is not finite; None where all are finite, which costs two fast reductions."""
+    # max and min propagate NaN, and unlike a sum they neither overflow nor warn.
+    if math.isfinite(np.maximum.reduce(values, axis=None)) and math.isfinite(np.minimum.reduce(values, axis=None)):
+        return None
+    return ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
