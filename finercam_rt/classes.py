@@ -81,9 +81,10 @@ class Classes:
         raise InputError(f"there is no class {name!r}; {self._advice(wanted)}")
 
     def _advice(self, wanted: str) -> str:
-        near: dict[int, None] = {}
-        for key in difflib.get_close_matches(wanted.casefold(), list(self._synonyms), n=3, cutoff=0.6):
-            near.update(dict.fromkeys(self._synonyms[key]))
+        names, key = list(self._synonyms), wanted.casefold()
+        # Several where all are close, one where the closest is not.
+        keys = difflib.get_close_matches(key, names, n=3, cutoff=0.8) or difflib.get_close_matches(key, names, n=1)
+        near = dict.fromkeys(index for key in keys for index in self._synonyms[key])
         if not near:
             return "`finercam inspect ENGINE --classes` lists them."
         assert self.names is not None

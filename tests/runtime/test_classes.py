@@ -70,6 +70,12 @@ def test_unknown_name_gets_the_nearest(classes, wrong, nearest):
     assert nearest in text
 
 
+def test_far_names_are_not_listed_beside_a_near_one():
+    text = refused(Classes(("Egyptian cat", "frying pan", "keypad"), 3), "Egyptan")
+    assert "'Egyptian cat' (0)" in text
+    assert "frying" not in text
+
+
 def test_unknown_name_like_nothing(classes):
     assert "finercam inspect" in refused(classes, "xylophone quartz")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import tracemalloc
+import types
 
 import numpy as np
 import pytest
@@ -156,6 +159,31 @@ def test_torch_in_torch_out(toy):
         engine(torch.from_numpy(images).bfloat16())
 
 
+def test_any_framework_by_dlpack(toy, monkeypatch):
+    """A module with from_dlpack gets its own arrays back; one without gets NumPy's. Neither is imported."""
+
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    Tensor.__module__ = "framework.tensors"
+    images = batch(toy, 2)
+    engine = Engine(toy.path)
+    assert isinstance(engine(Tensor(images), references=[]).logits, np.ndarray)
+    framework = types.ModuleType("framework")
+    framework.from_dlpack = lambda array: Tensor(np.from_dlpack(array))
+    monkeypatch.setitem(sys.modules, "framework", framework)
+    outputs = engine(Tensor(images), references=[])
+    assert all(isinstance(field, Tensor) for field in outputs)
+    assert np.array_equal(outputs.logits.array, engine(images, references=[]).logits)
+
+
 def test_another_device_is_refused(toy):
     class Elsewhere:
         def __dlpack__(self, **_):
@@ -238,6 +266,24 @@ def test_failures_do_not_stop_the_others(toy, tmp_path):
         engine.explain(sources)
 
 
+def test_memory_is_that_of_one_batch(toy, tmp_path):
+    """Four times the images, the same peak."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(photographs(1, size=(300, 400))[0]).save(path)
+    engine = Engine(toy.path)
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        for part in engine.explain_batches([path] * count, references=[], batch_size=4):
+            assert len(part.indices) == 4
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(8)
+    assert peak(64) < 1.2 * peak(16)
+
+
 def test_a_batch_in_which_every_image_fails(toy, tmp_path):
     batches = list(Engine(toy.path).explain_batches([tmp_path / "a", tmp_path / "b"], skip_errors=True))
     assert len(batches) == 1
@@ -304,7 +350,7 @@ def test_backends_and_devices(toy):
 
 
 def test_without_onnxruntime(toy, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"finercam-rt\[cpu\]"):
         Engine(toy.path)
 
