@@ -9,9 +9,9 @@ from typing import Annotated
 import numpy
 from numpy.typing import NDArray
 
-def describe(object: object) -> tuple[tuple[int, ...], str, str, bool] | None:
+def describe(object: object) -> tuple[tuple[int, ...], str, str, bool, bool] | None:
     """
-    Shape, dtype, device and C-contiguity of an array of any framework; None for what is no array.
+    Shape, dtype, device, whether aligned to the elements, whether C-contiguous and aligned to 4 bytes.
     """
 
 class Layout(enum.Enum):

@@ -271,7 +271,8 @@ class _Array(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     device: str
-    contiguous: bool
+    aligned: bool
+    plain: bool
 
 
 def _describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, ...]) -> _Array:
@@ -279,8 +280,8 @@ def _describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, .
     found = None if array is None else _core.describe(array)
     if found is None:
         raise InputError(
-            f"the {name} ({type(array).__name__}) cannot be read as an array; give a NumPy array, or a tensor without "
-            "gradient tracking that supports DLPack, in native byte order."
+            f"the {name} ({type(array).__name__}) cannot be read as an array; give a NumPy array or a tensor "
+            "that supports DLPack, in native byte order."
         )
     described = _Array(name, *found)
     wanted = "(" + ",".join(axes) + ")"
@@ -291,6 +292,8 @@ def _describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, .
             raise InputError(f"the {name} have shape {described.shape}; give {wanted} with sizes of at least 1.")
     if described.dtype not in dtypes:
         raise InputError(f"the {name} are {described.dtype}; convert them to {_listed(dtypes)}.")
+    if not described.aligned:
+        raise InputError(f"the {name} are not aligned in memory; copy them first.")
     if described.device != "cpu" and not described.device.startswith("cuda:"):
         raise InputError(f"the {name} lie on {described.device}; move them to the CPU or to a CUDA device.")
     if described.device != "cpu" and not _core.cuda_status()[0]:
@@ -396,8 +399,8 @@ def _output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: _Arra
             f"{name} is {described.shape} {described.dtype} on {described.device}; it must be {shape} {dtype} on "
             f"{like.device}."
         )
-    if not described.contiguous or (isinstance(out, np.ndarray) and not out.flags.writeable):
-        raise InputError(f"{name} is not a writable C-contiguous array; give one that is.")
+    if not described.plain or (isinstance(out, np.ndarray) and not out.flags.writeable):
+        raise InputError(f"{name} is not a writable, C-contiguous array aligned to 4 bytes; give one that is.")
     return out
 
 

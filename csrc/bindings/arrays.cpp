@@ -26,6 +26,10 @@ std::string device_name(const AnyArray& array) {
   return "DLPack device " + std::to_string(array.device_type()) + ":" + std::to_string(array.device_id());
 }
 
+bool is_aligned(const AnyArray& array, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(array.data()) % bytes == 0;
+}
+
 bool is_c_contiguous(const AnyArray& array) {
   std::int64_t expected = 1;
   for (std::size_t axis = array.ndim(); axis-- > 0;) {
@@ -35,13 +39,15 @@ bool is_c_contiguous(const AnyArray& array) {
   return true;
 }
 
-// (shape, dtype, device, contiguous), or None where the object is no array.
+// (shape, dtype, device, aligned, plain), or None where the object is no array. aligned: to its elements. plain:
+// C-contiguous and aligned to 4 bytes, as every output must be.
 nb::object describe(nb::handle object) {
   AnyArray array;
   if (!nb::try_cast<AnyArray>(object, array, false) || !array.is_valid()) return nb::none();
   nb::list shape;
   for (std::size_t axis = 0; axis < array.ndim(); ++axis) shape.append(array.shape(axis));
-  return nb::make_tuple(nb::tuple(shape), dtype_name(array.dtype()), device_name(array), is_c_contiguous(array));
+  return nb::make_tuple(nb::tuple(shape), dtype_name(array.dtype()), device_name(array),
+                        is_aligned(array, array.itemsize()), is_c_contiguous(array) && is_aligned(array, 4));
 }
 
 }  // namespace
@@ -69,8 +75,8 @@ ArrayView array_view(const AnyArray& array, const char* op) {
 
 void bind_arrays(nb::module_& module) {
   module.def("describe", &describe, nb::arg("object").none(),
-             nb::sig("def describe(object: object) -> tuple[tuple[int, ...], str, str, bool] | None"),
-             "Shape, dtype, device and C-contiguity of an array of any framework; None for what is no array.");
+             nb::sig("def describe(object: object) -> tuple[tuple[int, ...], str, str, bool, bool] | None"),
+             "Shape, dtype, device, whether aligned to the elements, whether C-contiguous and aligned to 4 bytes.");
 }
 
 }  // namespace finercam

@@ -5,25 +5,51 @@
 
 #include "core/clones.h"
 
+#ifdef FINERCAM_HAS_TARGET_CLONES
+#include <immintrin.h>
+#endif
+
 namespace finercam {
 namespace {
 
 // Sixteen partial sums: the same order of additions on every instruction set.
 typedef float Lanes __attribute__((vector_size(64)));
+typedef float Lanes8 __attribute__((vector_size(32)));
+typedef float Lanes4 __attribute__((vector_size(16)));
 constexpr std::int64_t kLanes = 16;
 
 // Additions into one float lane before it moves to a double: bounds the rounding error whatever the length.
 constexpr std::int64_t kSpan = 4 * kLanes * 32;
 
+// The sum of the lanes, by halves.
 inline double total(const Lanes& lanes) {
-  double sum = 0;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(lanes[lane]);
-  return sum;
+  Lanes8 eight[2];
+  std::memcpy(eight, &lanes, sizeof eight);
+  eight[0] += eight[1];
+  Lanes4 four[2];
+  std::memcpy(four, eight, sizeof four);
+  four[0] += four[1];
+  return (static_cast<double>(four[0][0]) + static_cast<double>(four[0][1])) +
+         (static_cast<double>(four[0][2]) + static_cast<double>(four[0][3]));
 }
+
+#ifdef FINERCAM_HAS_TARGET_CLONES
+// The processor's own conversion: compilers do not find it in the portable loop.
+__attribute__((target("avx,f16c"))) void widen_f16c(const Half* in, float* out, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  for (; i < count; ++i) out[i] = to_float(in[i]);
+}
+#endif
 
 }  // namespace
 
-FINERCAM_CLONES void widen(const Half* in, float* out, std::int64_t count) {
+void widen(const Half* in, float* out, std::int64_t count) {
+#ifdef FINERCAM_HAS_TARGET_CLONES
+  if (__builtin_cpu_supports("x86-64-v3")) return widen_f16c(in, out, count);
+#endif
   for (std::int64_t i = 0; i < count; ++i) out[i] = to_float(in[i]);
 }
 

@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::int64_t kChannelChunk = 64;
 constexpr std::int64_t kPositionChunk = 32;
-constexpr std::int64_t kTile = 1024;     // floats of one row at a time: four rows and their sum stay in L1
+constexpr std::int64_t kTile = 2048;     // floats of one row at a time: a sum of rows stays in L1
 constexpr std::int64_t kScratch = 8192;  // floats of converted input: 32 KiB
 
 std::int64_t chunks_of(std::int64_t size, std::int64_t chunk) { return (size + chunk - 1) / chunk; }
@@ -71,16 +71,17 @@ Matrices<T> matrices(const FeatureView& view) {
 }
 
 // Calls use(block, stride, first_row, rows, first_column, columns) for float blocks that cover rows x columns of T in
-// order; float input is passed on as it lies, anything else is converted into scratch.
+// order, at most tile columns at a time; float input is passed on as it lies, anything else is converted into scratch.
 template <typename T, typename Use>
-void for_blocks(const T* data, std::int64_t stride, std::int64_t rows, std::int64_t columns, const Use& use) {
+void for_blocks(const T* data, std::int64_t stride, std::int64_t rows, std::int64_t columns, std::int64_t tile,
+                const Use& use) {
   [[maybe_unused]] float scratch[std::is_same_v<T, float> ? 1 : kScratch];
-  for (std::int64_t column = 0; column < columns; column += kTile) {
-    const std::int64_t width = std::min(kTile, columns - column);
+  for (std::int64_t column = 0; column < columns; column += tile) {
+    const std::int64_t width = std::min(tile, columns - column);
     if constexpr (std::is_same_v<T, float>) {
       use(data + column, stride, 0, rows, column, width);
     } else {
-      const std::int64_t step = kScratch / width / 4 * 4;
+      const std::int64_t step = std::max<std::int64_t>(kScratch / width, 1);
       for (std::int64_t row = 0; row < rows; row += step) {
         const std::int64_t height = std::min(step, rows - row);
         const T* block = data + row * stride + column;
@@ -115,7 +116,7 @@ void pool_planar(const Matrices<T>& gradients, const Shape& shape, float* weight
     const std::int64_t first = unit % chunks * kChannelChunk;
     const std::int64_t count = std::min(kChannelChunk, shape.channels - first);
     double sums[kChannelChunk] = {};
-    for_blocks(gradients.row(image, first), gradients.row_stride, count, shape.positions,
+    for_blocks(gradients.row(image, first), gradients.row_stride, count, shape.positions, kScratch,
                [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t,
                    std::int64_t width) { add_row_sums(block, stride, rows, width, sums + row); });
     weights_from_sums<Policy>(sums, count, shape.positions, weights + image * shape.channels + first);
@@ -133,7 +134,7 @@ void pool_interleaved(const Matrices<T>& gradients, const Shape& shape, float* w
     const std::int64_t first = unit % chunks * kPositionChunk;
     const std::int64_t count = std::min(kPositionChunk, shape.positions - first);
     float* sums = partial.data() + unit * shape.channels;
-    for_blocks(gradients.row(unit / chunks, first), gradients.row_stride, count, shape.channels,
+    for_blocks(gradients.row(unit / chunks, first), gradients.row_stride, count, shape.channels, kTile,
                [&](const float* block, std::int64_t stride, std::int64_t, std::int64_t rows, std::int64_t column,
                    std::int64_t width) { add_weighted_rows(block, stride, ones, rows, width, sums + column); });
   });
@@ -161,7 +162,7 @@ void weighted_sum_planar(const Matrices<T>& activations, const Shape& shape, con
     const std::int64_t count = std::min(kChannelChunk, shape.channels - first);
     const float* factors = weights + image * shape.channels + first;
     float* sum = partial.data() + unit * shape.positions;
-    for_blocks(activations.row(image, first), activations.row_stride, count, shape.positions,
+    for_blocks(activations.row(image, first), activations.row_stride, count, shape.positions, kTile,
                [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t column,
                    std::int64_t width) { add_weighted_rows(block, stride, factors + row, rows, width, sum + column); });
   });
@@ -187,7 +188,7 @@ void weighted_sum_interleaved(const Matrices<T>& activations, const Shape& shape
     const std::int64_t count = std::min(kPositionChunk, shape.positions - first);
     const float* factors = weights + image * shape.channels;
     double sums[kPositionChunk] = {};
-    for_blocks(activations.row(image, first), activations.row_stride, count, shape.channels,
+    for_blocks(activations.row(image, first), activations.row_stride, count, shape.channels, kTile,
                [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t column,
                    std::int64_t width) { add_row_products(block, stride, rows, width, factors + column, sums + row); });
     float* out = map + image * shape.positions + first;

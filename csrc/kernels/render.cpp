@@ -18,6 +18,8 @@ void render(const RenderArgs& args, const Execution& execution) {
     FINERCAM_CHECK(args.height >= 1 && args.width >= 1 && args.height <= kMaxSide && args.width <= kMaxSide, "render",
                    "expected an image of 1 to ", kMaxSide, " a side, got ", args.height, " x ", args.width);
   }
+  FINERCAM_CHECK(reinterpret_cast<std::uintptr_t>(args.rgba) % 4 == 0, "render",
+                 "expected an RGBA image aligned to 4 bytes, got ", static_cast<const void*>(args.rgba));
   FINERCAM_CHECK(args.opacity >= 0.0f && args.opacity <= 1.0f, "render", "expected an opacity in [0, 1], got ",
                  args.opacity);
   FINERCAM_CHECK(execution.threads >= 1, "render", "expected threads of at least 1, got ", execution.threads);

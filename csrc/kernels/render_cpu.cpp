@@ -15,21 +15,21 @@ namespace {
 
 constexpr std::int64_t kBandRows = 32;
 
-// The colours as the row loops want them.
+// RGB bytes as one RGBA pixel, and 256 colours as such.
+std::uint32_t pixel_of(std::uint8_t red, std::uint8_t green, std::uint8_t blue) {
+  const std::uint8_t bytes[4] = {red, green, blue, 255};
+  std::uint32_t pixel;
+  std::memcpy(&pixel, bytes, sizeof pixel);
+  return pixel;
+}
+
 struct Palette {
-  std::uint32_t rgba[256];  // the bytes R, G, B, 255 in memory order
-  float weighted[256][4];   // opacity * (R, G, B), and 255
+  std::uint32_t pixels[256];
 };
 
-Palette palette_of(const std::uint8_t* colors, float opacity) {
+Palette palette_of(const std::uint8_t* colors) {
   Palette palette;
-  for (int i = 0; i < 256; ++i) {
-    const std::uint8_t* rgb = colors + 3 * i;
-    const std::uint8_t pixel[4] = {rgb[0], rgb[1], rgb[2], 255};
-    std::memcpy(&palette.rgba[i], pixel, sizeof pixel);
-    for (int k = 0; k < 3; ++k) palette.weighted[i][k] = opacity * static_cast<float>(rgb[k]);
-    palette.weighted[i][3] = 255.0f;
-  }
+  for (int i = 0; i < 256; ++i) palette.pixels[i] = pixel_of(colors[3 * i], colors[3 * i + 1], colors[3 * i + 2]);
   return palette;
 }
 
@@ -49,13 +49,15 @@ FINERCAM_CLONES void index_row(const float* top, const float* bottom, float weig
   for (std::int64_t x = 0; x < width; ++x) out[x] = color_index(lerp(top[x], bottom[x], weight));
 }
 
-FINERCAM_CLONES void blend_row(const std::int32_t* index, const Palette& palette, const std::uint8_t* photo,
-                               float photo_opacity, std::uint8_t* __restrict out, std::int64_t width) {
-  for (std::int64_t x = 0; x < width; ++x) {
-    const float* color = palette.weighted[index[x]];
-    for (int k = 0; k < 3; ++k) out[4 * x + k] = blended(color[k], photo[3 * x + k], photo_opacity);
-    out[4 * x + 3] = 255;
-  }
+// Not vectorised on purpose: gathers are slower than loads here.
+void color_row(const std::int32_t* index, const Palette& palette, std::uint32_t* out, std::int64_t width) {
+  for (std::int64_t x = 0; x < width; ++x) out[x] = palette.pixels[index[x]];
+}
+
+// All bytes alike: alpha is 255 in both and stays so.
+FINERCAM_CLONES void blend_row(const std::uint8_t* __restrict photo, float photo_opacity, float opacity,
+                               std::uint8_t* __restrict row, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; ++i) row[i] = blended(row[i], opacity, photo[i], photo_opacity);
 }
 
 MapRange range_of(const RenderArgs& args, std::int64_t image) {
@@ -82,7 +84,8 @@ class BandRenderer {
         palette_(palette),
         columns_(columns),
         rows_{std::vector<float>(width()), std::vector<float>(width())},
-        index_(args.rgba != nullptr ? width() : 0) {}
+        index_(args.rgba != nullptr ? width() : 0),
+        photo_(args.photos != nullptr ? width() : 0) {}
 
   void draw(std::int64_t image, const float* map, std::int64_t first, std::int64_t last) {
     cached_[0] = cached_[1] = -1;
@@ -96,15 +99,13 @@ class BandRenderer {
         value_row(top, bottom, source.weight, args_.values + row * args_.width, args_.width);
         continue;
       }
+      std::uint32_t* out = rgba_row(row);
       index_row(top, bottom, source.weight, index_.data(), args_.width);
-      std::uint8_t* out = args_.rgba + row * args_.width * 4;
-      if (args_.photos != nullptr) {
-        blend_row(index_.data(), *palette_, photo_row(image, y), 1.0f - args_.opacity, out, args_.width);
-      } else {
-        for (std::int64_t x = 0; x < args_.width; ++x) {
-          std::memcpy(out + 4 * x, &palette_->rgba[index_[static_cast<std::size_t>(x)]], 4);
-        }
-      }
+      color_row(index_.data(), *palette_, out, args_.width);
+      if (args_.photos == nullptr) continue;
+      read_photo(image, y, photo_.data());
+      blend_row(reinterpret_cast<const std::uint8_t*>(photo_.data()), 1.0f - args_.opacity, args_.opacity,
+                reinterpret_cast<std::uint8_t*>(out), args_.width * 4);
     }
   }
 
@@ -115,14 +116,9 @@ class BandRenderer {
       if (args_.values != nullptr) {
         std::fill_n(args_.values + row * args_.width, args_.width, 0.0f);
       } else if (args_.photos == nullptr) {
-        std::fill_n(args_.rgba + row * args_.width * 4, args_.width * 4, std::uint8_t{0});
+        std::fill_n(rgba_row(row), args_.width, 0u);
       } else {
-        std::uint8_t* out = args_.rgba + row * args_.width * 4;
-        const std::uint8_t* photo = photo_row(image, y);
-        for (std::int64_t x = 0; x < args_.width; ++x) {
-          for (int k = 0; k < 3; ++k) out[4 * x + k] = photo[3 * x + k];
-          out[4 * x + 3] = 255;
-        }
+        read_photo(image, y, rgba_row(row));
       }
     }
   }
@@ -140,18 +136,28 @@ class BandRenderer {
     return slot.data();
   }
 
-  // Row y of the photograph as contiguous RGB.
-  const std::uint8_t* photo_row(std::int64_t image, std::int64_t y) {
+  std::uint32_t* rgba_row(std::int64_t row) const {
+    return reinterpret_cast<std::uint32_t*>(args_.rgba) + row * args_.width;
+  }
+
+  // Row y of the photograph as RGBA.
+  void read_photo(std::int64_t image, std::int64_t y, std::uint32_t* out) const {
     const std::uint8_t* row = args_.photos + image * args_.photo_batch_stride + y * args_.photo_row_stride;
-    if (args_.photo_column_stride == 3 && args_.photo_channel_stride == 1) return row;
-    photo_.resize(3 * width());
-    for (std::int64_t x = 0; x < args_.width; ++x) {
-      for (std::int64_t k = 0; k < 3; ++k) {
-        photo_[static_cast<std::size_t>(3 * x + k)] =
-            row[x * args_.photo_column_stride + k * args_.photo_channel_stride];
+    const std::int64_t step = args_.photo_channel_stride;
+    std::int64_t x = 0;
+    if (args_.photo_column_stride == 3 && step == 1) {
+      // One load of four bytes for three, but for the last pixel, after which the photograph may end.
+      static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the fourth byte must be the highest one");
+      for (; x + 1 < args_.width; ++x) {
+        std::uint32_t pixel;
+        std::memcpy(&pixel, row + 3 * x, sizeof pixel);
+        out[x] = pixel | 0xff000000u;
       }
     }
-    return photo_.data();
+    for (; x < args_.width; ++x) {
+      const std::uint8_t* pixel = row + x * args_.photo_column_stride;
+      out[x] = pixel_of(pixel[0], pixel[step], pixel[2 * step]);
+    }
   }
 
   const RenderArgs& args_;
@@ -160,7 +166,7 @@ class BandRenderer {
   std::vector<float> rows_[2];
   std::int32_t cached_[2] = {-1, -1};
   std::vector<std::int32_t> index_;
-  std::vector<std::uint8_t> photo_;
+  std::vector<std::uint32_t> photo_;
 };
 
 }  // namespace
@@ -183,7 +189,7 @@ void render_cpu(const RenderArgs& args, int threads) {
   if (!draws) return;
 
   Palette palette;
-  if (args.colors != nullptr) palette = palette_of(args.colors, args.opacity);
+  if (args.colors != nullptr) palette = palette_of(args.colors);
   std::vector<Source> columns(static_cast<std::size_t>(args.width));
   for (std::int64_t x = 0; x < args.width; ++x) {
     columns[static_cast<std::size_t>(x)] = source_of(

@@ -92,9 +92,9 @@ __device__ void draw(const RenderArgs& args, const Map& map, const std::uint8_t*
       if constexpr (kPicture == Picture::kBlend) {
         const std::uint8_t* photo = photo_at(args, image, y, x);
         const std::int64_t step = args.photo_channel_stride;
-        out.x = blended(args.opacity * static_cast<float>(out.x), photo[0], photo_opacity);
-        out.y = blended(args.opacity * static_cast<float>(out.y), photo[step], photo_opacity);
-        out.z = blended(args.opacity * static_cast<float>(out.z), photo[2 * step], photo_opacity);
+        out.x = blended(out.x, args.opacity, photo[0], photo_opacity);
+        out.y = blended(out.y, args.opacity, photo[step], photo_opacity);
+        out.z = blended(out.z, args.opacity, photo[2 * step], photo_opacity);
       }
       reinterpret_cast<uchar4*>(args.rgba)[pixel] = out;
     }

@@ -49,9 +49,10 @@ FINERCAM_HOST_DEVICE float lerp(float first, float second, float weight) { retur
 // Index into the 256 colours of a value in [0, 1]; halves round up.
 FINERCAM_HOST_DEVICE std::int32_t color_index(float value) { return static_cast<std::int32_t>(value * 255.0f + 0.5f); }
 
-// weighted_color = opacity * colour, photo_opacity = 1 - opacity; halves round up.
-FINERCAM_HOST_DEVICE std::uint8_t blended(float weighted_color, std::uint8_t photo, float photo_opacity) {
-  return static_cast<std::uint8_t>(weighted_color + photo_opacity * static_cast<float>(photo) + 0.5f);
+// opacity * color + photo_opacity * photo, where the opacities add up to 1; halves round up.
+FINERCAM_HOST_DEVICE std::uint8_t blended(std::uint8_t color, float opacity, std::uint8_t photo, float photo_opacity) {
+  const float sum = opacity * static_cast<float>(color) + photo_opacity * static_cast<float>(photo);
+  return static_cast<std::uint8_t>(static_cast<std::int32_t>(sum + 0.5f));
 }
 
 }  // namespace finercam
