@@ -1,0 +1,1 @@
+"""The comparison: engines of ours against plain forward passes and against other libraries' Finer-CAM."""

