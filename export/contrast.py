@@ -11,11 +11,15 @@ UNUSED = -2
 
 
 class Contrast(NamedTuple):
-    """target (N,) and references (N,R) as used (UNUSED where a reference takes no part), seed (N,K)."""
+    """target (N,) and references (N,R) as used (UNUSED where a reference takes no part), and the sparse seed.
+
+    The seed has the value cotangents[n,j] at class classes[n,j], both (N,1+R), and 0 elsewhere.
+    """
 
     target: torch.Tensor
     references: torch.Tensor
-    seed: torch.Tensor
+    classes: torch.Tensor
+    cotangents: torch.Tensor
 
 
 def contrast(
@@ -37,11 +41,8 @@ def contrast(
 
     Source: Finer-CAM (CVPR 2025), pytorch-grad-cam and torch-cam; DESIGN, section 2.
     """
-    num_classes, num_references = logits.shape[1], references.shape[1]
-    classes = torch.arange(num_classes)
     chosen = torch.where(target < 0, logits.argmax(1), target)
-    is_target = classes == chosen[:, None]
-    resolved = _resolve(logits, chosen, is_target, references)
+    resolved = _resolve(logits, chosen, references)
 
     used = resolved >= 0
     index = resolved.clamp(min=0)
@@ -51,24 +52,29 @@ def contrast(
         mean = (weights * scores).sum(1, keepdim=True)
         cotangents = weights * (1 + scores - mean)
     else:
-        cotangents = used / used.sum(1, keepdim=True).clamp(min=1)
+        cotangents = used.to(logits.dtype) / used.sum(1, keepdim=True).clamp(min=1)
     cotangents = -alpha[:, None] * cotangents
-    if num_references == 1:  # a product is one kernel less than a product and a sum over one
-        seed = (classes == index) * cotangents
-    else:
-        seed = ((classes == index[:, :, None]) * cotangents[:, :, None]).sum(1)
-    return Contrast(chosen, resolved, is_target + seed)
+    return Contrast(
+        chosen,
+        resolved,
+        torch.cat([chosen[:, None], index], 1),
+        torch.cat([torch.ones_like(cotangents[:, :1]), cotangents], 1),
+    )
 
 
-def _resolve(
-    logits: torch.Tensor, chosen: torch.Tensor, is_target: torch.Tensor, references: torch.Tensor
-) -> torch.Tensor:
+def dense_seed(chosen: Contrast, num_classes: int) -> torch.Tensor:
+    """The seed as (N,K), for a tail that does not end in a linear layer."""
+    hits = chosen.classes[:, :, None] == torch.arange(num_classes)
+    return (hits * chosen.cotangents[:, :, None]).sum(1)
+
+
+def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     num_references = references.shape[1]
     classes = torch.arange(logits.shape[1])
     earlier = torch.ones(num_references, num_references, dtype=torch.bool).tril(-1)
     repeats = ((references[:, :, None] == references[:, None, :]) & earlier).any(2)
     pinned = (references >= 0) & (references != chosen[:, None]) & ~repeats
-    taken = is_target | (classes == references[:, :, None]).any(1)
+    taken = (classes == chosen[:, None]) | (classes == references[:, :, None]).any(1)
     distance = (logits - logits.gather(1, chosen[:, None])).abs().masked_fill(taken, torch.inf)
     nearest = distance.topk(num_references, dim=1, largest=False).indices
     automatic = references == AUTOMATIC

@@ -52,6 +52,11 @@ def cut(captured: Captured) -> Split:
     return Split(trunk, rest, tuple(node.meta["val"] for node in (activations, *carried)))
 
 
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove what nothing reads; attention too, which fx takes for random and would keep."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
 def _dependents(nodes: Iterable[fx.Node], root: fx.Node) -> set[fx.Node]:
     found = {root}
     for node in nodes:
@@ -74,7 +79,7 @@ def _extract(
             copies[node] = graph.node_copy(node, lambda argument: copies[argument])
             _forget_strides(copies[node])
     graph.output(tuple(copies[node] for node in outputs))
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     root = torch.nn.Module()
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -19,6 +19,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
         aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+        aten.slice_backward.default: _slice_backward,
+        aten.select_backward.default: _select_backward,
     }
 
 
@@ -135,6 +137,28 @@ def _counted(size: int, out: int, kernel: int, step: int, border: int, count_inc
         last = min(first + kernel, size + border)
         counts.append(last - first if count_include_pad else min(last, size) - max(first, 0))
     return counts
+
+
+def _slice_backward(
+    grad: torch.Tensor, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int
+) -> torch.Tensor:
+    """Zeros around the cotangent, where the usual form scatters."""
+    dim = dim % grad.ndim
+    spread = _dilate(grad, dim, step)
+    first = start % input_sizes[dim] if start < 0 else start
+    return _surround(spread, dim, first, input_sizes[dim])
+
+
+def _select_backward(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, index: int) -> torch.Tensor:
+    """Zeros around the cotangent, where the usual form scatters."""
+    dim = dim % len(input_sizes)
+    return _surround(grad.unsqueeze(dim), dim, index % input_sizes[dim], input_sizes[dim])
+
+
+def _surround(x: torch.Tensor, dim: int, first: int, size: int) -> torch.Tensor:
+    """x as the part of `size` zeros along `dim` that begins at `first`."""
+    after = size - first - x.shape[dim]
+    return functional.pad(x, (0, 0) * (x.ndim - dim - 1) + (first, after)) if first or after else x
 
 
 def _dilate(x: torch.Tensor, dim: int, step: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ def export_model(
     layout: LayoutRequest = UNPINNED,
     images: torch.Tensor | None = None,
     name: str | None = None,
-    opset: int = 18,
+    opset: int = 20,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Compile `model` and its Finer-CAM map into one ONNX file that holds its manifest.
@@ -91,7 +91,7 @@ def export_model(
     on_stage("differentiating the tail")
     tail = explained_tail(split, layer, objective, references)
     on_stage("writing ONNX")
-    graph = emit(split.trunk, tail, example[:2], references, opset)
+    graph = emit(split.trunk, tail.graph_module, example[:2], references, opset)
     manifest = Manifest(
         model=ModelInfo(name or type(model).__name__, _weights_sha256(model)),
         input=input,
@@ -102,6 +102,7 @@ def export_model(
         objective=objective,
         references=references,
         opset=opset,
+        passes=tail.passes,
         producer=_producer(),
     )
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:

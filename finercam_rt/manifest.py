@@ -63,7 +63,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a runtime needs to know about an engine; see DESIGN, section 3."""
+    """Everything that a runtime needs to know about an engine; see DESIGN, section 3. passes: what the compiler did."""
 
     model: ModelInfo
     input: InputSpec
@@ -77,6 +77,7 @@ class Manifest:
     contrasts: int = 1
     head: str = "graph"
     precision: str = "fp32"
+    passes: tuple[str, ...] = ()
     verification: dict[str, Any] = field(default_factory=dict)
     producer: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -155,6 +156,7 @@ def _build(raw: dict[str, Any]) -> Manifest:
         contrasts=int(raw["contrasts"]),
         head=str(raw["head"]),
         precision=str(raw["precision"]),
+        passes=tuple(str(line) for line in raw["passes"]),
         verification=dict(raw["verification"]),
         producer={str(k): str(v) for k, v in raw["producer"].items()},
         schema=raw["schema"],

@@ -79,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     image.add_argument("--std", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
     image.add_argument("--interpolation", choices=INTERPOLATIONS, help="resizing of photographs")
     image.add_argument("--crop-pct", metavar="SHARE", type=float, help="input size / resized shorter edge")
-    parser.add_argument("--opset", type=int, default=18, help="ONNX opset, 18 to 20 (default: 18)")
+    parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 20 (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.set_defaults(run=run)
 

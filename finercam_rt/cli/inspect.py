@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--classes", action="store_true", help="print every class, one a line: index, tab, name")
+    shown.add_argument("--passes", action="store_true", help="print what the compiler did to the graph, a line a pass")
     shown.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.set_defaults(run=run)
 
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     manifest = read_manifest(args.engine)
     if args.json:
         print(manifest.to_json())
+    elif args.passes:
+        print("\n".join(manifest.passes))
     elif args.classes:
         for index in range(manifest.num_classes):
             print(f"{index}\t{manifest.classes[index] if manifest.classes else ''}".rstrip())
