@@ -17,7 +17,7 @@ from PIL import Image
 from finercam_rt import arrays, ops
 from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
-from finercam_rt.contrast import AUTOMATIC, Alpha, Contrast, ContrastResolver, References, Target
+from finercam_rt.contrast import Alpha, Contrast, ContrastResolver, References, Target
 from finercam_rt.errors import EngineError, InputError
 from finercam_rt.explanation import Explanation, concatenate
 from finercam_rt.images import ImageSource, load_image, source_name
@@ -277,9 +277,9 @@ class Engine:
 
     def _conflicts(self, contrast: Contrast, outputs: Outputs) -> list[int]:
         """The images whose target, which the graph chose, is one of the references that the caller gave."""
-        automatic = (contrast.target == AUTOMATIC) & (outputs.status != ops.Status.NON_FINITE)
         same = (contrast.references == outputs.target[:, None]).any(axis=1)
-        return [int(row) for row in np.flatnonzero(automatic & same)]
+        # Logits that are not finite make the predicted class an accident.
+        return [int(row) for row in np.flatnonzero(same & (outputs.status != ops.Status.NON_FINITE))]
 
     def _conflict_error(self, outputs: Outputs, row: int, name: str) -> InputError:
         predicted = self.classes.name(int(outputs.target[row]))

@@ -33,14 +33,15 @@ class ToyEngine:
     objective: str
     size: tuple[int, int]
     references: int
-    relu: bool
+    clip: float | None
 
     def activations(self, images: np.ndarray) -> np.ndarray:
         patch = self.kernel.shape[-1]
         n, _, height, width = images.shape
         cells = images.astype(np.float64).reshape(n, 3, height // patch, patch, width // patch, patch)
-        activations = np.einsum("nchpwq,kcpq->nkhw", cells, self.kernel.astype(np.float64))
-        return np.maximum(activations, 0) if self.relu else activations
+        if self.clip is not None:
+            cells = np.clip(cells, -self.clip, self.clip)
+        return np.einsum("nchpwq,kcpq->nkhw", cells, self.kernel.astype(np.float64))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         return self.activations(images).mean(axis=(2, 3)) @ self.weight.T.astype(np.float64) + self.bias
@@ -77,7 +78,7 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         size: tuple[int, int] = (32, 48),
         references: int = 3,
         batch: int | str = "N",
-        relu: bool = False,
+        clip: float | None = None,
         manifest: dict[str, Any] | None = None,
         metadata: str | None = "",
     ) -> ToyEngine:
@@ -87,7 +88,7 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         kernel = rng.normal(size=(channels, 3, patch, patch)).astype(np.float32) / patch
         weight = rng.normal(size=(len(CLASS_NAMES), channels)).astype(np.float32) * 3
         bias = rng.normal(size=len(CLASS_NAMES)).astype(np.float32)
-        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, relu)
+        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, clip)
         model = _model(onnx, toy, batch)
         text = _manifest(toy, manifest or {}) if metadata == "" else metadata
         if text is not None:
@@ -132,6 +133,8 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
         "kernel": toy.kernel,
         "weight": toy.weight,
         "bias": toy.bias,
+        "low": np.float32(-(toy.clip or 0)),
+        "high": np.float32(toy.clip or 0),
         "minus_one": np.int64(-1),
         "unused": np.int64(-2),
         "zero": np.int64(0),
@@ -152,8 +155,8 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
     def op(kind: str, inputs: str, outputs: str, **attributes: Any) -> None:
         nodes.append(helper.make_node(kind, inputs.split(), outputs.split(), **attributes))
 
-    op("Conv", "images kernel", "convolved", strides=list(toy.kernel.shape[2:]))
-    op("Relu" if toy.relu else "Identity", "convolved", "activations")
+    op("Identity" if toy.clip is None else "Clip", "images" if toy.clip is None else "images low high", "seen")
+    op("Conv", "seen kernel", "activations", strides=list(toy.kernel.shape[2:]))
     op("ReduceMean", "activations axes_hw", "pooled", keepdims=0)
     op("Gemm", "pooled weight bias", "logits", transB=1)
     op("ArgMax", "logits", "predicted", axis=1, keepdims=0)

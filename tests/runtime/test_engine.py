@@ -89,18 +89,34 @@ def test_read_only_batch(toy):
     assert np.isfinite(Engine(toy.path)(images).logits).all()
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_image_that_is_not_finite_is_reported(make_toy, relu, value):
-    """Also where a ReLU of the model turns NaN into 0, and with references that the target could be."""
-    toy = make_toy(relu=relu)
+@pytest.mark.parametrize("clip", [None, 4.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_is_reported(make_toy, clip, value):
+    """Also where the model hides it (here by clipping, elsewhere by a ReLU), and whatever the references are."""
+    toy = make_toy(clip=clip)
     images = batch(toy, 3)
     images[1, 2, 5, 7] = value
     outputs = Engine(toy.path)(images, references=[])
     assert outputs.status[1] == ops.Status.NON_FINITE
     assert (outputs.status[[0, 2]] != ops.Status.NON_FINITE).all()
+    if clip and np.isinf(value):
+        assert np.isfinite(outputs.logits).all(), "hidden from the outputs"
     alone = Engine(toy.path)(images[1:2], references=[0, 1, 2])
     assert alone.status.tolist() == [ops.Status.NON_FINITE]
+
+
+def test_logits_that_overflow_are_reported(toy):
+    """The map of another class may be finite all the same, and draw something."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(toy.path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[4] = np.inf
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, "bias"))
+    onnx.save(model, toy.path)
+    explanation = Engine(toy.path).explain(photographs(2), target=0, references=[], alpha=0)
+    assert np.isfinite(explanation.saliency_map).all()
+    assert explanation.status == ("non_finite", "non_finite")
 
 
 def test_large_values_are_finite(toy):

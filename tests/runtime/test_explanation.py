@@ -112,7 +112,10 @@ def test_record():
     assert record["logit_margin"] == pytest.approx(1.0)
     assert record["status"] == "ok"
     assert record["saliency_map"] == {"shape": [3, 4], "min": 0.0, "max": 11.0}
-    assert len(e.record(1)["references"]) == 1
+    second = e.record(1)
+    assert [r["name"] for r in second["references"]] == ["z"]
+    assert (second["image"], second["status"], second["alpha"]) == ("b.jpg", "no_positive_evidence", 0.5)
+    assert second["saliency_map"]["max"] == 0
 
 
 def test_record_is_json_whatever_the_numbers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,7 +56,11 @@ def test_the_graph_is_skipped_not_read(toy, tmp_path):
         stream.write(bytes([8, 10, 7 << 3 | 2]) + varint)
         stream.seek(length, os.SEEK_CUR)
         stream.write(onnx.ModelProto(metadata_props=model.metadata_props).SerializeToString())
+    tracemalloc.start()
     assert read_manifest(path).model.name == "toy"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_no_such_file(tmp_path):
