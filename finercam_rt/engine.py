@@ -335,4 +335,5 @@ def _rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     # max and min propagate NaN, and unlike a sum they neither overflow nor warn.
     if math.isfinite(np.maximum.reduce(values, axis=None)) and math.isfinite(np.minimum.reduce(values, axis=None)):
         return None
-    return ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(values.reshape(len(values), -1)), axis=1)
+    return ~finite
