@@ -309,5 +309,6 @@ def test_the_kernels_check_by_themselves():
         _core.cam(A, A, out, threads=0, **given)
     with pytest.raises(ValueError, match=r"\[cam\] expected a map of 2 x 3, got 3 x 3"):
         _core.cam(A, A, out[:, :2].copy(), threads=1, **given)
-    with pytest.raises(TypeError):
-        _core.cam(A, A, out.astype(float), threads=1, **given)  # would be converted, and the result lost
+    for bad in (out.astype(float), np.zeros((2, 3, 6), np.float32)[..., ::2]):
+        with pytest.raises(TypeError):
+            _core.cam(A, A, bad, threads=1, **given)  # would be converted, and the result lost

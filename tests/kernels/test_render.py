@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -112,17 +114,29 @@ def test_colours_without_photograph(device):
     assert (found[..., 3] == 255).all()
 
 
-def test_the_last_pixel_of_a_photograph_is_read_within_bounds():
-    """A photograph that ends where its page of memory ends."""
-    import mmap
+LAST_BYTE = """
+import ctypes, mmap
+import numpy as np
+from finercam_rt import ops
 
-    size = mmap.PAGESIZE
-    memory = mmap.mmap(-1, size)
-    pixels = size // 3
-    photo = np.frombuffer(memory, np.uint8)[size - 3 * pixels :].reshape(1, 1, pixels, 3)
-    photo[:] = 200
-    found = ops.render(maps_of(1, (2, 2)), (1, pixels), images=photo, colormap="gray", opacity=0.0).image
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + page), ctypes.c_size_t(page), 0) == 0
+pixels = page // 3
+photo = np.frombuffer(memory, np.uint8)[page - 3 * pixels : page].reshape(1, 1, pixels, 3)
+photo[:] = 200
+maps = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
+for cells in (maps, 0 * maps):
+    found = ops.render(cells, (1, pixels), images=photo, colormap="gray", opacity=0.0).image
     assert (found[..., :3] == 200).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page of memory by mprotect")
+def test_a_photograph_is_not_read_beyond_its_end():
+    """The page after the photograph must not be touched; touching it ends the process."""
+    subprocess.run([sys.executable, "-c", LAST_BYTE], check=True)
 
 
 @pytest.mark.parametrize("view", ["transposed", "sliced", "bgr"])
@@ -301,6 +315,23 @@ def test_the_kernels_check_by_themselves():
     out = np.zeros((2, 8, 9, 4), np.uint8)
     with pytest.raises(ValueError, match=r"\[render\] expected an opacity in \[0, 1\], got 2"):
         _core.render_rgba(M, status, out, colors=table, photos=None, opacity=2.0, threads=1, stream=0)
+
+
+@pytest.mark.parametrize("name", ["map_status", "render_values", "render_rgba"])
+def test_outputs_that_would_be_converted_are_refused(name):
+    """nanobind would write into a converted copy, and the result would be lost without an error."""
+    status, wide = np.zeros(2, np.uint8), np.zeros((2, 8, 9, 8), np.uint8)
+    more = {"threads": 1, "stream": 0}
+    if name == "map_status":
+        bad = [(M, status.astype("i4"))]
+    elif name == "render_values":
+        bad = [(M, status, np.zeros((2, 8, 9))), (M, status, np.zeros((2, 8, 18), "f4")[..., ::2])]
+    else:
+        more |= {"colors": colormaps.table("jet"), "photos": None, "opacity": 0.5}
+        bad = [(M, status, wide[..., ::2]), (M, status, wide[..., :4].astype("i4"))]
+    for arguments in bad:
+        with pytest.raises(TypeError):
+            getattr(_core, name)(*arguments, **more)
 
 
 def test_cuda_status_says_what_is():
