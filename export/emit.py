@@ -77,6 +77,7 @@ def emit(
     assert exported is not None
     model: onnx_ir.Model = exported.model
     _check_operations(model)
+    _read_weights_as_stored(model)
     _drop_stack_traces(model)
     return model
 
@@ -111,6 +112,23 @@ def _check_operations(model: onnx_ir.Model) -> None:
             raise ExportError(
                 "the model reads the indices of a max pooling, which TensorRT cannot take; choose a later target layer."
             )
+
+
+def _read_weights_as_stored(model: onnx_ir.Model) -> None:
+    """Gemm with a transposed weight becomes Gemm with transB: a runtime would keep both forms in memory otherwise."""
+    import onnx_ir
+
+    for node in model.graph.all_nodes():
+        weight = node.inputs[1].producer() if node.op_type == "Gemm" and node.inputs[1] is not None else None
+        if weight is None or weight.op_type != "Transpose" or weight.inputs[0] is None:
+            continue
+        if "transB" in node.attributes and node.attributes["transB"].as_int() != 0:
+            continue
+        if weight.inputs[0].is_initializer() and weight.inputs[0].shape is not None:
+            node.replace_input_with(1, weight.inputs[0])
+            node.attributes["transB"] = onnx_ir.AttrInt64("transB", 1)
+            if not weight.outputs[0].uses():
+                model.graph.remove(weight, safe=True)
 
 
 def _drop_stack_traces(model: onnx_ir.Model) -> None:

@@ -384,7 +384,8 @@ def _cat(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
 def _pad(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
     """Zeros around the map are perturbed by nothing."""
     pair = _only_pair(args)
-    if pair is None or (len(args) > 2 and args[2] != 0):
+    constant = all(value in ("constant", None, 0) for value in args[2:])
+    if pair is None or not constant:
         return None
     dims = [pair.value.ndim - 1 - i for i in range(len(args[1]) // 2) if args[1][2 * i] or args[1][2 * i + 1]]
     if not all(_is_position(pair, dim) for dim in dims):
@@ -420,4 +421,5 @@ _RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.sub.Tensor: _add,
     aten.cat.default: _cat,
     aten.constant_pad_nd.default: _pad,
+    aten.pad.default: _pad,
 }

@@ -1,0 +1,292 @@
+"""The graph passes: each against autograd in float64 on small adversarial tails, and a count of what it must save."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
+pytest.importorskip("onnx", reason="the export needs onnx")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from finercam_rt.export.capture import capture  # noqa: E402
+from finercam_rt.export.cut import Split, cut  # noqa: E402
+from finercam_rt.export.head import take_head  # noqa: E402
+from finercam_rt.export.lift import Lifted, LiftedTail, match_dimensions  # noqa: E402
+from finercam_rt.export.sink import sink_selections  # noqa: E402
+
+aten = torch.ops.aten
+CHANNELS, GRID, TOKENS = 12, (4, 6), 25
+
+
+class Tail(nn.Module):
+    """A trunk of one layer, named `tap`, then whatever the test puts behind it; images (N,3,8,12)."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = layout
+        self.stem = nn.Conv2d(3, CHANNELS, 2, 2)
+        self.tap = nn.Identity()
+        self.cls = nn.Parameter(torch.randn(1, 1, CHANNELS))
+
+    def forward(self, images: Any) -> Any:
+        x = self.stem(images).tanh()
+        if self.layout == "tokens":
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        elif self.layout == "nhwc":
+            x = x.permute(0, 2, 3, 1)
+        return self.behind(self.tap(x), x)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        raise NotImplementedError
+
+
+class PooledLinear(Tail):
+    """GAP and a linear head, with a frozen batch norm and a 1x1 convolution on the way: linear throughout."""
+
+    def __init__(self) -> None:
+        super().__init__("nchw")
+        self.norm = nn.BatchNorm2d(CHANNELS)
+        self.conv = nn.Conv2d(CHANNELS, 8, 1)
+        self.fc = nn.Linear(8, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        return self.fc(self.conv(self.norm(a)).mean((2, 3)))
+
+
+class PaddedPool(Tail):
+    """Zero padding, average pooling with its borders counted, a flatten that mixes positions and channels."""
+
+    def __init__(self) -> None:
+        super().__init__("nchw")
+        self.fc = nn.Linear(CHANNELS * 3 * 4, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        return self.fc(F.avg_pool2d(F.pad(a, (1, 1, 1, 1)), 2).flatten(1))
+
+
+class Gate(Tail):
+    """x times a gate that depends on the layer, as in squeeze-and-excitation, and a residual around the layer."""
+
+    def __init__(self) -> None:
+        super().__init__("nchw")
+        self.squeeze = nn.Linear(CHANNELS, CHANNELS)
+        self.fc = nn.Linear(CHANNELS, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        gate = self.squeeze(a.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.fc((before + a * gate * 0.5).mean((2, 3)))
+
+
+class TwiceUsed(Tail):
+    """One weight used twice, the layer read by two ways, one linear and one not."""
+
+    def __init__(self) -> None:
+        super().__init__("nhwc")
+        self.shared = nn.Linear(CHANNELS, CHANNELS)
+        self.fc = nn.Linear(CHANNELS, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        y = self.shared(a)
+        return self.fc((y + self.shared(F.gelu(y)) - a / 3).mean((1, 2)))
+
+
+class Block(Tail):
+    """The last block of a ViT: fused projections, attention, MLP; `read` says how the head reads the tokens."""
+
+    def __init__(self, read: str, scale: bool = False) -> None:
+        super().__init__("tokens")
+        self.read = read
+        self.qkv = nn.Linear(CHANNELS, 3 * CHANNELS)
+        self.proj = nn.Linear(CHANNELS, CHANNELS)
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.fc1, self.fc2 = nn.Linear(CHANNELS, 20), nn.Linear(20, CHANNELS)
+        self.last = nn.LayerNorm(CHANNELS)
+        self.gamma = nn.Parameter(torch.rand(CHANNELS)) if scale else 1.0
+        self.head = nn.Linear(2 * CHANNELS if read == "both" else CHANNELS, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        n, length, _ = a.shape
+        q, k, v = self.qkv(a).reshape(n, length, 3, 3, CHANNELS // 3).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, CHANNELS)
+        x = before + self.proj(y) * self.gamma
+        x = self.last(x + self.fc2(F.gelu(self.fc1(self.norm(x)))) * self.gamma)
+        readings = {
+            "index": lambda: x[:, 0],
+            "slice": lambda: x[:, 0:1].squeeze(1),
+            "last": lambda: x[:, -1],
+            "mean": lambda: x[:, 1:].mean(1),
+            "two": lambda: (x[:, 0] + x[:, 1]) / 2,
+            "both": lambda: torch.cat([x[:, 0], x[:, 1:].mean(1)], 1),
+            "gather": lambda: x.index_select(1, torch.tensor([0])).flatten(1),
+        }
+        return self.head(readings[self.read]())
+
+
+READINGS = ["index", "slice", "last", "mean", "two", "both", "gather"]
+TAILS: dict[str, Any] = {
+    "pooled linear": PooledLinear,
+    "padded pool": PaddedPool,
+    "gate": Gate,
+    "twice used": TwiceUsed,
+    **{f"block, {read}": lambda read=read: Block(read) for read in READINGS},
+    "block, layer scale": lambda: Block("index", scale=True),
+}
+
+
+def _split(make: Any) -> tuple[Any, Split, Any]:
+    torch.manual_seed(0)
+    model = make().double().eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 2)
+    images = torch.randn(3, 3, 8, 12, dtype=torch.float64)
+    return model, cut(capture(model, "tap", images)), images
+
+
+def _positions(activations: Any, layout: str) -> tuple[list[int], Any]:
+    """The shape of delta, and the mask: the class token takes no part."""
+    channel = 1 if layout == "nchw" else activations.ndim - 1
+    shape = [size if i in (0, channel) else 1 for i, size in enumerate(activations.shape)]
+    mask = torch.ones([1] * activations.ndim)
+    if layout == "tokens":
+        mask = torch.ones(1, TOKENS, 1)
+        mask[:, 0] = 0
+    return shape, mask
+
+
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize("name", TAILS)
+def test_pooled_gradients_and_logits_equal_autograd(name: str, sunk: bool) -> None:
+    """With and without select sinking: float64, so that only a wrong rule can differ."""
+    model, split, images = _split(TAILS[name])
+    tail = sink_selections(split.tail)[0] if sunk else split.tail
+    with torch.no_grad():
+        activations, *carried = split.trunk(images)
+    leaf = activations.clone().requires_grad_()
+    (expected,) = split.tail(leaf, *carried)
+    seed = torch.randn_like(expected)
+    (gradients,) = torch.autograd.grad(expected, leaf, seed)
+    assert torch.allclose(expected, model(images), rtol=0, atol=1e-12)
+
+    shape, mask = _positions(activations, model.layout)
+    delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (logits,) = LiftedTail(tail).run(Lifted(activations, delta, mask), *carried)
+    logits = logits.merged() if isinstance(logits, Lifted) else logits
+    (pooled,) = torch.autograd.grad(logits, delta, seed)
+
+    kept = gradients[:, 1:] if model.layout == "tokens" else gradients
+    dims = [i for i, size in enumerate(shape) if size == 1]
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-12)
+    assert pooled.abs().max() > 1e-6
+    assert torch.allclose(pooled, kept.sum(dims, keepdim=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "merged_at"),
+    [
+        ("pooled linear", []),
+        ("padded pool", ["aten.reshape.default"]),
+        ("gate", ["aten.sigmoid.default"]),
+        ("twice used", ["aten.gelu.default"]),
+        ("block, index", ["aten.scaled_dot_product_attention.default"]),
+        ("block, mean", ["aten.scaled_dot_product_attention.default"]),
+    ],
+)
+def test_the_pair_is_carried_to_the_first_operation_that_is_not_linear(name: str, merged_at: list[str]) -> None:
+    model, split, images = _split(TAILS[name])
+    with torch.no_grad():
+        activations, *carried = split.trunk(images)
+    shape, mask = _positions(activations, model.layout)
+    tail = LiftedTail(sink_selections(split.tail)[0])
+    tail.run(Lifted(activations, torch.zeros(shape, dtype=torch.float64, requires_grad=True), mask), *carried)
+    assert tail.merged_at == merged_at
+
+
+def _shapes(tail: Any, target: Any) -> list[list[Any]]:
+    return [list(node.meta["val"].shape)[1:] for node in tail.graph.nodes if node.target is target]
+
+
+@pytest.mark.parametrize("read", ["index", "slice", "last", "two"])
+def test_dead_rows_are_not_computed(read: str) -> None:
+    """After sinking, the attention has as many queries as the head reads tokens, and so have all the layers behind."""
+    rows = 2 if read == "two" else 1
+    _, split, _ = _split(lambda: Block(read))
+    sunk, report = sink_selections(split.tail)
+    assert report
+    (attention,) = (n for n in sunk.graph.nodes if n.target is aten.scaled_dot_product_attention.default)
+    queries, keys, values = (list(arg.meta["val"].shape)[2] for arg in attention.args[:3])
+    assert (queries, keys, values) == (rows, TOKENS, TOKENS)
+    linear = Counter(shape[0] for shape in _shapes(sunk, aten.linear.default) if len(shape) == 2)
+    # queries, projection and both layers of the MLP on the live rows; keys and values on all tokens
+    assert linear == {rows: 4, TOKENS: 2}
+    assert all(shape[0] == rows for shape in _shapes(sunk, aten.layer_norm.default))
+
+
+@pytest.mark.parametrize("read", ["mean", "both"])
+def test_a_head_that_reads_all_rows_is_left_alone(read: str) -> None:
+    _, split, _ = _split(lambda: Block(read))
+    sunk, report = sink_selections(split.tail)
+    assert report == ()
+    assert len(list(sunk.graph.nodes)) == len(list(split.tail.graph.nodes))
+
+
+def test_the_head_is_taken_only_where_it_is_linear() -> None:
+    _, split, _ = _split(lambda: Block("index"))
+    head = take_head(split.tail)
+    assert head is not None
+    assert tuple(head.weight.shape) == (7, CHANNELS)
+    assert head.bias is not None
+
+    class Scaled(PooledLinear):
+        def behind(self, a: Any, before: Any) -> Any:
+            return 3 * super().behind(a, before)
+
+    assert take_head(_split(Scaled)[1].tail) is None
+
+
+def test_a_sparse_seed_costs_no_product_with_all_classes(tmp_path: Any) -> None:
+    """With many classes only the forward pass multiplies with the whole last weight; the VJP gathers rows."""
+    import onnx
+
+    from finercam_rt.export import export_model
+    from finercam_rt.manifest import InputSpec
+
+    class Many(PooledLinear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 50_021)
+
+    torch.manual_seed(0)
+    path = tmp_path / "many.onnx"
+    spec = InputSpec((8, 12), (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+    manifest = export_model(Many().eval(), path, target_layer="tap", input=spec)
+    assert manifest.passes[-1].startswith("seed: sparse")
+    graph = onnx.load(path).graph
+    wide = {i.name for i in graph.initializer if 50_021 in i.dims}
+    readers = [node.op_type for node in graph.node if wide & set(node.input)]
+    # Equal marks the classes that are taken; no Transpose, which would be a second copy of the weight in memory
+    assert Counter(op for op in readers if op != "Equal") == {"Gemm": 1, "Gather": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ((2, 3, 4), (2, 12), [([0], [0]), ([1, 2], [1])]),
+        ((2, 12), (2, 3, 4), [([0], [0]), ([1], [1, 2])]),
+        ((6, 4), (4, 6), [([0, 1], [0, 1])]),
+        ((2, 1, 3), (2, 3), [([0], [0]), ([1, 2], [1])]),
+        ((5,), (6,), None),
+    ],
+)
+def test_dimensions_of_a_reshape_are_matched(old: tuple[int, ...], new: tuple[int, ...], expected: Any) -> None:
+    found = match_dimensions(old, new)
+    if expected is None or found is None:
+        assert found is expected
+        return
+    # ones may stand in either neighbour's group
+    assert [(sorted(a), sorted(b)) for a, b in found if a or b] == expected or (1 in (*old, *new))
