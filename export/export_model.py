@@ -22,7 +22,7 @@ from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import explained_tail
-from finercam_rt.manifest import OBJECTIVES, InputSpec, Manifest, ModelInfo
+from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 VERIFICATION_IMAGES = 5
@@ -35,6 +35,7 @@ def export_model(
     target_layer: str = "auto",
     input: InputSpec = IMAGENET_INPUT,
     classes: Sequence[str] | None = None,
+    method: str = "gradcam",
     objective: str = "weighted",
     references: int = 3,
     layout: LayoutRequest = UNPINNED,
@@ -54,6 +55,7 @@ def export_model(
         target_layer: the module whose output the map is drawn from, or "auto".
         input: how photographs become the model's input; its size fixes H and W.
         classes: the K names of the classes.
+        method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
         objective: "weighted" (softmax-weighted references) or "mean" (the paper's).
         references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
@@ -69,7 +71,7 @@ def export_model(
         ExportError: the model, the layer or an operation cannot be compiled, or the result differs from the model.
     """
     destination = Path(path)
-    _check_arguments(model, destination, objective, references, opset)
+    _check_arguments(model, destination, method, objective, references, opset)
     example = _example(input, images)
 
     on_stage("finding the target layer")
@@ -89,7 +91,7 @@ def export_model(
     on_stage(f"capturing the graph up to layer {layer.name!r} and after it")
     split = cut(capture(model, layer.name, example[:2]))
     on_stage("differentiating the tail")
-    tail = explained_tail(split, layer, objective, references)
+    tail = explained_tail(split, layer, objective, references, method)
     on_stage("writing ONNX")
     graph = emit(split.trunk, tail.graph_module, example[:2], references, opset)
     manifest = Manifest(
@@ -98,7 +100,7 @@ def export_model(
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
         layers=(layer,),
-        method="gradcam",
+        method=method,
         objective=objective,
         references=references,
         opset=opset,
@@ -110,14 +112,16 @@ def export_model(
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, model, layer, objective, example)
+            measured = verify(engine, model, layer, objective, method, example)
         manifest = dataclasses.replace(manifest, verification=measured)
         save(graph, manifest, draft)
         os.replace(draft, destination)
     return manifest
 
 
-def _check_arguments(model: nn.Module, destination: Path, objective: str, references: int, opset: int) -> None:
+def _check_arguments(
+    model: nn.Module, destination: Path, method: str, objective: str, references: int, opset: int
+) -> None:
     if model.training or any(module.training for module in model.modules()):
         raise ExportError(
             "the model is in training mode, where dropout and batch norm change the map; call model.eval()."
@@ -127,6 +131,8 @@ def _check_arguments(model: nn.Module, destination: Path, objective: str, refere
             raise ExportError(f"weight {key!r} is {str(tensor.dtype)[6:]}; convert the model with model.float().")
         if tensor.device.type != "cpu":
             raise ExportError(f"weight {key!r} is on {tensor.device}; move the model with model.cpu().")
+    if method not in METHODS:
+        raise ExportError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}.")
     if objective not in OBJECTIVES:
         raise ExportError(f"objective {objective!r} is unknown; give one of {', '.join(OBJECTIVES)}.")
     if references < 1:

@@ -11,7 +11,7 @@ from torch import nn
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
-from finercam_rt.export.method import gradcam
+from finercam_rt.export.method import raw_map
 from finercam_rt.manifest import LayerInfo
 
 MAP_TOLERANCE = 1e-4
@@ -19,7 +19,7 @@ LOGIT_TOLERANCE = 1e-4
 
 
 def eager_map(
-    model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor, outputs: Outputs
+    model: nn.Module, layer: LayerInfo, objective: str, method: str, images: torch.Tensor, outputs: Outputs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What eager autograd says for the targets, references and alphas of `outputs`.
 
@@ -36,13 +36,16 @@ def eager_map(
     )
     (gradients,) = torch.autograd.grad(value, activations)
     with torch.no_grad():
-        positive = gradcam(activations, gradients, layer)
-        negative = gradcam(activations, -gradients, layer)
-        scale = (positive - negative).flatten(1).norm(dim=1)
-    return logits.detach(), positive, scale
+        expected = raw_map(activations, gradients, layer, method)
+        # what the ReLU hides: A and G of the other sign have the negative part of the same scores for most methods
+        hidden = raw_map(activations, -gradients, layer, method)
+        scale = (expected.square() + hidden.square()).flatten(1).sum(1).sqrt()
+    return logits.detach(), expected, scale
 
 
-def verify(engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, images: torch.Tensor) -> dict[str, Any]:
+def verify(
+    engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, method: str, images: torch.Tensor
+) -> dict[str, Any]:
     """Run the engine on batches of one and of all images, with automatic and pinned contrasts, and compare.
 
     Args:
@@ -50,6 +53,7 @@ def verify(engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, i
         model: the model it was made from.
         layer: the target layer.
         objective: "weighted" or "mean".
+        method: one of manifest.METHODS.
         images: (N,3,H,W) float32, normalised, N >= 2.
 
     Returns:
@@ -72,7 +76,7 @@ def verify(engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, i
     worst_map = worst_logit = 0.0
     for batch, arguments in [(images[:1], cases[1]), *((images, case) for case in cases)]:
         outputs = engine(batch.numpy(), **arguments)
-        logits, expected, scale = eager_map(model, layer, objective, batch, outputs)
+        logits, expected, scale = eager_map(model, layer, objective, method, batch, outputs)
         got = torch.from_numpy(np.ascontiguousarray(outputs.saliency_map))
         difference = (got - expected).flatten(1).norm(dim=1)
         # a map of zero scale must be matched exactly

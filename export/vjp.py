@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
@@ -17,7 +18,7 @@ from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
-from finercam_rt.export.method import weighted_map
+from finercam_rt.export.method import METHODS, as_map, positions
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.manifest import LayerInfo
 
@@ -30,15 +31,17 @@ class ExplainedTail:
     passes: tuple[str, ...]
 
 
-def explained_tail(split: Split, layer: LayerInfo, objective: str, references: int) -> ExplainedTail:
+def explained_tail(split: Split, layer: LayerInfo, objective: str, references: int, method: str) -> ExplainedTail:
     """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes).
 
-    Autograd runs once, here, over the tail only; the graph that comes out holds plain forward operations. Grad-CAM's
-    weights are gradients with respect to one number a channel, added at every position (DESIGN, section 2.1).
+    Autograd runs once, here, over the tail only; the graph that comes out holds plain forward operations. It
+    differentiates with respect to what the method needs: one number a channel, added at every position (DESIGN,
+    section 2.1), or the activations themselves, or nothing.
 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
     """
+    needs = METHODS[method].needs
     tail, sunk = sink_selections(split.tail)
     head = take_head(tail)
     interpreter = LiftedTail(tail if head is None else head.features)
@@ -47,18 +50,23 @@ def explained_tail(split: Split, layer: LayerInfo, objective: str, references: i
         boundary: tuple[Any, ...], target: torch.Tensor, reference_classes: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         activations = boundary[0].detach()
-        delta = torch.zeros(_perturbation_shape(activations, layer)).requires_grad_()
+        start, leaf = _perturbed(activations, layer, needs)
         with torch.enable_grad():
-            (result,) = interpreter.run(Lifted(activations, delta, _mask(activations, layer)), *boundary[1:])
+            (result,) = interpreter.run(start, *boundary[1:])
             result = result.merged() if isinstance(result, Lifted) else result
         with torch.no_grad():
             logits = result.detach() if head is None else functional.linear(result.detach(), head.weight, head.bias)
             chosen = contrast(logits, target, reference_classes, alpha, objective)
             cotangent = _cotangent(chosen, logits, head)
-        (summed,) = torch.autograd.grad(result, delta, cotangent)
-        weights = summed.reshape(-1, summed.numel() // summed.shape[0]) / (layer.grid[0] * layer.grid[1])
-        raw_map = weighted_map(activations, weights, layer)
-        return logits, raw_map, chosen.target, chosen.references
+        values = positions(activations, layer)
+        gradients = activations
+        if needs != "nothing":
+            (gradients,) = torch.autograd.grad(result, leaf, cotangent)
+        if needs == "pooled":
+            gradients = gradients.flatten(1) / (layer.grid[0] * layer.grid[1])
+        elif needs == "gradients":
+            gradients = positions(gradients, layer).data
+        return logits, as_map(METHODS[method].score(values, gradients), layer), chosen.target, chosen.references
 
     fake_mode = split.boundary[0].fake_mode
     batch = split.boundary[0].shape[0]
@@ -74,7 +82,16 @@ def explained_tail(split: Split, layer: LayerInfo, objective: str, references: i
         raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
-    return ExplainedTail(graph_module, (*sunk, *_report(interpreter, head)))
+    return ExplainedTail(graph_module, (*sunk, *_report(interpreter, head, needs)))
+
+
+def _perturbed(activations: torch.Tensor, layer: LayerInfo, needs: str) -> tuple[torch.Tensor | Lifted, torch.Tensor]:
+    """What the tail starts from, and the leaf whose gradient the method needs."""
+    if needs == "pooled":
+        delta = torch.zeros(_perturbation_shape(activations, layer)).requires_grad_()
+        return Lifted(activations, delta, _mask(activations, layer)), delta
+    leaf = activations.requires_grad_(needs == "gradients")
+    return leaf, leaf
 
 
 def _perturbation_shape(activations: torch.Tensor, layer: LayerInfo) -> list[int]:
@@ -85,8 +102,6 @@ def _perturbation_shape(activations: torch.Tensor, layer: LayerInfo) -> list[int
 
 def _mask(activations: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
     """1 at the map's positions, 0 at prefix tokens; a real tensor, known when the graph is traced."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
     with _disable_current_modes():
         if layer.layout != "tokens" or layer.prefix_tokens == 0:
             return torch.ones([1] * activations.ndim)
@@ -103,7 +118,11 @@ def _cotangent(chosen: Contrast, logits: torch.Tensor, head: Head | None) -> tor
     return (chosen.cotangents[:, None, :] @ rows).squeeze(1)
 
 
-def _report(interpreter: LiftedTail, head: Head | None) -> tuple[str, ...]:
-    merged = ", ".join(interpreter.merged_at) or "nowhere: closed form"
+def _report(interpreter: LiftedTail, head: Head | None, needs: str) -> tuple[str, ...]:
+    if needs == "nothing":
+        return ("gradients: none, the method needs only activations",)
     seed = "dense" if head is None else "sparse, rows of the last linear layer gathered"
+    if needs == "gradients":
+        return ("gradients: at every position, as the method needs", f"seed: {seed}")
+    merged = ", ".join(interpreter.merged_at) or "nowhere: closed form"
     return (f"pooled perturbation: merged at {merged}", f"seed: {seed}")

@@ -16,7 +16,17 @@ METADATA_KEY = "finercam"
 
 OBJECTIVES = ("weighted", "mean")
 LAYOUTS = ("nchw", "nhwc", "tokens")
-METHODS = ("gradcam",)
+METHODS = (
+    "gradcam",
+    "gradcam++",
+    "xgradcam",
+    "layercam",
+    "hirescam",
+    "gradcamelementwise",
+    "eigengradcam",
+    "fem",
+    "eigencam",
+)
 HEADS = ("graph",)
 PRECISIONS = ("fp32",)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")

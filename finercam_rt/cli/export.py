@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finercam_rt.cli.progress import progress
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, OBJECTIVES, InputSpec, Manifest
+from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, InputSpec, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     layer.add_argument("--layout", choices=LAYOUTS, help="layout of its output (default: from its shape)")
     layer.add_argument("--grid", metavar=("H", "W"), type=int, nargs=2, help="positions of the map, for tokens")
     layer.add_argument("--prefix-tokens", metavar="N", type=int, help="tokens before the patches (CLS, registers)")
+    layer.add_argument("--method", choices=METHODS, default="gradcam", help="how the map is made (default: gradcam)")
     contrast = parser.add_argument_group("contrast")
     contrast.add_argument(
         "--objective",
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         load,
         args.output,
         target_layer=args.target_layer,
+        method=args.method,
         objective=args.objective,
         references=args.references,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
@@ -158,7 +160,7 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
     return (
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
         f"  target layer {layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}; "
-        f"objective {manifest.objective}, {manifest.references} references\n"
+        f"{manifest.method}, objective {manifest.objective}, {manifest.references} references\n"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"

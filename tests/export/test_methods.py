@@ -1,0 +1,114 @@
+"""The methods' formulas against pytorch-grad-cam on the same A and G, in every layout, and in compiled engines."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
+pytest.importorskip("onnx", reason="the export needs onnx")
+timm: Any = pytest.importorskip("timm", reason="the export's models come from timm")
+
+from finercam_rt.engine import Engine  # noqa: E402
+from finercam_rt.export.export_model import export_model  # noqa: E402
+from finercam_rt.export.method import METHODS, raw_map  # noqa: E402
+from finercam_rt.manifest import METHODS as NAMES  # noqa: E402
+from finercam_rt.manifest import LayerInfo  # noqa: E402
+
+PUBLIC = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "hirescam": "HiResCAM",
+    "gradcamelementwise": "GradCAMElementWise",
+    "eigengradcam": "EigenGradCAM",
+    "fem": "FEM",
+    "eigencam": "EigenCAM",
+}
+GRID, CHANNELS, PREFIX = (5, 7), 24, 2
+
+
+def test_the_manifest_and_the_export_name_the_same_methods() -> None:
+    assert set(METHODS) == set(NAMES) == set(PUBLIC)
+
+
+def _activations_and_gradients(seed: int) -> tuple[Any, Any]:
+    """(2,C,h,w) with a leading direction, as real feature maps have: Eigen-CAM needs a first singular vector."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(2, 1, *GRID, generator=generator) * torch.rand(2, CHANNELS, 1, 1, generator=generator) * 4
+    a = (base + torch.randn(2, CHANNELS, *GRID, generator=generator)).relu()
+    g = torch.randn(2, CHANNELS, *GRID, generator=generator) * 0.1
+    g[:, ::5] = 0  # Grad-CAM++ treats zero gradients on their own
+    return a, g
+
+
+def _in_layout(x: Any, layout: str) -> tuple[Any, LayerInfo]:
+    if layout == "nchw":
+        return x, LayerInfo("layer", "nchw", GRID)
+    if layout == "nhwc":
+        return x.permute(0, 2, 3, 1), LayerInfo("layer", "nhwc", GRID)
+    junk = torch.full((len(x), PREFIX, CHANNELS), 1e3)
+    return torch.cat([junk, x.flatten(2).transpose(1, 2)], 1), LayerInfo("layer", "tokens", GRID, PREFIX)
+
+
+def _public_scores(name: str, a: Any, g: Any) -> Any:
+    """The library's map before ReLU; its sign is arbitrary for the eigen methods."""
+    library = pytest.importorskip("pytorch_grad_cam", reason="parity needs grad-cam")
+    cls = getattr(library, name, None)
+    if cls is None:
+        module = importlib.import_module(f"pytorch_grad_cam.{name.lower()}")
+        cls = next(value for key, value in vars(module).items() if key.lower() == name.lower())
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+    with cls(model=model, target_layers=[model[0]]) as cam:
+        return cam.get_cam_image(torch.zeros(2, 3, 8, 8), model[0], None, a.numpy(), g.numpy(), False)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
+@pytest.mark.parametrize("method", NAMES)
+def test_formulas_equal_the_public_library(method: str, layout: str) -> None:
+    a, g = _activations_and_gradients(3)
+    if method == "xgradcam":
+        a = a + 0.01  # a channel without any activation divides by the epsilon alone
+    expected = _public_scores(PUBLIC[method], a, g)
+    if method.startswith("eigen"):
+        # of the two signs, ours is the one along which the activations are larger in the mean
+        x = a * g if method == "eigengradcam" else a
+        x = x.flatten(2).transpose(1, 2)
+        centred = x - x.mean(1, keepdim=True)
+        along = x.mean(1, keepdim=True) @ centred.transpose(1, 2) @ torch.from_numpy(expected).flatten(1)[:, :, None]
+        expected = expected * np.sign(along.numpy())
+    (got, layer), (cotangents, _) = _in_layout(a, layout), _in_layout(g, layout)
+    ours = raw_map(got, cotangents, layer, method).numpy()
+    rectified = np.maximum(expected, 0)
+    assert np.linalg.norm(rectified) > 0
+    assert np.linalg.norm(ours - rectified) <= 1e-5 * np.linalg.norm(rectified)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_engines_of_every_method(method: str, tmp_path: Path) -> None:
+    """Compiled, verified against eager autograd by the export itself, and the seed changes what it should change."""
+    torch.manual_seed(0)
+    # XGrad-CAM divides by the sum of a channel's activations, which is near zero behind a layer norm
+    name, arguments = ("resnet18", {}) if method == "xgradcam" else ("vit_tiny_patch16_224", {"img_size": 64})
+    model = timm.create_model(name, num_classes=10, **arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    from finercam_rt.manifest import InputSpec
+
+    path = tmp_path / "engine.onnx"
+    spec = InputSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    manifest = export_model(model, path, method=method, input=spec)
+    assert manifest.method == method
+    assert manifest.verification["map_relative_l2"] <= 1e-4
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    with Engine(path) as engine:
+        plain, finer = (engine(images, alpha=alpha) for alpha in (0.0, 1.0))
+    assert np.array_equal(plain.logits, finer.logits)
+    same = np.array_equal(plain.saliency_map, finer.saliency_map)
+    assert same == (METHODS[method].needs == "nothing")
