@@ -19,6 +19,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
         aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+        aten.native_layer_norm.default: _layer_norm,
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
     }
@@ -137,6 +138,23 @@ def _counted(size: int, out: int, kernel: int, step: int, border: int, count_inc
         last = min(first + kernel, size + border)
         counts.append(last - first if count_include_pad else min(last, size) - max(first, 0))
     return counts
+
+
+def _layer_norm(
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Spelled out, because the derivative reads mean and 1 / deviation, outputs that TensorRT's operation lacks."""
+    dims = list(range(-len(normalized_shape), 0))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    rstd = ((centred * centred).mean(dims, keepdim=True) + eps).rsqrt()
+    normal = centred * rstd
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias, mean, rstd
 
 
 def _slice_backward(

@@ -108,6 +108,11 @@ def _check_operations(model: onnx_ir.Model) -> None:
                 f"the derivative of this model's tail needs {node.op_type} with reduction {reduction.as_string()!r}, "
                 "which TensorRT cannot take; choose a later target layer."
             )
+        if node.op_type == "LayerNormalization" and any(output.uses() for output in node.outputs[1:]):
+            raise ExportError(
+                "the model reads the statistics of a layer normalisation, which TensorRT cannot give; choose a later "
+                "target layer."
+            )
         if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
             raise ExportError(
                 "the model reads the indices of a max pooling, which TensorRT cannot take; choose a later target layer."
