@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -146,13 +147,13 @@ def _readings(model: nn.Module, name: str, shape: tuple[int, ...], input_shape: 
 
 
 def _grid_fits(grid: tuple[int, ...], image: tuple[int, ...]) -> bool:
-    """Whether a grid of more than one position is the image divided by some stride, up to borders."""
+    """Whether a grid of more than one position is the image divided by one stride, up to borders."""
     if grid[0] * grid[1] < 2 or any(g > s for g, s in zip(grid, image, strict=True)):
         return False
-    strides = [size / cells for size, cells in zip(image, grid, strict=True)]
-    # a border of up to two cells may be lost or gained: unpadded convolutions and pooling do that
-    slack = max(stride * 2 / cells for stride, cells in zip(strides, grid, strict=True))
-    return abs(strides[0] - strides[1]) <= slack
+    # up to two cells may be lost or gained at the borders: unpadded convolutions and pooling do that
+    largest = min(size / (cells - 2) if cells > 2 else math.inf for size, cells in zip(image, grid, strict=True))
+    smallest = max(size / (cells + 2) for size, cells in zip(image, grid, strict=True))
+    return smallest <= largest
 
 
 def _token_grid(count: int, image: tuple[int, ...]) -> tuple[int, int] | None:
@@ -184,7 +185,8 @@ def _candidates(model: nn.Module, example: torch.Tensor) -> list[str]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor) and output.ndim in (3, 4) and not isinstance(module, nn.Identity):
                 outputs.append(output)
-                seen.setdefault((output.data_ptr(), output.shape), []).append(name)
+                key = (output.data_ptr(), output.shape)
+                seen[key] = [*seen.pop(key, []), name]  # at the end: what works in place is as late as its last write
 
         handles.append(module.register_forward_hook(hook))
 

@@ -1,0 +1,231 @@
+"""Finding the target layer: automatic choice, layouts of all shapes of input, and layers that cannot be drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.layers import LayoutRequest, find_target_layer
+
+from .oracle import noise, perturb
+
+
+def _found(model: nn.Module, name: str = "auto", size: tuple[int, int] = (160, 160), **request: Any) -> tuple[Any, ...]:
+    layer = find_target_layer(model.eval(), name, noise(2, size), LayoutRequest(**request))
+    return layer.name, layer.layout, layer.grid, layer.prefix_tokens
+
+
+def _timm(name: str, **arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return perturb(timm.create_model(name, **arguments))
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions, a pooling and a linear head, with every width and stride to choose."""
+
+    def __init__(self, channels: int = 24, stride: int = 8, classes: int = 7) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, stride, stride)
+        self.features = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.features(self.stem(x))).flatten(1))
+
+
+class TokenModel(nn.Module):
+    """Patch tokens behind `prefix` others, one attention block, and a head on the first token or on the mean."""
+
+    def __init__(self, size: tuple[int, int], prefix: int, pool: str = "first", patch: int = 16) -> None:
+        super().__init__()
+        cells = (size[0] // patch) * (size[1] // patch)
+        self.patch = nn.Conv2d(3, 32, patch, patch)
+        self.prefix = nn.Parameter(torch.randn(1, prefix, 32))
+        self.position = nn.Parameter(torch.randn(1, prefix + cells, 32))
+        self.norm = nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 9)
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.prefix.expand(len(x), -1, -1), tokens], 1) + self.position
+        normed = self.norm(tokens)
+        tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
+        return self.head(tokens[:, 0] if self.pool == "first" else tokens.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "size", "expected"),
+    [
+        ("test_resnet", {}, (160, 160), ("layer4", "nchw", (5, 5), 0)),
+        ("test_resnet", {}, (96, 224), ("layer4", "nchw", (3, 7), 0)),
+        ("test_byobnet", {}, (160, 160), ("stages.3", "nchw", (5, 5), 0)),
+        ("test_efficientnet", {}, (160, 160), ("bn2", "nchw", (5, 5), 0)),
+        ("test_convnext", {}, (160, 160), ("stages.3", "nchw", (5, 5), 0)),
+        ("test_maxvit", {}, (160, 160), ("norm", "nchw", (5, 5), 0)),
+        ("test_vit", {}, (160, 160), ("blocks.5.norm1", "tokens", (10, 10), 1)),
+        ("test_vit", {"img_size": (96, 224)}, (96, 224), ("blocks.5.norm1", "tokens", (6, 14), 1)),
+        ("test_vit2", {}, (160, 160), ("blocks.7.norm1", "tokens", (10, 10), 1)),
+        ("test_vit4", {}, (160, 160), ("blocks.8.norm1", "tokens", (10, 10), 1)),
+        ("resnet18", {}, (160, 224), ("layer4", "nchw", (5, 7), 0)),
+        ("resnet18", {}, (65, 97), ("layer4", "nchw", (3, 4), 0)),
+        ("mobilenetv3_small_050", {}, (160, 160), ("blocks.5", "nchw", (5, 5), 0)),
+        ("vit_tiny_patch16_224", {"img_size": (160, 224)}, (160, 224), ("blocks.11.norm1", "tokens", (10, 14), 1)),
+        (
+            "vit_tiny_patch16_224",
+            {"reg_tokens": 4, "class_token": True, "depth": 2},
+            (224, 224),
+            ("blocks.1.norm1", "tokens", (14, 14), 5),
+        ),
+        (
+            "vit_tiny_patch16_224",
+            {"reg_tokens": 4, "class_token": False, "global_pool": "avg", "depth": 2, "no_embed_class": True},
+            (224, 224),
+            ("blocks.1.norm1", "tokens", (14, 14), 4),
+        ),
+    ],
+)
+def test_auto(model: str, arguments: dict[str, Any], size: tuple[int, int], expected: tuple[Any, ...]) -> None:
+    assert _found(_timm(model, **arguments), size=size) == expected
+
+
+def test_auto_on_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    assert _found(torchvision.models.resnet18(), size=(224, 160)) == ("layer4", "nchw", (7, 5), 0)
+    assert _found(perturb(torchvision.models.mobilenet_v3_small())) == ("features.12", "nchw", (5, 5), 0)
+    vit = torchvision.models.VisionTransformer(224, 16, 2, 4, 32, 64, num_classes=10)
+    expected = ("encoder.layers.encoder_layer_1.ln_1", "tokens", (14, 14), 1)
+    assert _found(perturb(vit), size=(224, 224)) == expected
+
+
+@pytest.mark.parametrize("channels", [16, 24, 96, 128, 160])
+def test_a_pooled_output_is_not_a_map(channels: int) -> None:
+    """(N,C,1,1) has one position; it is no C x 1 grid of channels-last values, however few channels there are."""
+    model = SmallCNN(channels)
+    name, layout, grid, _ = _found(model, size=(128, 128), layout="nchw" if channels == 16 else None)
+    assert (name, layout, grid) == ("features", "nchw", (16, 16))
+    with pytest.raises(ExportError, match=r"layer 'pool', of shape .*is not a feature map"):
+        _found(model, "pool", (128, 128))
+
+
+def test_grids_that_are_not_square_or_lose_a_border() -> None:
+    model = SmallCNN(24, stride=8)
+    for size, grid in {(64, 96): (8, 12), (96, 64): (12, 8), (70, 100): (8, 12), (33, 64): (4, 8)}.items():
+        assert _found(model, size=size) == ("features", "nchw", grid, 0)
+    unpadded = nn.Sequential(nn.Conv2d(3, 24, 7, 4), nn.ReLU(), nn.Conv2d(24, 24, 5, 2), nn.ReLU())
+    model = nn.Sequential(unpadded, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+    assert _found(model, "0", (128, 128)) == ("0", "nchw", (14, 14), 0)
+
+
+def test_a_map_with_as_many_channels_as_rows_asks_for_the_layout() -> None:
+    model = SmallCNN(8, stride=16)
+    with pytest.raises(ExportError, match=r"can be read as nchw .*8x8.* or nhwc .*8x8.*; say which with layout\."):
+        _found(model, "features", (128, 128))
+    for layout in ("nchw", "nhwc"):
+        assert _found(model, "features", (128, 128), layout=layout) == ("features", layout, (8, 8), 0)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((64, 64), (4, 4)), ((48, 96), (3, 6)), ((96, 48), (6, 3))])
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_prefix_tokens_are_what_the_grid_leaves_over(size, grid, prefix: int) -> None:
+    model = perturb(TokenModel(size, prefix, "mean"))
+    assert _found(model, "norm", size) == ("norm", "tokens", grid, prefix)
+
+
+def test_a_grid_and_prefix_tokens_can_be_pinned() -> None:
+    """17 tokens read by themselves as 1 + 16; the caller may know better."""
+    model = perturb(TokenModel((64, 64), 1, "mean"))
+    assert _found(model, "norm", (64, 64), grid=(2, 8)) == ("norm", "tokens", (2, 8), 1)
+    assert _found(model, "norm", (64, 64), grid=(3, 5)) == ("norm", "tokens", (3, 5), 2)
+    assert _found(model, "norm", (64, 64), grid=(17, 1), prefix_tokens=0) == ("norm", "tokens", (17, 1), 0)
+    for request in ({"grid": (5, 5)}, {"prefix_tokens": 2}, {"grid": (4, 4), "prefix_tokens": 0}, {"layout": "nchw"}):
+        with pytest.raises(ExportError, match="not a feature map with the layout, grid and prefix tokens given"):
+            _found(model, "norm", (64, 64), **request)
+    with pytest.raises(ExportError, match="layout 'hwc' is unknown; give one of nchw, nhwc, tokens"):
+        _found(model, "norm", (64, 64), layout="hwc")
+
+
+def test_a_zero_gradient_names_the_layer_to_use() -> None:
+    """The last block's output of a CLS head: the logits read no patch token of it."""
+    model = _timm("test_vit")
+    assert model.global_pool != "avg"
+    with pytest.raises(ExportError, match=r"gradient at layer 'blocks\.5' is zero .*; use 'blocks\.5\.norm1'\."):
+        _found(model, "blocks.5")
+    assert _found(model, "blocks.4")[0] == "blocks.4"
+    with pytest.raises(ExportError, match=r"gradient at layer 'attention' is zero .*; choose an earlier layer\."):
+        _found(perturb(TupleFree((64, 64), 1)), "attention", (64, 64))
+
+
+class TupleFree(TokenModel):
+    """The attention's output taken at a module that gives a tensor."""
+
+    def __init__(self, size: tuple[int, int], prefix: int) -> None:
+        super().__init__(size, prefix)
+        self.inner, self.attention = self.attention, nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.prefix.expand(len(x), -1, -1), tokens], 1) + self.position
+        normed = self.norm(tokens)
+        return self.head(self.attention(tokens + self.inner(normed, normed, normed, need_weights=False)[0])[:, 0])
+
+
+class Odd(SmallCNN):
+    """Layers that run twice, never, beside the logits, or give no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never, self.beside = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.several = Several()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.several(self.twice(self.twice(self.stem(x))))[0]
+        self.beside(x)
+        return self.head(self.pool(self.features(x)).flatten(1))
+
+
+class Several(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("featurs", r"the model has no layer 'featurs'; the nearest are 'features'"),
+        ("features.9", r"the model has no layer 'features\.9'; the nearest are 'features\.\d'"),
+        ("", r"the model has no layer ''; the nearest are '"),
+        ("zzzz", r"the model has no layer 'zzzz'; the nearest are '"),
+        ("head", r"the output of layer 'head', of shape \(2, 7\), is not a feature map"),
+        ("pool", r"the output of layer 'pool', of shape \(2, 24, 1, 1\), is not a feature map"),
+        ("twice", r"target layer 'twice' runs 2 times in one forward pass; choose a layer that runs once"),
+        ("never", r"target layer 'never' runs 0 times in one forward pass; choose a layer that runs once"),
+        ("beside", r"the logits do not depend on layer 'beside'; choose a layer before the head"),
+        ("several", r"target layer 'several' gives a tuple, not a tensor; choose a layer that gives one"),
+    ],
+)
+def test_layers_that_cannot_be_drawn(name: str, message: str) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        _found(Odd(), name, (64, 64))
+    assert str(caught.value).count("\n") == 0
+    assert str(caught.value).endswith(".")
+
+
+def test_an_input_size_the_model_does_not_take() -> None:
+    for name in ("auto", "blocks.5.norm1"):
+        with pytest.raises(ExportError, match=r"does not run on an input of shape \(2, 3, 100, 100\) .*input size"):
+            _found(_timm("test_vit"), name, (100, 100))
+
+
+def test_a_model_without_any_map() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(ExportError, match="no target layer was found by itself; name one with target_layer"):
+        _found(model, size=(32, 32))
