@@ -77,7 +77,7 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
             f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
             "give the input size that it takes."
         ) from error
-    layer = _infer_layout(model, name, activations.shape, example.shape, request)
+    layer = _infer_layout(model, name, activations.shape, example, request)
     top = logits.topk(min(2, logits.shape[1]), dim=1).values
     objective = top[:, 0].sum() - 0.5 * top[:, 1:].sum()
     (gradients,) = torch.autograd.grad(objective, activations, allow_unused=True)
@@ -95,13 +95,13 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
 
 
 def _infer_layout(
-    model: nn.Module, name: str, shape: torch.Size, input_shape: torch.Size, request: LayoutRequest
+    model: nn.Module, name: str, shape: torch.Size, example: torch.Tensor, request: LayoutRequest
 ) -> LayerInfo:
     if request.layout is not None and request.layout not in LAYOUTS:
         raise ExportError(f"layout {request.layout!r} is unknown; give one of {', '.join(LAYOUTS)}.")
     found = [
         layer
-        for layer in _readings(model, name, tuple(shape), input_shape)
+        for layer in _readings(model, name, tuple(shape), example.shape)
         if request.layout in (None, layer.layout)
         and request.grid in (None, layer.grid)
         and request.prefix_tokens in (None, layer.prefix_tokens)
@@ -112,10 +112,11 @@ def _infer_layout(
         if prefix >= 0 and request.prefix_tokens in (None, prefix):
             found = [LayerInfo(name, "tokens", (height, width), prefix)]
     if not found:
-        pinned = f" with the layout, grid and prefix tokens given ({request})" if request != UNPINNED else ""
+        pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
+        others = [repr(other) for other in _candidates(model, example) if other != name][:3]
         raise ExportError(
             f"the output of layer {name!r}, of shape {tuple(shape)}, is not a feature map{pinned}; choose a layer "
-            f"whose output has positions, such as {_nearest(model, name)}."
+            f"whose output has positions, such as {', '.join(others) or 'the last convolution'}."
         )
     if len(found) > 1:
         raise ExportError(

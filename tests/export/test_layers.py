@@ -147,7 +147,7 @@ def test_a_grid_and_prefix_tokens_can_be_pinned() -> None:
     assert _found(model, "norm", (64, 64), grid=(3, 5)) == ("norm", "tokens", (3, 5), 2)
     assert _found(model, "norm", (64, 64), grid=(17, 1), prefix_tokens=0) == ("norm", "tokens", (17, 1), 0)
     for request in ({"grid": (5, 5)}, {"prefix_tokens": 2}, {"grid": (4, 4), "prefix_tokens": 0}, {"layout": "nchw"}):
-        with pytest.raises(ExportError, match="not a feature map with the layout, grid and prefix tokens given"):
+        with pytest.raises(ExportError, match="not a feature map of the layout, grid or prefix tokens given"):
             _found(model, "norm", (64, 64), **request)
     with pytest.raises(ExportError, match="layout 'hwc' is unknown; give one of nchw, nhwc, tokens"):
         _found(model, "norm", (64, 64), layout="hwc")
