@@ -127,7 +127,8 @@ def _measure(job: dict[str, Any], document: dict[str, Any], bar: Progress) -> No
     (case,) = find_cases([job["case"]])
     graphs = Build(FOLDER / job["graphs"])
     request = {**job, "graphs": str(graphs.folder)}
-    base = {"kind": job["job"], "asked": job, "case": case.describe(), "environment": _environment()}
+    base: dict[str, Any] = {"kind": job["job"], "asked": job, "case": case.describe(), "environment": _environment()}
+    result: dict[str, Any]
     if job["job"] == "build" and graphs.folder.exists():
         result = graphs.record
     elif job["job"] != "build" and not graphs.folder.exists():
@@ -143,8 +144,8 @@ def _measure(job: dict[str, Any], document: dict[str, Any], bar: Progress) -> No
             record = {**base, **shared, "batch": int(batch), **found}
             document["records"].append(record)
             bar.write(_line(record))
-    else:
-        asked = {key: job[key] for key in ("threads", "contender") if key in job}
+    elif "left_out" not in result:
+        asked: dict[str, Any] = {key: job[key] for key in ("threads", "contender") if key in job}
         document["records"].append({**base, **asked, **result})
 
 

@@ -43,15 +43,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Contender:
-    """A name, how to make it (setting -> batch -> call), and which objective its map has: None for a plain forward."""
+    """A name, how to make it (setting -> batch -> call), and which objective its map has: None for a plain forward.
+
+    modules: what it imports; layouts: those of a target layer's output that it reads.
+    """
 
     name: str
     make: Callable[[Setting], Callable[[NDArray[np.float32]], Call]]
     objective: str | None
     alpha: float = 0.0
-    needs_torch: bool = True
-    packages: Sequence[str] = ()
+    modules: Sequence[str] = ("torch",)
     layouts: Sequence[str] = ("nchw", "nhwc", "tokens")
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether it runs the PyTorch model and not one of the graphs."""
+        return "torch" in self.modules
 
 
 def _finercam(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
@@ -182,13 +189,13 @@ def _captum(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
 
 
 CONTENDERS = (
-    Contender(OURS, _finercam, "weighted", 1.0, needs_torch=False, packages=("finercam-rt", "onnxruntime")),
-    Contender(PLAIN, _onnxruntime, None, needs_torch=False, packages=("onnxruntime",)),
-    Contender("torch forward", _torch, None, packages=("torch",)),
-    Contender("torch-cam", _torchcam, "mean", 0.6, packages=("torch", "torchcam")),
-    Contender("grad-cam", _gradcam, "weighted", 1.0, packages=("torch", "grad-cam")),
+    Contender(OURS, _finercam, "weighted", 1.0, modules=("finercam_rt", "onnxruntime")),
+    Contender(PLAIN, _onnxruntime, None, modules=("onnxruntime",)),
+    Contender("torch forward", _torch, None),
+    Contender("torch-cam", _torchcam, "mean", 0.6, modules=("torch", "torchcam")),
+    Contender("grad-cam", _gradcam, "weighted", 1.0, modules=("torch", "pytorch_grad_cam")),
     # of tokens it averages the channels, without an error
-    Contender("captum", _captum, "mean", 0.6, packages=("torch", "captum"), layouts=("nchw",)),
+    Contender("captum", _captum, "mean", 0.6, modules=("torch", "captum.attr"), layouts=("nchw",)),
 )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as functional
 
-from comparison.contenders import REFERENCES, Answer, Contender
-from finercam_rt.engine import Outputs
-from finercam_rt.export.verify import eager_map
+from comparison.contenders import REFERENCES, Answer, Contender, reshape_transform
+from finercam_rt.export.eager import objective_value, run_with_gradients
 from finercam_rt.manifest import LayerInfo
 
 LOGIT_TOLERANCE = 1e-4
@@ -51,21 +48,17 @@ def check(
 def _oracle(
     contender: Contender, model: torch.nn.Module, layer: LayerInfo, images: torch.Tensor, logits: torch.Tensor
 ) -> torch.Tensor:
-    """The raw map (N,h,w) by autograd, of the predicted class against the nearest ones."""
-    order = logits.argsort(dim=1, descending=True, stable=True)
-    count = len(images)
-    none: Any = None
-    choice = Outputs(
-        logits=none,
-        saliency_map=none,
-        target=order[:, 0].numpy(),
-        references=order[:, 1 : 1 + REFERENCES].numpy(),
-        alpha=np.full(count, contender.alpha, np.float32),
-        status=none,
-    )
+    """The raw Grad-CAM map (N,h,w) by autograd, of the predicted class against the nearest ones."""
     assert contender.objective is not None
-    _, raw, _ = eager_map(model, layer, contender.objective, images, choice)
-    return torch.as_tensor(raw)
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    targets, references = order[:, 0].tolist(), order[:, 1 : 1 + REFERENCES].tolist()
+    activations, scores = run_with_gradients(model, layer.name, images)
+    alphas = [contender.alpha] * len(images)
+    value = objective_value(scores, targets, references, alphas, contender.objective)
+    (gradients,) = torch.autograd.grad(value, activations)
+    channels_first = (lambda tensor: tensor) if layer.layout == "nchw" else reshape_transform(layer)
+    weights = channels_first(gradients).mean((2, 3), keepdim=True)
+    return torch.relu((weights * channels_first(activations.detach())).sum(1))
 
 
 def _normalised(maps: torch.Tensor) -> torch.Tensor:

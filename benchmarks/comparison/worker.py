@@ -107,11 +107,19 @@ def _time(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, Any]
 
 
 def measure_memory(case: Case, graphs: Build, threads: int, batches: list[int], contender: str) -> dict[str, Any]:
-    """Resident memory of one contender alone: the peak while it loads, what it then holds, the peak of runs."""
+    """Resident memory of one contender alone: the peak while it loads, what it then holds, the peak of runs.
+
+    {"left_out": reason} where it does not run on this case or is not installed.
+    """
     (chosen,) = (c for c in CONTENDERS if c.name == contender)
     manifest = read_manifest(graphs.engine)
-    for package in ("torch", "torchcam", "pytorch_grad_cam") if chosen.needs_torch else ("onnxruntime", "finercam_rt"):
-        importlib.import_module(package)
+    if manifest.layers[0].layout not in chosen.layouts:
+        return {"left_out": f"it does not read {manifest.layers[0].layout} maps"}
+    try:
+        for module in chosen.modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        return {"left_out": str(error)}
     model = None
     if chosen.needs_torch:
         _torch(threads)

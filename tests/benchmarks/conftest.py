@@ -1,0 +1,8 @@
+"""The benchmarks are scripts and not installed: their folder goes on the path, as running one of them puts it there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
