@@ -1,4 +1,4 @@
-"""Where an engine's time goes beyond the plain forward's: ONNX Runtime's profile of both graphs of a case, node by node.
+"""Where an engine's time goes beyond the plain forward's: ONNX Runtime's profile of both graphs of a case.
 
 The two are run in turn, and each node's least time counts. Nodes are summed by operation; the names are those after
 ONNX Runtime's own fusions. Export the graphs first: run.py does.
@@ -39,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         (case,) = find_cases([args.case])
         graphs = build_of(case)
         if not graphs.engine.exists():
-            raise ValueError(
-                f"{args.case} is not exported for these sources; run benchmarks/run.py --cases {args.case}."
-            )
+            raise ValueError(f"{args.case} is not exported; run benchmarks/run.py --cases {args.case} first.")
         if min(args.batch, args.threads, args.runs, args.top) < 1:
             raise ValueError("batch, threads, runs and top must be above zero.")
     except ValueError as error:
@@ -89,20 +87,21 @@ def _least(events: list[dict[str, Any]]) -> Times:
 
 def _table(engine: Times, forward: Times, top: int) -> str:
     """Operations by how much more the engine spends in them, then its dearest nodes that the forward has not."""
-    operations = sorted({operation for operation, _ in (*engine, *forward)})
-    rows = []
-    for operation in operations:
-        ours, plain = ([v for (o, _), v in times.items() if o == operation] for times in (engine, forward))
-        rows.append(
-            (sum(ours) - sum(plain), f"{operation:28} {sum(ours):9.3f} {sum(plain):9.3f}", len(ours), len(plain))
-        )
-    rows.sort(key=lambda row: -abs(row[0]))
-    lines = [f"{'operation':28} {'engine ms':>9} {'plain ms':>9} {'more':>8}   nodes"]
-    total = sum(engine.values()), sum(forward.values())
-    lines.append(
-        f"{'all':28} {total[0]:9.3f} {total[1]:9.3f} {total[0] - total[1]:+8.3f}   {len(engine)}/{len(forward)}"
-    )
-    lines += [f"{text} {more:+8.3f}   {ours}/{plain}" for more, text, ours, plain in rows[:top]]
+
+    def row(title: str, ours: list[float], plain: list[float]) -> tuple[float, str]:
+        more = sum(ours) - sum(plain)
+        times_and_nodes = f"{sum(ours):9.3f} {sum(plain):9.3f} {more:+9.3f}   {len(ours)}/{len(plain)}"
+        return more, f"{title:28} {times_and_nodes}"
+
+    def of(operation: str, times: Times) -> list[float]:
+        return [value for (found, _), value in times.items() if found == operation]
+
+    operations = {operation for operation, _ in (*engine, *forward)}
+    rows = [row(operation, of(operation, engine), of(operation, forward)) for operation in operations]
+    rows.sort(key=lambda found: -abs(found[0]))
+    lines = [f"{'operation':28} {'engine ms':>9} {'plain ms':>9} {'more':>9}   nodes"]
+    lines.append(row("all", list(engine.values()), list(forward.values()))[1])
+    lines += [text for _, text in rows[:top]]
     names = {name for _, name in forward}
     own = sorted(((v, o, n) for (o, n), v in engine.items() if n not in names), reverse=True)[:top]
     lines += ["", "nodes of the engine whose name the plain graph does not have, ms"]
