@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
 
-COMMANDS = ("export", "explain", "inspect", "bench", "demo")
+COMMANDS = ("export", "explain", "inspect", "compare", "bench", "demo")
 """Each is a module of this package with add_parser(subparsers) and run(args) -> exit code."""
 
 _MISTAKE, _INTERRUPTED = 2, 130

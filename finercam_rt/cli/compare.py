@@ -1,0 +1,134 @@
+"""`finercam compare`: do two engines give the same classes and the same maps for the same photographs?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finercam_rt.cli.files import find_photographs
+from finercam_rt.cli.progress import progress
+from finercam_rt.comparison import compare_maps
+from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
+from finercam_rt.errors import InputError
+from finercam_rt.images import load_image
+
+_BELOW = 1
+_MEASURES = ("cosine", "spearman", "top_overlap")
+
+_EPILOG = """\
+The maps compared are those of the class that A predicts against the references that A chooses, so that they differ by
+the engines alone. An image without a map in one of the engines (its status is not "ok") is listed and not averaged.
+
+exit codes: 0 compared; 1 compared, and below a --min; 2 nothing done: a wrong argument, a missing file, engines that
+cannot be compared, or no image that both could explain.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="measure how far two engines agree on photographs",
+        description="Measure how far the classes and maps of engine B agree with those of engine A.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", metavar="A", type=Path, help="the engine to hold to, such as the fp32 one")
+    parser.add_argument("b", metavar="B", type=Path, help="the engine to compare with it")
+    parser.add_argument("--images", metavar="PATH", type=Path, nargs="+", required=True, help="images, or folders")
+    parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
+    for name in (*_MEASURES, "class_agreement"):
+        flag = f"--min-{name.replace('_', '-')}"
+        parser.add_argument(flag, metavar="X", type=float, help=f"exit with 1 where the mean {name} is below X")
+    parser.add_argument("--json", action="store_true", help="print the figures of each image and in all as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain all photographs with both engines, and print how far they agree."""
+    files = list(find_photographs(args.images, None))
+    with Engine(args.a, threads=args.threads) as a, Engine(args.b, threads=args.threads) as b:
+        _check_comparable(a, b)
+        records = _compare_all(a, b, files, args.alpha)
+    compared = [record for record in records if "cosine" in record]
+    if not compared:
+        reason = records[0].get("error") or f"status {records[0]['status']}"
+        raise InputError(f"none of the {len(records)} images has a map in both engines; the first: {reason}")
+    means = {name: float(np.mean([record[name] for record in compared])) for name in _MEASURES}
+    means["class_agreement"] = float(np.mean([r["same_class"] for r in records if "same_class" in r]))
+    lowest = {name: min(compared, key=lambda record, name=name: record[name]) for name in _MEASURES}  # type: ignore[misc]
+    if args.json:
+        print(json.dumps({"mean": means, "compared": len(compared), "images": records}, indent=1, ensure_ascii=False))
+    else:
+        print(f"{len(compared)} of {len(records)} images compared")
+        print(f"{'class agreement':16} {100 * means['class_agreement']:.1f} %")
+        for name in _MEASURES:
+            worst = lowest[name]
+            print(f"{name.replace('_', ' '):16} mean {means[name]:.4f}, least {worst[name]:.4f} ({worst['image']})")
+    failed = [
+        name for name, value in means.items() if (least := getattr(args, f"min_{name}")) is not None and value < least
+    ]
+    for name in failed:
+        print(
+            f"finercam: the mean {name} is {means[name]:.4f}, below {getattr(args, f'min_{name}'):g}.", file=sys.stderr
+        )
+    return _BELOW if failed else 0
+
+
+def _check_comparable(a: Engine, b: Engine) -> None:
+    """Refuse engines whose classes or maps have nothing to do with each other."""
+    for what, first, second in (
+        ("classes", a.manifest.num_classes, b.manifest.num_classes),
+        ("class names", a.manifest.classes, b.manifest.classes),
+        ("grid", a.manifest.layers[0].grid, b.manifest.layers[0].grid),
+        ("references", a.manifest.references, b.manifest.references),
+    ):
+        if first != second:
+            shown = "" if what == "class names" else f" ({first} and {second})"
+            raise InputError(
+                f"{a.path} and {b.path} differ in their {what}{shown}; compare engines of one model and layer."
+            )
+
+
+def _compare_all(a: Engine, b: Engine, files: list[Path], alpha: float | None) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    with progress(len(files), "images", "comparing") as bar:
+        for start in range(0, len(files), DEFAULT_BATCH_SIZE):
+            for record in _compare_batch(a, b, files[start : start + DEFAULT_BATCH_SIZE], alpha):
+                records.append(record)
+                if "error" in record:
+                    bar.write(f"finercam: {record['error']}", sys.stderr)
+                bar.advance()
+    return records
+
+
+def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None) -> list[dict[str, Any]]:
+    """One record a file: its agreement, or its status, or its error."""
+    images, found = [], {}
+    for position, file in enumerate(files):
+        try:
+            images.append((position, load_image(file)))
+        except InputError as error:
+            found[position] = {"image": str(file), "error": str(error)}
+    if images:
+        photographs = [image for _, image in images]
+        first = a.explain(photographs, alpha=alpha)
+        second = b.explain(
+            photographs, target=first.target.tolist(), references=first.references, alpha=first.alpha.tolist()
+        )
+        for row, (position, _) in enumerate(images):
+            record: dict[str, Any] = {
+                "image": str(files[position]),
+                "same_class": bool(first.target[row] == second.logits[row].argmax()),
+                "status": [first.status[row], second.status[row]],
+            }
+            if record["status"] == ["ok", "ok"]:
+                record |= compare_maps(first.saliency_map[row], second.saliency_map[row], first.size)._asdict()
+            found[position] = record
+    return [found[position] for position in range(len(files))]

@@ -1,0 +1,87 @@
+"""`finercam compare`, and the measures that it reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finercam_rt.comparison import compare_maps
+
+SIZE = (40, 60)
+
+
+def _maps(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, 4, 6)).astype(np.float32)
+    return np.maximum(a, 0), np.maximum(a + b, 0)  # many zeros: ties
+
+
+def test_measures_of_equal_scaled_and_reversed_maps() -> None:
+    a, _ = _maps(0)
+    assert compare_maps(a, a, SIZE) == pytest.approx((1, 1, 1))
+    assert compare_maps(a, 7 * a, SIZE) == pytest.approx((1, 1, 1))
+    ramp = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+    turned = compare_maps(ramp, ramp[::-1, ::-1].copy(), SIZE)
+    assert turned.spearman == pytest.approx(-1)
+    assert turned.top_overlap == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_correlation_equals_scipy(seed: int) -> None:
+    stats: Any = pytest.importorskip("scipy.stats", reason="the rank correlation is held against scipy")
+    a, b = _maps(seed)
+    got = compare_maps(a, b, SIZE)
+    assert got.spearman == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
+    x, y = a.ravel().astype(float), b.ravel().astype(float)
+    assert got.cosine == pytest.approx(x @ y / np.sqrt((x @ x) * (y @ y)), abs=1e-12)
+    assert 0 <= got.top_overlap <= 1
+
+
+def test_an_engine_agrees_with_itself(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    toy = make_toy()
+    ran = finercam("compare", toy.path, toy.path, "--images", photographs, "--json", "--min-cosine", "0.999")
+    assert ran.code == 0
+    report = json.loads(ran.out)
+    compared = [record for record in report["images"] if "cosine" in record]
+    assert len(report["images"]) == 5
+    assert report["compared"] == len(compared) > 0
+    assert report["mean"]["class_agreement"] == 1
+    assert report["mean"]["cosine"] == pytest.approx(1)
+
+
+def test_another_engine_disagrees_and_fails_the_threshold(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    first, second = make_toy(), make_toy("mean.onnx", objective="mean")
+    ran = finercam("compare", first.path, second.path, "--images", photographs, "--min-cosine", "0.9999999")
+    assert ran.code == 1
+    assert "below 1" in ran.err
+    assert "class agreement" in ran.out
+
+
+def test_a_bad_image_is_listed_and_the_others_go_on(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    (photographs / "broken.jpg").write_text("hello")
+    toy = make_toy()
+    ran = finercam("compare", toy.path, toy.path, "--images", photographs, "--json")
+    assert ran.code == 0
+    assert [r["image"] for r in json.loads(ran.out)["images"] if "error" in r] == [str(photographs / "broken.jpg")]
+
+
+def test_mistakes(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
+    toy = make_toy()
+    finercam("compare", toy.path, tmp_path / "none.onnx", "--images", photographs).refused("no such file")
+    finercam("compare", toy.path, toy.path, "--images", tmp_path / "none").refused("no such file")
+    finercam("compare", toy.path, toy.path, "--images", photographs, "--alpha", "-1").refused("alpha is -1")
+    other = make_toy("one.onnx", references=1)
+    finercam("compare", toy.path, other.path, "--images", photographs).refused("differ in their references")
