@@ -122,6 +122,12 @@ def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> Non
     assert again.returncode == 0
     assert records.read(output)["records"] == document["records"]
 
+    profile = run_script("nodes.py", "toy_vit", "--runs", 2)
+    assert profile.returncode == 0, profile.stderr
+    title, engine, plain, more, nodes = profile.stdout.splitlines()[1].split()
+    assert (title, nodes.count("/")) == ("all", 1)
+    assert float(engine) - float(plain) == pytest.approx(float(more), abs=2e-3)
+
 
 def test_the_report_makes_a_table_and_a_plot(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
@@ -141,6 +147,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     for script, *arguments in (
         ("run.py", "--cases", "resnet51"),
         ("run.py", "--batches", 0),
+        ("nodes.py", "resnet51"),
+        ("nodes.py", "toy_vit", "--runs", 0),
         ("report.py", tmp_path / "none.json"),
         ("report.py", tmp_path / "bad.json"),
     ):
