@@ -238,7 +238,18 @@ def _with_weights(
         if request.num_classes is None and stored is not None:
             model = build(stored)
         _load_into(model, state, request.checkpoint)
+    if request.random_weights:
+        _fill_zero_weights(model)
     return model.eval()
+
+
+def _fill_zero_weights(model: nn.Module) -> None:
+    """Some libraries begin with a head of zeros, whose logits depend on nothing and could not be explained."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02, generator=generator)
 
 
 def _stored_classes(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
