@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 AUTOMATIC = -1
 UNUSED = -2
@@ -48,17 +49,14 @@ def contrast(
     index = resolved.clamp(min=0)
     scores = logits.gather(1, index)
     if objective == "weighted":
-        weights = torch.where(used, scores.masked_fill(~used, -1e30).softmax(1), 0.0)
+        weights = torch.where(used, torch.where(used, scores, -1e30).softmax(1), 0.0)
         mean = (weights * scores).sum(1, keepdim=True)
         cotangents = weights * (1 + scores - mean)
     else:
         cotangents = used.to(logits.dtype) / used.sum(1, keepdim=True).clamp(min=1)
-    cotangents = -alpha[:, None] * cotangents
+    cotangents = (-alpha)[:, None] * cotangents
     return Contrast(
-        chosen,
-        resolved,
-        torch.cat([chosen[:, None], index], 1),
-        torch.cat([torch.ones_like(cotangents[:, :1]), cotangents], 1),
+        chosen, resolved, torch.cat([chosen[:, None], index], 1), functional.pad(cotangents, (1, 0), value=1.0)
     )
 
 
@@ -70,13 +68,15 @@ def dense_seed(chosen: Contrast, num_classes: int) -> torch.Tensor:
 
 def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     num_references = references.shape[1]
-    classes = torch.arange(logits.shape[1])
-    earlier = torch.ones(num_references, num_references, dtype=torch.bool).tril(-1)
-    repeats = ((references[:, :, None] == references[:, None, :]) & earlier).any(2)
-    pinned = (references >= 0) & (references != chosen[:, None]) & ~repeats
-    taken = (classes == chosen[:, None]) | (classes == references[:, :, None]).any(1)
-    distance = (logits - logits.gather(1, chosen[:, None])).abs().masked_fill(taken, torch.inf)
+    every = torch.cat([chosen[:, None], references], 1)
+    earlier = torch.ones(num_references, 1 + num_references, dtype=torch.bool).tril()
+    repeats = ((references[:, :, None] == every[:, None, :]) & earlier).any(2)
+    pinned = torch.where(repeats | (references < 0), UNUSED, references)
+
+    taken = (torch.arange(logits.shape[1]) == every[:, :, None]).any(1)
+    distance = torch.where(taken, torch.inf, (logits - logits.gather(1, chosen[:, None])).abs())
     nearest = distance.topk(num_references, dim=1, largest=False).indices
     automatic = references == AUTOMATIC
-    rank = (automatic.to(torch.int64).cumsum(1) - 1).clamp(min=0)
-    return torch.where(automatic, nearest.gather(1, rank), torch.where(pinned, references, UNUSED))
+    one = automatic.to(torch.int64)
+    rank = one.cumsum(1) - one  # how many automatic references come before
+    return torch.where(automatic, nearest.gather(1, rank), pinned)
