@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.quiet import quiet
 
 MAX_BATCH = 1 << 16
 
@@ -50,7 +51,7 @@ def capture(model: nn.Module, layer: str, example: torch.Tensor) -> Captured:
     """
     handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: tap(output))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
             )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +12,7 @@ from torch.export import Dim
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import MAX_BATCH, first_line
+from finercam_rt.export.quiet import quiet
 from finercam_rt.manifest import METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ def emit(
     inputs = (example, torch.full((count,), -1), torch.full((count, references), -1), torch.ones(count))
     batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 _Explained(trunk, tail), inputs, dynamic_shapes=(batch, batch, batch, batch), strict=False
             )
@@ -153,20 +150,3 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter talks to the terminal and warns about its own internals."""
-    root = logging.getLogger("torch.onnx")
-    script = logging.getLogger("onnxscript")
-    levels = root.level, script.level
-    root.setLevel(logging.ERROR)
-    script.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(levels[0])
-        script.setLevel(levels[1])

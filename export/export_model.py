@@ -143,8 +143,11 @@ def _check_arguments(
         raise ExportError(f"{destination} is a folder; give the name of the file to write, such as model.onnx.")
     if not destination.parent.is_dir():
         raise ExportError(f"the folder {destination.parent} does not exist; make it first.")
-    if not os.access(destination.parent, os.W_OK):
-        raise ExportError(f"the folder {destination.parent} cannot be written; choose another.")
+    try:
+        with tempfile.TemporaryFile(dir=destination.parent):
+            pass
+    except OSError:  # permission bits alone would not tell: root ignores them, and file systems have their own rules
+        raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
 
 
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
@@ -161,6 +164,8 @@ def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
             f"images must be (N,3,{input.size[0]},{input.size[1]}) float32 with N >= 2, "
             f"not {tuple(images.shape)} {str(images.dtype)[6:]}."
         )
+    if not images.isfinite().all():
+        raise ExportError("images hold values that are not finite; give normalised photographs.")
     return images
 
 

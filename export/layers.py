@@ -77,6 +77,7 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
             f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
             "give the input size that it takes."
         ) from error
+    _check_finite(logits)
     layer = _infer_layout(model, name, activations.shape, example, request)
     top = logits.topk(min(2, logits.shape[1]), dim=1).values
     objective = top[:, 0].sum() - 0.5 * top[:, 1:].sum()
@@ -92,6 +93,11 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
             + (f"use {advice!r}." if advice and advice != name else "choose an earlier layer.")
         )
     return layer
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    if not logits.isfinite().all():
+        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
 
 
 def _infer_layout(
@@ -196,7 +202,7 @@ def _candidates(model: nn.Module, example: torch.Tensor) -> list[str]:
             record(name, module)
     try:
         with torch.no_grad():
-            model(example)
+            logits = model(example)
     except Exception as error:
         raise ExportError(
             f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
@@ -205,6 +211,8 @@ def _candidates(model: nn.Module, example: torch.Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
+    if isinstance(logits, torch.Tensor):
+        _check_finite(logits)
     containers = {name for names in seen.values() for name in names if _holds_several_resolutions(name, seen)}
     last_first = []
     for (_, shape), names in reversed(seen.items()):

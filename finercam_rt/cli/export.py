@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,9 @@ def _input_spec(spec: InputSpec, args: argparse.Namespace) -> InputSpec:
         for name in ("mean", "std", "interpolation", "crop_pct")
         if (value := getattr(args, name)) is not None
     }
+    for name in ("mean", "std"):
+        if not all(math.isfinite(value) for value in pinned.get(name, ())):
+            raise ExportError(f"--{name} has a value that is not finite; give one number a channel.")
     if args.std is not None and not min(args.std) > 0:
         raise ExportError("--std has a value that is not above zero; it is what pixels are divided by.")
     if args.crop_pct is not None and not 0 < args.crop_pct <= 1:

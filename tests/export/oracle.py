@@ -106,19 +106,27 @@ def objective_value(
     return logits[target] - alpha * mean
 
 
-def relative_l2(got: np.ndarray, answer: Answer) -> np.ndarray:
-    """||got - raw|| / ||raw|| for each image.
+def relative_l2(got: np.ndarray, answer: Answer, expected: np.ndarray | None = None) -> np.ndarray:
+    """||got - expected|| / scale(answer) for each image; `expected` is the answer's own raw map by default."""
+    raw = answer.raw if expected is None else expected
+    difference = got.astype(np.float64) - raw
+    return np.asarray(np.linalg.norm(difference.reshape(len(got), -1), axis=1) / scale(answer))
 
-    Where less than a hundredth of the signed map is positive, its ReLU keeps little but rounding: the signed norm then
-    takes the place of the rectified one.
+
+def scale(answer: Answer) -> np.ndarray:
+    """||raw|| of each image, or ||signed|| where less than a hundredth of that is positive.
+
+    There the ReLU keeps little but the rounding of a sum that cancelled.
     """
-    raw = answer.raw.reshape(len(got), -1)
-    signed = answer.signed.reshape(len(got), -1)
-    scale = np.linalg.norm(raw, axis=1)
-    whole = np.linalg.norm(signed, axis=1)
+    whole = np.linalg.norm(answer.signed.reshape(len(answer.signed), -1), axis=1)
     assert np.all(whole > 0), "the oracle's map is zero: nothing would be compared"
-    error = np.linalg.norm(got.reshape(len(got), -1).astype(np.float64) - raw, axis=1)
-    return error / np.where(scale > 0.01 * whole, scale, whole)
+    return np.where(has_evidence(answer), np.linalg.norm(answer.raw.reshape(len(whole), -1), axis=1), whole)
+
+
+def has_evidence(answer: Answer) -> np.ndarray:
+    """Whether at least a hundredth of a signed map, by norm, is positive, (N,)."""
+    signed, raw = (v.reshape(len(v), -1) for v in (answer.signed, answer.raw))
+    return np.asarray(np.linalg.norm(raw, axis=1) > 0.01 * np.linalg.norm(signed, axis=1))
 
 
 def perturb(model: nn.Module, seed: int = 0, scale: float = 0.02) -> nn.Module:
@@ -132,3 +140,9 @@ def perturb(model: nn.Module, seed: int = 0, scale: float = 0.02) -> nn.Module:
 
 def noise(count: int, size: tuple[int, int] = (224, 224), seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def blobs(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    """Smooth noise: unlike white noise, it makes the cells of a map differ."""
+    values = torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return 2 * nn.functional.interpolate(values, size, mode="bicubic")

@@ -12,6 +12,7 @@ from torch import nn
 from finercam_rt.errors import ExportError
 from finercam_rt.export.layers import LayoutRequest, find_target_layer
 
+from .models import Odd, SmallCNN, TokenModel
 from .oracle import noise, perturb
 
 
@@ -23,42 +24,6 @@ def _found(model: nn.Module, name: str = "auto", size: tuple[int, int] = (160, 1
 def _timm(name: str, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
     return perturb(timm.create_model(name, **arguments))
-
-
-class SmallCNN(nn.Module):
-    """Two convolutions, a pooling and a linear head, with every width and stride to choose."""
-
-    def __init__(self, channels: int = 24, stride: int = 8, classes: int = 7) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, stride, stride)
-        self.features = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.pool(self.features(self.stem(x))).flatten(1))
-
-
-class TokenModel(nn.Module):
-    """Patch tokens behind `prefix` others, one attention block, and a head on the first token or on the mean."""
-
-    def __init__(self, size: tuple[int, int], prefix: int, pool: str = "first", patch: int = 16) -> None:
-        super().__init__()
-        cells = (size[0] // patch) * (size[1] // patch)
-        self.patch = nn.Conv2d(3, 32, patch, patch)
-        self.prefix = nn.Parameter(torch.randn(1, prefix, 32))
-        self.position = nn.Parameter(torch.randn(1, prefix + cells, 32))
-        self.norm = nn.LayerNorm(32)
-        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
-        self.head = nn.Linear(32, 9)
-        self.pool = pool
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.patch(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.prefix.expand(len(x), -1, -1), tokens], 1) + self.position
-        normed = self.norm(tokens)
-        tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
-        return self.head(tokens[:, 0] if self.pool == "first" else tokens.mean(1))
 
 
 @pytest.mark.parametrize(
@@ -160,41 +125,8 @@ def test_a_zero_gradient_names_the_layer_to_use() -> None:
     with pytest.raises(ExportError, match=r"gradient at layer 'blocks\.5' is zero .*; use 'blocks\.5\.norm1'\."):
         _found(model, "blocks.5")
     assert _found(model, "blocks.4")[0] == "blocks.4"
-    with pytest.raises(ExportError, match=r"gradient at layer 'attention' is zero .*; choose an earlier layer\."):
-        _found(perturb(TupleFree((64, 64), 1)), "attention", (64, 64))
-
-
-class TupleFree(TokenModel):
-    """The attention's output taken at a module that gives a tensor."""
-
-    def __init__(self, size: tuple[int, int], prefix: int) -> None:
-        super().__init__(size, prefix)
-        self.inner, self.attention = self.attention, nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.patch(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.prefix.expand(len(x), -1, -1), tokens], 1) + self.position
-        normed = self.norm(tokens)
-        return self.head(self.attention(tokens + self.inner(normed, normed, normed, need_weights=False)[0])[:, 0])
-
-
-class Odd(SmallCNN):
-    """Layers that run twice, never, beside the logits, or give no tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.twice, self.never, self.beside = nn.ReLU(), nn.ReLU(), nn.ReLU()
-        self.several = Several()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.several(self.twice(self.twice(self.stem(x))))[0]
-        self.beside(x)
-        return self.head(self.pool(self.features(x)).flatten(1))
-
-
-class Several(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, x
+    with pytest.raises(ExportError, match=r"gradient at layer 'block' is zero .*; choose an earlier layer\."):
+        _found(perturb(TokenModel((64, 64), 1)), "block", (64, 64))
 
 
 @pytest.mark.parametrize(
