@@ -1,7 +1,8 @@
-"""Stage 1: a model and an example become a functional ATen graph with a mark at the target layer's output."""
+"""Stage 1: a model and an example become a functional ATen graph with a mark at each target layer's output."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,26 +17,26 @@ MAX_BATCH = 1 << 16
 
 
 @torch.library.custom_op("finercam::tap", mutates_args=())
-def tap(x: torch.Tensor) -> torch.Tensor:
-    """The identity; as a custom operation it survives capture and marks a value in the graph."""
+def tap(x: torch.Tensor, index: int) -> torch.Tensor:
+    """The identity; as a custom operation it survives capture and marks target layer `index` in the graph."""
     return x.clone()
 
 
 @tap.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
+def _(x: torch.Tensor, index: int) -> torch.Tensor:
     return torch.empty_like(x)
 
 
 @dataclass(frozen=True)
 class Captured:
-    """The model as one graph module, images (N,3,H,W) -> logits (N,K), and the node that marks the target layer."""
+    """The model as one graph module, images (N,3,H,W) -> logits (N,K), and the nodes that mark the target layers."""
 
     graph_module: torch.fx.GraphModule
-    mark: torch.fx.Node
+    marks: tuple[torch.fx.Node, ...]
     logits: torch.fx.Node
 
 
-def capture(model: nn.Module, layer: str, example: torch.Tensor) -> Captured:
+def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> Captured:
     """Capture `model` with its batch dimension dynamic, N >= 1.
 
     Composite operations (linear, layer_norm, scaled_dot_product_attention, gelu) are kept whole; mutation and
@@ -43,13 +44,16 @@ def capture(model: nn.Module, layer: str, example: torch.Tensor) -> Captured:
 
     Args:
         model: in evaluation mode.
-        layer: name of the target layer's module; its output must be one tensor.
+        layers: names of the target layers' modules; the output of each must be one tensor.
         example: (N,3,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
 
     Raises:
-        ExportError: torch.export cannot trace the model, or the layer does not run exactly once.
+        ExportError: torch.export cannot trace the model, or a layer does not run exactly once.
     """
-    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: tap(output))
+    handles = [
+        model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output, i=index: tap(output, i))
+        for index, layer in enumerate(layers)
+    ]
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(
@@ -62,15 +66,19 @@ def capture(model: nn.Module, layer: str, example: torch.Tensor) -> Captured:
             "rewrite that part of its forward without data-dependent Python or a fixed batch size."
         ) from error
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     assert isinstance(graph_module, torch.fx.GraphModule)
     _drop_guards(graph_module)
-    marks = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
-    if len(marks) != 1:
-        raise ExportError(
-            f"target layer {layer!r} runs {len(marks)} times in one forward pass; choose a layer that runs once."
-        )
-    return Captured(graph_module, marks[0], _only_output(graph_module))
+    taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
+    for index, layer in enumerate(layers):
+        times = sum(node.args[1] == index for node in taps)
+        if times != 1:
+            raise ExportError(
+                f"target layer {layer!r} runs {times} times in one forward pass; choose a layer that runs once."
+            )
+    marks = sorted(taps, key=lambda node: int(node.args[1]))
+    return Captured(graph_module, tuple(marks), _only_output(graph_module))
 
 
 def first_line(error: BaseException) -> str:

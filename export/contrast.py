@@ -1,4 +1,4 @@
-"""Stage 3: the seed, what is fed to the VJP, from the logits and the contrast that the caller asks for."""
+"""Stage 3: the seed, what is fed to the VJP, from the logits and the contrasts that the caller asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ UNUSED = -2
 class Contrast(NamedTuple):
     """target (N,) and references (N,R) as used (UNUSED where a reference takes no part), and the sparse seed.
 
-    The seed has the value cotangents[n,j] at class classes[n,j], both (N,1+R), and 0 elsewhere.
+    The seed has the value cotangents[n,j] at class classes[n,j], both (N,1+R), and 0 elsewhere. With several contrasts
+    an axis P follows N on all of them.
     """
 
     target: torch.Tensor
@@ -35,48 +36,70 @@ def contrast(
 
     Args:
         logits: (N,K) float32.
-        target: (N,) int64; negative is the predicted class.
-        references: (N,R) int64, R < K; AUTOMATIC is chosen here, UNUSED takes no part.
-        alpha: (N,) float32, >= 0.
+        target: (N,) or (N,P) int64; -1 is the predicted class, and with P contrasts -k is the class with the k-th
+            largest logit, k <= P.
+        references: (N,R) or (N,P,R) int64, R < K; AUTOMATIC is chosen here, UNUSED takes no part.
+        alpha: (N,) or (N,P) float32, >= 0.
         objective: "weighted" or "mean".
 
     Source: Finer-CAM (CVPR 2025), pytorch-grad-cam and torch-cam; DESIGN, section 2.
     """
-    chosen = torch.where(target < 0, logits.argmax(1), target)
+    chosen = torch.where(target < 0, _ranked(logits, target), target)
     resolved = _resolve(logits, chosen, references)
 
     used = resolved >= 0
     index = resolved.clamp(min=0)
-    scores = logits.gather(1, index)
+    scores = _at(logits, index)
     if objective == "weighted":
-        weights = torch.where(used, torch.where(used, scores, -1e30).softmax(1), 0.0)
-        mean = (weights * scores).sum(1, keepdim=True)
+        weights = torch.where(used, torch.where(used, scores, -1e30).softmax(-1), 0.0)
+        mean = (weights * scores).sum(-1, keepdim=True)
         cotangents = weights * (1 + scores - mean)
     else:
-        cotangents = used.to(logits.dtype) / used.sum(1, keepdim=True).clamp(min=1)
-    cotangents = (-alpha)[:, None] * cotangents
+        cotangents = used.to(logits.dtype) / used.sum(-1, keepdim=True).clamp(min=1)
+    cotangents = (-alpha)[..., None] * cotangents
     return Contrast(
-        chosen, resolved, torch.cat([chosen[:, None], index], 1), functional.pad(cotangents, (1, 0), value=1.0)
+        chosen, resolved, torch.cat([chosen[..., None], index], -1), functional.pad(cotangents, (1, 0), value=1.0)
     )
 
 
 def dense_seed(chosen: Contrast, num_classes: int) -> torch.Tensor:
-    """The seed as (N,K), for a tail that does not end in a linear layer."""
-    hits = chosen.classes[:, :, None] == torch.arange(num_classes)
-    return (hits * chosen.cotangents[:, :, None]).sum(1)
+    """The seed as (N,K) or (N,P,K), for a tail that does not end in a linear layer."""
+    hits = chosen.classes[..., None] == torch.arange(num_classes)
+    return (hits * chosen.cotangents[..., None]).sum(-2)
+
+
+def _ranked(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The classes that negative targets stand for."""
+    if target.ndim == 1:
+        return logits.argmax(1)
+    count = int(target.shape[1])
+    # the K-th is the last that there is
+    largest = logits.topk(min(count, int(logits.shape[1])), dim=1).indices
+    return largest.gather(1, (-1 - target).clamp(0, int(largest.shape[1]) - 1))
+
+
+def _beside(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The logits (N,K), as (N,1,K) where the targets are (N,P)."""
+    return logits if target.ndim == 1 else logits[:, None]
+
+
+def _at(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """logits[n, index[n, ...]]."""
+    return logits.gather(1, index) if index.ndim == 2 else logits.gather(1, index.flatten(1)).view_as(index)
 
 
 def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    num_references = references.shape[1]
-    every = torch.cat([chosen[:, None], references], 1)
+    num_references = references.shape[-1]
+    every = torch.cat([chosen[..., None], references], -1)
     earlier = torch.ones(num_references, 1 + num_references, dtype=torch.bool).tril()
-    repeats = ((references[:, :, None] == every[:, None, :]) & earlier).any(2)
+    repeats = ((references[..., :, None] == every[..., None, :]) & earlier).any(-1)
     pinned = torch.where(repeats | (references < 0), UNUSED, references)
 
-    taken = (torch.arange(logits.shape[1]) == every[:, :, None]).any(1)
-    distance = torch.where(taken, torch.inf, (logits - logits.gather(1, chosen[:, None])).abs())
-    nearest = distance.topk(num_references, dim=1, largest=False).indices
+    taken = (torch.arange(logits.shape[1]) == every[..., :, None]).any(-2)
+    distance = (_beside(logits, chosen) - _at(logits, chosen[..., None])).abs()
+    distance = torch.where(taken, torch.inf, distance)
+    nearest = distance.topk(num_references, dim=-1, largest=False).indices
     automatic = references == AUTOMATIC
     one = automatic.to(torch.int64)
-    rank = one.cumsum(1) - one  # how many automatic references come before
-    return torch.where(automatic, nearest.gather(1, rank), pinned)
+    rank = one.cumsum(-1) - one  # how many automatic references come before
+    return torch.where(automatic, nearest.gather(-1, rank), pinned)

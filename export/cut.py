@@ -1,4 +1,4 @@
-"""Stage 2: the captured graph is cut at the target layer into a trunk and a tail."""
+"""Stage 2: the captured graph is cut at the target layers into a trunk and a tail."""
 
 from __future__ import annotations
 
@@ -17,39 +17,43 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Split:
-    """trunk: images -> (activations, *carried); tail: (activations, *carried) -> logits.
+    """trunk: images -> (*activations, *carried); tail: (*activations, *carried) -> logits.
 
-    `boundary` holds the fake values (symbolic batch, static rest) of activations and carried, in that order.
+    `outer` holds the indices of the target layers whose activations those are, usually (0,); a layer behind another one
+    stays in the tail as a mark. `boundary` holds the fake values (symbolic batch, static rest) of activations and
+    carried, in that order.
     """
 
     trunk: fx.GraphModule
     tail: fx.GraphModule
     boundary: tuple[Any, ...]
+    outer: tuple[int, ...] = (0,)
 
 
 def cut(captured: Captured) -> Split:
-    """Cut at the mark; what crosses the cut beside the activations (a residual stream, a batch size) is carried.
+    """Cut at the marks; what crosses the cut beside the activations (a residual stream, a batch size) is carried.
 
     Raises:
-        ExportError: the logits do not depend on the target layer.
+        ExportError: the logits do not depend on a target layer.
     """
     nodes = list(captured.graph_module.graph.nodes)
-    mark = captured.mark
-    tail = _dependents(nodes, mark)
-    if captured.logits not in tail:
-        raise ExportError("the logits do not depend on the target layer's output; choose a layer before the head.")
+    for mark in captured.marks:
+        if captured.logits not in _dependents(nodes, [mark]):
+            raise ExportError("the logits do not depend on the target layer's output; choose a layer before the head.")
+    tail = _dependents(nodes, captured.marks)
+    outer = [index for index, mark in enumerate(captured.marks) if _source(mark) not in tail]
+    marks = [captured.marks[index] for index in outer]
     images = [node for node in nodes if node.op == "placeholder"]
     carried = [
         node
         for node in nodes
-        if node not in tail and node.op != "get_attr" and any(user in tail and user is not mark for user in node.users)
+        if node not in tail and node.op != "get_attr" and any(user in tail and user not in marks for user in node.users)
     ]
-    activations = mark.args[0]
-    assert isinstance(activations, fx.Node)
-    trunk = _extract(captured.graph_module, [n for n in nodes if n not in tail], images, [activations, *carried])
-    inside = [n for n in nodes if (n in tail and n is not mark) or n.op == "get_attr"]
-    rest = _extract(captured.graph_module, inside, [mark, *carried], [captured.logits])
-    return Split(trunk, rest, tuple(node.meta["val"] for node in (activations, *carried)))
+    crossing = [*(_source(mark) for mark in marks), *carried]
+    trunk = _extract(captured.graph_module, [n for n in nodes if n not in tail], images, crossing)
+    inside = [n for n in nodes if (n in tail and n not in marks) or n.op == "get_attr"]
+    rest = _extract(captured.graph_module, inside, [*marks, *carried], [captured.logits])
+    return Split(trunk, rest, tuple(node.meta["val"] for node in crossing), tuple(outer))
 
 
 def drop_dead(graph: fx.Graph) -> None:
@@ -57,8 +61,14 @@ def drop_dead(graph: fx.Graph) -> None:
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
-def _dependents(nodes: Iterable[fx.Node], root: fx.Node) -> set[fx.Node]:
-    found = {root}
+def _source(mark: fx.Node) -> fx.Node:
+    source = mark.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _dependents(nodes: Iterable[fx.Node], roots: Iterable[fx.Node]) -> set[fx.Node]:
+    found = set(roots)
     for node in nodes:
         if any(source in found for source in node.all_input_nodes):
             found.add(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -10,34 +10,49 @@ from torch import nn
 from finercam_rt.errors import ExportError
 
 
-def run_with_gradients(model: nn.Module, layer: str, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The layer's output as a leaf that requires gradients, and the logits (N,K) computed from it.
+def run_with_gradients(
+    model: nn.Module, layers: Sequence[str], images: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The layers' outputs, which autograd can differentiate with respect to, and the logits (N,K) computed from them.
 
-    Only the part of the model after the layer is recorded, whatever the parameters require.
+    Only the part of the model after the layers is recorded, whatever the parameters require.
     """
-    taps: list[torch.Tensor] = []
+    taps: list[list[torch.Tensor]] = [[] for _ in layers]
 
-    def hook(_module: nn.Module, _inputs: object, output: object) -> torch.Tensor:
-        if not isinstance(output, torch.Tensor):
-            raise ExportError(
-                f"target layer {layer!r} gives a {type(output).__name__}, not a tensor; choose a layer that gives one."
-            )
-        taps.append(output.detach().clone().requires_grad_())
-        return taps[-1].clone()  # what follows may work in place, which a leaf forbids
+    def hook(index: int) -> Callable[[nn.Module, object, object], torch.Tensor]:
+        def enter(_module: nn.Module, _inputs: object, output: object) -> torch.Tensor:
+            if not isinstance(output, torch.Tensor):
+                raise ExportError(
+                    f"target layer {layers[index]!r} gives a {type(output).__name__}, not a tensor; choose a layer "
+                    "that gives one."
+                )
+            # behind another layer it depends on that one's output, and must go on to do so
+            value = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+            taps[index].append(value)
+            return value.clone()  # what follows may work in place, which a leaf forbids
 
-    handle = model.get_submodule(layer).register_forward_hook(hook)
+        return enter
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [model.get_submodule(layer).register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
     try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         with torch.enable_grad():
             logits = model(images)
     finally:
-        handle.remove()
-    if len(taps) != 1:
-        raise ExportError(
-            f"target layer {layer!r} runs {len(taps)} times in one forward pass; choose a layer that runs once."
-        )
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_()
+    for layer, found in zip(layers, taps, strict=True):
+        if len(found) != 1:
+            raise ExportError(
+                f"target layer {layer!r} runs {len(found)} times in one forward pass; choose a layer that runs once."
+            )
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
-    return taps[0], logits
+    return [found[0] for found in taps], logits
 
 
 def objective_value(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
 INPUTS = ("images", "target", "references", "alpha")
-OUTPUTS = ("logits", "saliency_map", "target_class", "reference_classes")
 OPSETS = (18, 19, 20)
 
 
@@ -37,15 +36,24 @@ class _Explained(nn.Module):
 
 
 def emit(
-    trunk: fx.GraphModule, tail: fx.GraphModule, example: torch.Tensor, references: int, opset: int
+    trunk: fx.GraphModule,
+    tail: fx.GraphModule,
+    example: torch.Tensor,
+    outputs: Sequence[str],
+    *,
+    contrasts: int,
+    references: int,
+    opset: int,
 ) -> onnx_ir.Model:
-    """One ONNX model: images, target, references, alpha -> logits, saliency_map, target_class, reference_classes.
+    """One ONNX model: images, target, references, alpha -> logits, saliency_map, target_class, reference_classes, ...
 
     Args:
         trunk: images -> boundary.
-        tail: (boundary, target, references, alpha) -> the four outputs.
+        tail: (boundary, target, references, alpha) -> the outputs.
         example: (N,3,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`.
-        references: R, the number of reference classes.
+        outputs: the names of the tail's outputs.
+        contrasts: P, the number of contrasts an image.
+        references: R, the number of reference classes a contrast.
         opset: 18 to 20; older ones lack LayerNormalization's companions, newer ones have an Attention that TensorRT
             cannot take.
 
@@ -53,7 +61,8 @@ def emit(
         ExportError: an operation that ONNX, or TensorRT behind it, has no form for.
     """
     count = example.shape[0]
-    inputs = (example, torch.full((count,), -1), torch.full((count, references), -1), torch.ones(count))
+    lead = (count,) if contrasts == 1 else (count, contrasts)
+    inputs = (example, torch.full(lead, -1), torch.full((*lead, references), -1), torch.ones(lead))
     batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
     try:
         with torch.no_grad(), quiet():
@@ -67,7 +76,7 @@ def emit(
                 verbose=False,
                 opset_version=opset,
                 input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
+                output_names=list(outputs),
             )
     except Exception as error:
         raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error

@@ -21,7 +21,7 @@ from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.verify import verify
-from finercam_rt.export.vjp import explained_tail
+from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,12 +32,14 @@ def export_model(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    target_layer: str = "auto",
+    target_layer: str | Sequence[str] = "auto",
     input: InputSpec = IMAGENET_INPUT,
     classes: Sequence[str] | None = None,
     method: str = "gradcam",
     objective: str = "weighted",
     references: int = 3,
+    contrasts: int = 1,
+    layer_maps: bool = False,
     layout: LayoutRequest = UNPINNED,
     images: torch.Tensor | None = None,
     name: str | None = None,
@@ -52,12 +54,15 @@ def export_model(
     Args:
         model: float32, on the CPU, in evaluation mode; images (N,3,H,W) -> logits (N,K), K >= 2. It is not changed.
         path: where the engine goes, usually NAME.onnx.
-        target_layer: the module whose output the map is drawn from, or "auto".
+        target_layer: the module whose output the map is drawn from, or "auto". With several of them the map is the
+            mean of their maps, each min-max normalised and resized to the largest grid.
         input: how photographs become the model's input; its size fixes H and W.
         classes: the K names of the classes.
         method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
         objective: "weighted" (softmax-weighted references) or "mean" (the paper's).
         references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
+        contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
+        layer_maps: whether the raw map of each of several target layers is an output of its own as well.
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
         images: (N,3,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
         name: the model's name in the manifest; its class name by default.
@@ -71,11 +76,14 @@ def export_model(
         ExportError: the model, the layer or an operation cannot be compiled, or the result differs from the model.
     """
     destination = Path(path)
-    _check_arguments(model, destination, method, objective, references, opset)
+    names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
+    _check_arguments(model, destination, names, method, objective, references, contrasts, opset)
+    if layer_maps and len(names) == 1:
+        raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     example = _example(input, images)
 
     on_stage("finding the target layer")
-    layer = find_target_layer(model, target_layer, example[:2], layout)
+    layers = tuple(find_target_layer(model, name, example[:2], layout) for name in names)
     with torch.no_grad():
         num_classes = model(example[:2]).shape[1]
     if num_classes < 2:
@@ -88,31 +96,41 @@ def export_model(
         )
     references = min(references, num_classes - 1)
 
-    on_stage(f"capturing the graph up to layer {layer.name!r} and after it")
-    split = cut(capture(model, layer.name, example[:2]))
+    on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
+    split = cut(capture(model, [layer.name for layer in layers], example[:2]))
     on_stage("differentiating the tail")
-    tail = explained_tail(split, layer, objective, references, method)
-    on_stage("writing ONNX")
-    graph = emit(split.trunk, tail.graph_module, example[:2], references, opset)
+    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps))
     manifest = Manifest(
         model=ModelInfo(name or type(model).__name__, _weights_sha256(model)),
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
-        layers=(layer,),
+        layers=layers,
         method=method,
         objective=objective,
         references=references,
+        contrasts=contrasts,
+        layer_maps=layer_maps,
         opset=opset,
         passes=tail.passes,
         producer=_producer(),
+    )
+    on_stage("writing ONNX")
+    graph = emit(
+        split.trunk,
+        tail.graph_module,
+        example[:2],
+        manifest.outputs,
+        contrasts=contrasts,
+        references=references,
+        opset=opset,
     )
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         draft = Path(folder) / destination.name
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, model, layer, objective, method, example)
+            measured = verify(engine, model, example)
         manifest = dataclasses.replace(manifest, verification=measured)
         save(graph, manifest, draft)
         os.replace(draft, destination)
@@ -120,7 +138,14 @@ def export_model(
 
 
 def _check_arguments(
-    model: nn.Module, destination: Path, method: str, objective: str, references: int, opset: int
+    model: nn.Module,
+    destination: Path,
+    target_layers: Sequence[str],
+    method: str,
+    objective: str,
+    references: int,
+    contrasts: int,
+    opset: int,
 ) -> None:
     if model.training or any(module.training for module in model.modules()):
         raise ExportError(
@@ -137,6 +162,12 @@ def _check_arguments(
         raise ExportError(f"objective {objective!r} is unknown; give one of {', '.join(OBJECTIVES)}.")
     if references < 1:
         raise ExportError(f"references is {references}, and a contrast needs at least 1.")
+    if contrasts < 1:
+        raise ExportError(f"contrasts is {contrasts}, and an explanation needs at least 1.")
+    if len(set(target_layers)) < max(1, len(target_layers)):
+        raise ExportError("target layers must be given, and each only once.")
+    if "auto" in target_layers and len(target_layers) > 1:
+        raise ExportError("the target layer 'auto' stands alone; name all layers where there are several.")
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported; give one of {', '.join(map(str, OPSETS))}.")
     if destination.is_dir():

@@ -69,7 +69,7 @@ def find_target_layer(
 
 def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutRequest) -> LayerInfo:
     try:
-        activations, logits = run_with_gradients(model, name, example)
+        (activations,), logits = run_with_gradients(model, [name], example)
     except ExportError:
         raise
     except Exception as error:

@@ -68,17 +68,23 @@ def _masked_sum(grad: torch.Tensor, mask: torch.Tensor, positions: Sequence[int]
 
 
 class LiftedTail(fx.Interpreter):
-    """Runs a tail on a Lifted first input; `merged_at` names the operations where a pair was merged, in order."""
+    """Runs a tail on Lifted activations; `merged_at` names the operations where a pair was merged, in order."""
 
-    def __init__(self, tail: fx.GraphModule) -> None:
-        """Take the tail."""
+    def __init__(
+        self, tail: fx.GraphModule, at_mark: Callable[[torch.Tensor, int], torch.Tensor | Lifted] | None = None
+    ) -> None:
+        """Take the tail, and what becomes of the activations of a target layer (by index) that is marked in it."""
         super().__init__(tail)
         self.merged_at: list[str] = []
+        self._at_mark = at_mark
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation: by its rule where it is linear in the pair, on the merged value otherwise."""
         if target is operator.getitem:
             return args[0][args[1]]
+        if target is torch.ops.finercam.tap.default:
+            assert self._at_mark is not None
+            return self._at_mark(args[0].merged() if isinstance(args[0], Lifted) else args[0], args[1])
         if any(isinstance(value, Lifted) for value in _flat(args)):
             rule = _RULES.get(target)
             kept = rule(target, args, kwargs) if rule is not None and not kwargs else None

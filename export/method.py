@@ -1,15 +1,18 @@
 """Stage 5: activations and gradients become the raw map.
 
 Formulas: pytorch-grad-cam 1.5.7 where it has the method (`facts` of the design, part C). A method gets A and G over
-the map's positions only, as (N,C,L) or (N,L,C) with its two axes named, so that no layout is ever transposed.
+the map's positions only, as (N,C,L) or (N,L,C) with its two axes named, so that no layout is ever transposed. With
+several contrasts an axis P follows N on the gradients, and on the map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.manifest import LayerInfo
 
@@ -18,11 +21,15 @@ SQUARINGS = 8
 
 
 class Values(NamedTuple):
-    """Activations or gradients over the positions of the map, and which axis is which."""
+    """Activations or gradients over the positions of the map, and which axis is which, counted from the last."""
 
     data: torch.Tensor
     channel: int
     position: int
+
+    def beside(self, gradients: torch.Tensor) -> torch.Tensor:
+        """The data with an axis of size 1 for the contrasts, where the gradients have one."""
+        return self.data if gradients.ndim == self.data.ndim else self.data[:, None]
 
 
 class Method(NamedTuple):
@@ -42,48 +49,78 @@ def raw_map(activations: torch.Tensor, gradients: torch.Tensor, layer: LayerInfo
 def positions(values: torch.Tensor, layer: LayerInfo) -> Values:
     """A value in the layer's layout, without prefix tokens, its grid flattened."""
     if layer.layout == "nchw":
-        return Values(values.flatten(2), 1, 2)
-    return Values(values.flatten(1, 2) if layer.layout == "nhwc" else values[:, layer.prefix_tokens :], 2, 1)
+        return Values(values.flatten(-2), -2, -1)
+    if layer.layout == "nhwc":
+        return Values(values.flatten(-3, -2), -1, -2)
+    return Values(values[..., layer.prefix_tokens :, :], -1, -2)
 
 
 def as_map(scores: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
-    """ReLU of the scores (N,h*w), as (N,h,w)."""
-    return scores.reshape(-1, *layer.grid).relu()
+    """ReLU of the scores (...,h*w), as (...,h,w)."""
+    return scores.unflatten(-1, layer.grid).relu()
+
+
+def mean_of_normalised(maps: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    """The mean of several layers' raw maps (...,h_i,w_i), each min-max normalised and resized to `grid`, bilinear.
+
+    A map without a range counts as zeros, one that is not finite makes the mean so.
+    """
+    resized = []
+    for values in maps:
+        least, most = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
+        span = most - least
+        normal = (values - least) / torch.where(span == 0, 1.0, span)
+        rows, columns = (_interpolation(int(normal.shape[axis]), grid[axis]) for axis in (-2, -1))
+        normal = normal if rows is None else rows @ normal
+        resized.append(normal if columns is None else normal @ columns.T)
+    return torch.stack(resized).mean(0)
+
+
+def _interpolation(size: int, wanted: int) -> torch.Tensor | None:
+    """The matrix (wanted,size) of bilinear resizing with half-pixel centres along one axis."""
+    if size == wanted:
+        return None
+    with _disable_current_modes():
+        return functional.interpolate(torch.eye(size)[None], wanted, mode="linear", align_corners=False)[
+            0
+        ].T.contiguous()
 
 
 def _gradcam(a: Values, weights: torch.Tensor) -> torch.Tensor:
     """sum_k w_k A_k, w = mean_positions(G)."""
-    if a.channel == 1:
-        return (weights[:, None, :] @ a.data).squeeze(1)
-    return (a.data @ weights[:, :, None]).squeeze(2)
+    several = weights.ndim == a.data.ndim
+    if a.channel == -2:
+        return weights @ a.data if several else (weights[:, None, :] @ a.data).squeeze(1)
+    return (a.data @ weights.transpose(1, 2)).transpose(1, 2) if several else (a.data @ weights[:, :, None]).squeeze(2)
 
 
 def _gradcam_plus_plus(a: Values, g: torch.Tensor) -> torch.Tensor:
     """w_k = sum ReLU(G) * alpha, alpha = G^2 / (2 G^2 + (sum A) G^3 + 1e-6)."""
     square = g * g
-    denominator = 2 * square + a.data.sum(a.position, keepdim=True) * square * g + 1e-6
+    denominator = 2 * square + a.beside(g).sum(a.position, keepdim=True) * square * g + 1e-6
     alpha = torch.where(g == 0, 0.0, square / denominator)
     return _gradcam(a, (g.relu() * alpha).sum(a.position))
 
 
 def _xgradcam(a: Values, g: torch.Tensor) -> torch.Tensor:
     """w_k = sum G A / (sum A + 1e-7)."""
-    return _gradcam(a, (g * a.data).sum(a.position) / (a.data.sum(a.position) + 1e-7))
+    data = a.beside(g)
+    return _gradcam(a, (g * data).sum(a.position) / (data.sum(a.position) + 1e-7))
 
 
 def _layercam(a: Values, g: torch.Tensor) -> torch.Tensor:
     """sum_k ReLU(G) A."""
-    return (g.relu() * a.data).sum(a.channel)
+    return (g.relu() * a.beside(g)).sum(a.channel)
 
 
 def _hirescam(a: Values, g: torch.Tensor) -> torch.Tensor:
     """sum_k G A."""
-    return (g * a.data).sum(a.channel)
+    return (g * a.beside(g)).sum(a.channel)
 
 
 def _elementwise(a: Values, g: torch.Tensor) -> torch.Tensor:
     """sum_k ReLU(G A)."""
-    return (g * a.data).relu().sum(a.channel)
+    return (g * a.beside(g)).relu().sum(a.channel)
 
 
 def _fem(a: Values, _g: torch.Tensor) -> torch.Tensor:
@@ -95,27 +132,27 @@ def _fem(a: Values, _g: torch.Tensor) -> torch.Tensor:
 
 def _eigencam(a: Values, _g: torch.Tensor) -> torch.Tensor:
     """X v1 of the centred positions-by-channels matrix X; of the two signs the one along the mean activations."""
-    x = a.data if a.channel == 2 else a.data.transpose(1, 2)
-    mean = x.mean(1, keepdim=True)
+    x = a.data if a.channel == -1 else a.data.transpose(-2, -1)
+    mean = x.mean(-2, keepdim=True)
     centred = x - mean
-    gram = centred @ centred.transpose(1, 2)
+    gram = centred @ centred.transpose(-2, -1)
     power = gram
     for _ in range(SQUARINGS):
         # the trace keeps the largest eigenvalue between 1/L and 1
-        power = power / power.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-30)
+        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-30)
         power = power @ power
-    best = power.diagonal(dim1=1, dim2=2).argmax(1)
-    u = power.gather(2, best[:, None, None].expand(-1, power.shape[1], 1))
-    u = u / u.square().sum(1, keepdim=True).sqrt().clamp(min=1e-30)
-    projected = centred.transpose(1, 2) @ u  # sigma v1, (N,C,1)
-    sigma = projected.square().sum(1, keepdim=True).sqrt()
+    best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    u = power.gather(-1, best[..., None, None].expand(*power.shape[:-1], 1))
+    u = u / u.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-30)
+    projected = centred.transpose(-2, -1) @ u  # sigma v1, (N,C,1)
+    sigma = projected.square().sum(-2, keepdim=True).sqrt()
     sign = torch.where((mean @ projected) < 0, -1.0, 1.0)
-    return (sign * sigma * u).squeeze(2)
+    return (sign * sigma * u).squeeze(-1)
 
 
 def _eigengradcam(a: Values, g: torch.Tensor) -> torch.Tensor:
     """Eigen-CAM of G A."""
-    return _eigencam(Values(a.data * g, a.channel, a.position), g)
+    return _eigencam(Values(a.beside(g) * g, a.channel, a.position), g)
 
 
 METHODS: dict[str, Method] = {

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from finercam_rt.contrast import Contrast, top_classes
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
-from finercam_rt.export.method import raw_map
-from finercam_rt.manifest import LayerInfo
+from finercam_rt.export.method import mean_of_normalised, raw_map
+from finercam_rt.manifest import Manifest
 
 MAP_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
 
 
-def eager_map(
-    model: nn.Module, layer: LayerInfo, objective: str, method: str, images: torch.Tensor, outputs: Outputs
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class Expected(NamedTuple):
+    """What a map (N,h,w) must be, and the scale (N,) of its rounding: an error is relative to that."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
+def eager_maps(
+    model: nn.Module, manifest: Manifest, images: torch.Tensor, outputs: Outputs
+) -> tuple[torch.Tensor, list[list[Expected]]]:
     """What eager autograd says for the targets, references and alphas of `outputs`.
 
     Returns:
-        logits (N,K), the raw map (N,h,w), and the norm (N,) of each map before its ReLU: the scale of its rounding.
+        logits (N,K); for each contrast the saliency map, and where it has several layers their raw maps after it. The
+        scale of a raw map is its norm before the ReLU.
     """
-    activations, logits = run_with_gradients(model, layer.name, images)
-    value = objective_value(
-        logits,
-        [int(v) for v in outputs.target],
-        [[int(v) for v in row] for row in outputs.references],
-        [float(v) for v in outputs.alpha],
-        objective,
-    )
-    (gradients,) = torch.autograd.grad(value, activations)
-    with torch.no_grad():
-        expected = raw_map(activations, gradients, layer, method)
-        # what the ReLU hides: A and G of the other sign have the negative part of the same scores for most methods
-        hidden = raw_map(activations, -gradients, layer, method)
-        scale = (expected.square() + hidden.square()).flatten(1).sum(1).sqrt()
-    return logits.detach(), expected, scale
+    layers = manifest.layers
+    activations, logits = run_with_gradients(model, [layer.name for layer in layers], images)
+    found = []
+    for target, references, alpha in _contrasts(outputs):
+        value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
+        gradients = torch.autograd.grad(value, activations, retain_graph=True)
+        maps = []
+        for layer, a, g in zip(layers, activations, gradients, strict=True):
+            with torch.no_grad():
+                raw = raw_map(a, g, layer, manifest.method)
+                # what the ReLU hides: A and G of the other sign have the negative part of the same scores, mostly
+                hidden = raw_map(a, -g, layer, manifest.method)
+            maps.append(Expected(raw, (raw.square() + hidden.square()).flatten(1).sum(1).sqrt()))
+        found.append(maps if len(maps) == 1 else [_whole(maps, manifest.grid), *maps])
+    return logits.detach(), found
 
 
-def verify(
-    engine: Engine, model: nn.Module, layer: LayerInfo, objective: str, method: str, images: torch.Tensor
-) -> dict[str, Any]:
+def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
     """Run the engine on batches of one and of all images, with automatic and pinned contrasts, and compare.
 
     Args:
         engine: a finercam_rt.Engine of the file under test.
         model: the model it was made from.
-        layer: the target layer.
-        objective: "weighted" or "mean".
-        method: one of manifest.METHODS.
         images: (N,3,H,W) float32, normalised, N >= 2.
 
     Returns:
@@ -62,28 +67,19 @@ def verify(
     Raises:
         ExportError: an error above the tolerance, or an automatic choice that eager logits do not support.
     """
-    num_classes = engine.manifest.num_classes
-    count = images.shape[0]
-    pinned = [(3 * i) % num_classes for i in range(count)]
-    others = [[(target + 1) % num_classes] for target in pinned]
-    cases: list[dict[str, Any]] = [
-        {"alpha": 0.0},
-        {"alpha": 0.6},
-        {"alpha": np.linspace(0.5, 2.5, count, dtype=np.float32)},
-        {"target": pinned, "alpha": 1.0},
-        {"target": pinned, "references": others, "alpha": 1.0},
-    ]
+    manifest = engine.manifest
+    cases = _cases(manifest, len(images))
     worst_map = worst_logit = 0.0
-    for batch, arguments in [(images[:1], cases[1]), *((images, case) for case in cases)]:
+    for batch, arguments in [(images[:1], cases[0]), *((images, case) for case in cases)]:
         outputs = engine(batch.numpy(), **arguments)
-        logits, expected, scale = eager_map(model, layer, objective, method, batch, outputs)
-        got = torch.from_numpy(np.ascontiguousarray(outputs.saliency_map))
-        difference = (got - expected).flatten(1).norm(dim=1)
-        # a map of zero scale must be matched exactly
-        errors = torch.where(scale > 0, difference / scale.clamp(min=1e-30), difference)
+        logits, expected = eager_maps(model, manifest, batch, outputs)
+        for contrast, maps in enumerate(expected):
+            every = (outputs.saliency_map, *outputs.layer_maps.values())
+            for got, want in zip(every, maps if len(every) > 1 else maps[:1], strict=True):
+                of_contrast = got if manifest.contrasts == 1 else got[:, contrast]
+                worst_map = max(worst_map, _error(of_contrast, want))
         spread = logits.abs().max().clamp(min=1e-30)
         logit_error = (torch.from_numpy(outputs.logits) - logits).abs().max() / spread
-        worst_map = max(worst_map, float(errors.nan_to_num(nan=torch.inf).max()))
         worst_logit = max(worst_logit, float(logit_error.nan_to_num(nan=torch.inf)))
         _check_choices(outputs, logits, arguments, float(spread) * LOGIT_TOLERANCE)
     if worst_map > MAP_TOLERANCE or worst_logit > LOGIT_TOLERANCE:
@@ -95,20 +91,69 @@ def verify(
     return {
         "map_relative_l2": worst_map,
         "logits_relative_max": worst_logit,
-        "images": count,
+        "images": len(images),
         "cases": len(cases) + 1,
         "against": "eager autograd, float32",
     }
 
 
+def _cases(manifest: Manifest, count: int) -> list[dict[str, Any]]:
+    """Arguments of the engine: targets and references chosen by it (the first three) and pinned, several alphas."""
+    classes, several = manifest.num_classes, manifest.contrasts
+    alphas = np.linspace(0.5, 2.5, count, dtype=np.float32)
+    automatic: list[dict[str, Any]] = [{"alpha": 0.6}, {"alpha": 0.0}, {"alpha": alphas}]
+    if several == 1:
+        pinned = [(3 * i) % classes for i in range(count)]
+        others = [[(target + 1) % classes] for target in pinned]
+        return [
+            *automatic,
+            {"target": pinned, "alpha": 1.0},
+            {"target": pinned, "references": others, "alpha": 1.0},
+        ]
+    rows = [[(3 * i + p) % classes for p in range(several)] for i in range(count)]
+    return [
+        *automatic,
+        {"contrasts": top_classes(1, alpha=1.0)},
+        {"contrasts": [[Contrast(c, alpha=0.3 * p) for p, c in enumerate(row)] for row in rows]},
+        {"contrasts": [[Contrast(c, [(c + 1) % classes], 1.0) for c in row] for row in rows]},
+    ]
+
+
+def _contrasts(outputs: Outputs) -> Iterator[tuple[Any, Any, Any]]:
+    """target (N,), references (N,R) and alpha (N,) of each contrast."""
+    if outputs.target.ndim == 1:
+        yield outputs.target, outputs.references, outputs.alpha
+        return
+    for p in range(outputs.target.shape[1]):
+        yield outputs.target[:, p], outputs.references[:, p], outputs.alpha[:, p]
+
+
+def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
+    """The mean of the normalised maps; normalising divides by what the ReLU left, and rounding grows with that."""
+    values = mean_of_normalised([one.values for one in maps], grid)
+    growth = torch.stack([one.scale / one.values.flatten(1).norm(dim=1) for one in maps]).amax(0)
+    return Expected(values, (values.flatten(1).norm(dim=1) * growth).nan_to_num(nan=torch.inf))
+
+
+def _error(got: Any, want: Expected) -> float:
+    difference = (torch.from_numpy(np.ascontiguousarray(got)) - want.values).flatten(1).norm(dim=1)
+    # a map of zero scale must be matched exactly
+    errors = torch.where(want.scale > 0, difference / want.scale.clamp(min=1e-30), difference)
+    return float(errors.nan_to_num(nan=torch.inf).max())
+
+
 def _check_choices(outputs: Outputs, logits: torch.Tensor, arguments: dict[str, Any], margin: float) -> None:
     """Automatic targets are the largest logits and automatic references the nearest, up to rounding."""
-    for row, target, references in zip(logits, outputs.target, outputs.references, strict=True):
-        if "target" not in arguments and row.max() - row[int(target)] > margin:
-            raise ExportError("the compiled engine predicts another class than the model; nothing was written.")
-        if "references" not in arguments:
-            distance = (row - row[int(target)]).abs()
-            distance[int(target)] = torch.inf
-            nearest = distance.sort().values[: len(references)]
-            if (distance[torch.as_tensor(references)] - nearest).abs().max() > 2 * margin:
+    if "contrasts" in arguments:
+        return
+    for rank, (targets, references, _) in enumerate(_contrasts(outputs)):
+        for row, target, others in zip(logits, targets.tolist(), references.tolist(), strict=True):
+            if "target" not in arguments and row.sort(descending=True).values[rank] - row[target] > margin:
+                raise ExportError("the compiled engine predicts another class than the model; nothing was written.")
+            if "references" in arguments:
+                continue
+            distance = (row - row[target]).abs()
+            distance[target] = torch.inf
+            nearest = distance.sort().values[: len(others)]
+            if (distance[others] - nearest).abs().max() > 2 * margin:
                 raise ExportError("the compiled engine chooses other references than the model; nothing was written.")

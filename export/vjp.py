@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,21 @@ from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
-from finercam_rt.export.method import METHODS, as_map, positions
+from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
 from finercam_rt.export.sink import sink_selections
-from finercam_rt.manifest import LayerInfo
+from finercam_rt.export.staged import Staged
+from finercam_rt.manifest import LayerInfo, map_grid
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the explanation; the fields are the manifest's."""
+
+    method: str
+    objective: str
+    references: int
+    contrasts: int = 1
+    layer_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,67 +44,126 @@ class ExplainedTail:
     passes: tuple[str, ...]
 
 
-def explained_tail(split: Split, layer: LayerInfo, objective: str, references: int, method: str) -> ExplainedTail:
-    """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes).
+def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) -> ExplainedTail:
+    """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes, ...).
 
-    Autograd runs once, here, over the tail only; the graph that comes out holds plain forward operations. It
-    differentiates with respect to what the method needs: one number a channel, added at every position (DESIGN,
-    section 2.1), or the activations themselves, or nothing.
+    The raw maps of the layers follow where they are asked for. Autograd runs once, here, over the tail only; the graph
+    that comes out holds plain forward operations. It differentiates with respect to what the method needs: one number a
+    channel, added at every position (DESIGN, section 2.1), or the activations themselves, or nothing. With several
+    contrasts the VJP is taken of all seeds at once, over values that were computed once.
 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
     """
-    needs = METHODS[method].needs
+    method, count = METHODS[request.method], request.contrasts
     tail, sunk = sink_selections(split.tail)
     head = take_head(tail)
-    interpreter = LiftedTail(tail if head is None else head.features)
+    taps = _Taps(layers, method.needs)
+    interpreter = LiftedTail(tail if head is None else head.features, taps.enter)
+
+    def differentiate(boundary: tuple[Any, ...], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        activations = [value.detach() for value in boundary[: len(split.outer)]]
+        with torch.enable_grad():
+            starts = [taps.enter(value, index) for value, index in zip(activations, split.outer, strict=True)]
+            (result,) = interpreter.run(*starts, *boundary[len(split.outer) :])
+            result = result.merged() if isinstance(result, Lifted) else result
+        return result.detach(), *(value.detach() for value in taps.values()), *taps.gradients(result, seed)
 
     def run(
         boundary: tuple[Any, ...], target: torch.Tensor, reference_classes: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        activations = boundary[0].detach()
-        start, leaf = _perturbed(activations, layer, needs)
-        with torch.enable_grad():
-            (result,) = interpreter.run(start, *boundary[1:])
-            result = result.merged() if isinstance(result, Lifted) else result
-        with torch.no_grad():
-            logits = result.detach() if head is None else functional.linear(result.detach(), head.weight, head.bias)
-            chosen = contrast(logits, target, reference_classes, alpha, objective)
-            cotangent = _cotangent(chosen, logits, head)
-        values = positions(activations, layer)
-        gradients = activations
-        if needs != "nothing":
-            (gradients,) = torch.autograd.grad(result, leaf, cotangent)
-        if needs == "pooled":
-            gradients = gradients.flatten(1) / (layer.grid[0] * layer.grid[1])
-        elif needs == "gradients":
-            gradients = positions(gradients, layer).data
-        return logits, as_map(METHODS[method].score(values, gradients), layer), chosen.target, chosen.references
+        derivative = Staged(traced)
+        result, *activations = derivative.start(boundary)
+        logits = result if head is None else functional.linear(result, head.weight, head.bias)
+        chosen = contrast(logits, target, reference_classes, alpha, request.objective)
+        seed = _cotangent(chosen, logits, head)
+        values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
+        if method.needs == "nothing":
+            scores = [_repeated(method.score(value, value.data), count) for value in values]
+        else:
+            found = derivative.finish(seed) if count == 1 else derivative.finish_many(seed)
+            gradients = [_needed(g, layer, method.needs) for g, layer in zip(found, layers, strict=True)]
+            scores = [method.score(value, g) for value, g in zip(values, gradients, strict=True)]
+        maps = [as_map(score, layer) for score, layer in zip(scores, layers, strict=True)]
+        whole = maps[0] if len(maps) == 1 else mean_of_normalised(maps, map_grid(layers))
+        return logits, whole, chosen.target, chosen.references, *(maps if request.layer_maps else ())
 
     fake_mode = split.boundary[0].fake_mode
     batch = split.boundary[0].shape[0]
-    with fake_mode:
-        target = torch.empty(batch, dtype=torch.int64)
-        reference_classes = torch.empty(batch, references, dtype=torch.int64)
-        alpha = torch.empty(batch)
+    lead = [batch] if count == 1 else [batch, count]
     try:
-        graph_module = make_fx(
-            run, tracing_mode="symbolic", decomposition_table=decompositions(), _allow_non_fake_inputs=True
-        )(split.boundary, target, reference_classes, alpha)
+        with fake_mode:
+            seed = torch.empty(batch, _width(tail, head))
+            target = torch.empty(lead, dtype=torch.int64)
+            reference_classes = torch.empty([*lead, request.references], dtype=torch.int64)
+            alpha = torch.empty(lead)
+        traced = _trace(differentiate, split.boundary, seed)
+        graph_module = _trace(run, split.boundary, target, reference_classes, alpha)
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-    return ExplainedTail(graph_module, (*sunk, *_report(interpreter, head, needs)))
+    return ExplainedTail(graph_module, (*sunk, *_report(interpreter.merged_at, head, method.needs)))
 
 
-def _perturbed(activations: torch.Tensor, layer: LayerInfo, needs: str) -> tuple[torch.Tensor | Lifted, torch.Tensor]:
-    """What the tail starts from, and the leaf whose gradient the method needs."""
-    if needs == "pooled":
-        delta = torch.zeros(_perturbation_shape(activations, layer)).requires_grad_()
-        return Lifted(activations, delta, _mask(activations, layer)), delta
-    leaf = activations.requires_grad_(needs == "gradients")
-    return leaf, leaf
+def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
+    """The function as a graph of core ATen operations."""
+    traced = make_fx(
+        function, tracing_mode="symbolic", decomposition_table=decompositions(), _allow_non_fake_inputs=True
+    )(*inputs)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
+def _width(tail: fx.GraphModule, head: Head | None) -> int:
+    """The size of what the seed is a cotangent of: the last linear layer's input, or the logits."""
+    if head is not None:
+        return int(head.weight.shape[1])
+    (output,) = (node for node in tail.graph.nodes if node.op == "output")
+    return int(output.args[0][0].meta["val"].shape[1])
+
+
+class _Taps:
+    """The activations of every target layer as the tail comes by, and what is differentiated with respect to."""
+
+    def __init__(self, layers: Sequence[LayerInfo], needs: str) -> None:
+        self._layers, self._needs = layers, needs
+        self._values: dict[int, torch.Tensor] = {}
+        self._leaves: dict[int, torch.Tensor] = {}
+
+    def enter(self, activations: torch.Tensor, index: int) -> torch.Tensor | Lifted:
+        """What the tail goes on with behind layer `index`."""
+        self._values[index] = activations
+        if self._needs == "pooled":
+            layer = self._layers[index]
+            delta = torch.zeros(_perturbation_shape(activations, layer)).requires_grad_()
+            self._leaves[index] = delta
+            return Lifted(activations, delta, _mask(activations, layer))
+        if self._needs == "gradients":
+            # behind another target layer it is no leaf, and already requires gradients
+            self._leaves[index] = activations if activations.requires_grad else activations.requires_grad_()
+        return activations
+
+    def values(self) -> list[torch.Tensor]:
+        return [self._values[index] for index in range(len(self._layers))]
+
+    def gradients(self, result: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the method needs of each layer: d(result)/d(activations), or /d(perturbation), times the seed."""
+        if self._needs == "nothing":
+            return ()
+        return torch.autograd.grad(result, [self._leaves[index] for index in range(len(self._layers))], seed)
+
+
+def _needed(gradients: torch.Tensor, layer: LayerInfo, needs: str) -> torch.Tensor:
+    """G over the map's positions, (N,C,L) or (N,L,C), or its mean over them, (N,C); an axis P stays behind N."""
+    if needs == "gradients":
+        return positions(gradients, layer).data
+    channels = gradients.flatten(-3) if layer.layout != "tokens" else gradients.flatten(-2)
+    return channels / (layer.grid[0] * layer.grid[1])
+
+
+def _repeated(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Scores (N,L) that no contrast changes, for each of them."""
+    return scores if count == 1 else scores[:, None].expand(-1, count, -1)
 
 
 def _perturbation_shape(activations: torch.Tensor, layer: LayerInfo) -> list[int]:
@@ -115,14 +187,14 @@ def _cotangent(chosen: Contrast, logits: torch.Tensor, head: Head | None) -> tor
     if head is None:
         return dense_seed(chosen, int(logits.shape[1]))
     rows = functional.embedding(chosen.classes, head.weight)
-    return (chosen.cotangents[:, None, :] @ rows).squeeze(1)
+    return (chosen.cotangents[..., None, :] @ rows).squeeze(-2)
 
 
-def _report(interpreter: LiftedTail, head: Head | None, needs: str) -> tuple[str, ...]:
+def _report(merged_at: Sequence[str], head: Head | None, needs: str) -> tuple[str, ...]:
     if needs == "nothing":
         return ("gradients: none, the method needs only activations",)
     seed = "dense" if head is None else "sparse, rows of the last linear layer gathered"
     if needs == "gradients":
         return ("gradients: at every position, as the method needs", f"seed: {seed}")
-    merged = ", ".join(interpreter.merged_at) or "nowhere: closed form"
+    merged = ", ".join(merged_at) or "nowhere: closed form"
     return (f"pooled perturbation: merged at {merged}", f"seed: {seed}")

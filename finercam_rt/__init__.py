@@ -3,6 +3,11 @@
 from importlib.metadata import version as _version
 
 from finercam_rt import ops as ops
+from finercam_rt.contrast import Contrast as Contrast
+from finercam_rt.contrast import Rank as Rank
+from finercam_rt.contrast import alpha_sweep as alpha_sweep
+from finercam_rt.contrast import top_classes as top_classes
+from finercam_rt.contrast import why_not as why_not
 from finercam_rt.engine import Batch as Batch
 from finercam_rt.engine import Engine as Engine
 from finercam_rt.engine import Outputs as Outputs
@@ -18,6 +23,7 @@ __version__ = _version("finercam-rt")
 __all__ = [
     "BackendError",
     "Batch",
+    "Contrast",
     "Engine",
     "EngineError",
     "Explanation",
@@ -25,6 +31,10 @@ __all__ = [
     "FinerCAMError",
     "InputError",
     "Outputs",
+    "Rank",
     "__version__",
+    "alpha_sweep",
     "ops",
+    "top_classes",
+    "why_not",
 ]

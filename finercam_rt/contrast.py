@@ -1,7 +1,8 @@
-"""What is explained against what: the caller's target, references and alpha as the graph's inputs."""
+"""What is explained against what: the caller's targets, references and alphas as the graph's inputs."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -13,7 +14,7 @@ from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.errors import InputError
 
 AUTOMATIC = -1
-"""As a target: the predicted class. As a reference: chosen by the graph."""
+"""As a target: the predicted class (-k is the one with the k-th largest logit). As a reference: chosen by the graph."""
 UNUSED = -2
 """As a reference: none."""
 
@@ -24,28 +25,85 @@ References: TypeAlias = (
 Alpha: TypeAlias = "float | Sequence[float] | NDArray[np.floating[Any]] | None"
 
 
-class Contrast(NamedTuple):
-    """target (N,) int64, references (N,R) int64, alpha (N,) float32: one contrast an image (DESIGN, section 3)."""
+@dataclass(frozen=True)
+class Rank:
+    """The class with the place-th largest logit, from 1: the predicted one."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One question: why `target`, and not `references`?
+
+    target: a class, a Rank, or None for the predicted class. references: a class, a list of at most R, [] for none (the
+    plain map), or None for the classes nearest to the target. alpha: the strength, or None for the objective's own.
+    """
+
+    target: ClassSpec | Rank | None = None
+    references: ClassSpec | Sequence[ClassSpec] | None = None
+    alpha: float | None = None
+
+
+Contrasts: TypeAlias = "Sequence[Contrast] | Sequence[Sequence[Contrast]]"
+
+
+def top_classes(
+    count: int, references: ClassSpec | Sequence[ClassSpec] | None = None, alpha: float | None = None
+) -> list[Contrast]:
+    """Why each of the `count` classes with the largest logits."""
+    return [Contrast(Rank(place), references, alpha) for place in range(1, count + 1)]
+
+
+def why_not(classes: Sequence[ClassSpec], alpha: float | None = None) -> list[Contrast]:
+    """Why A and not B, for each ordered pair of different `classes`, row by row: n * (n - 1) contrasts."""
+    return [Contrast(a, [b], alpha) for i, a in enumerate(classes) for j, b in enumerate(classes) if i != j]
+
+
+def alpha_sweep(
+    alphas: Sequence[float],
+    target: ClassSpec | None = None,
+    references: ClassSpec | Sequence[ClassSpec] | None = None,
+) -> list[Contrast]:
+    """One question at several strengths; 0 is the plain map."""
+    return [Contrast(target, references, alpha) for alpha in alphas]
+
+
+class ContrastArrays(NamedTuple):
+    """target (N,) int64, references (N,R) int64, alpha (N,) float32: the graph's inputs (DESIGN, section 3).
+
+    For an engine of several contrasts an axis follows N on all of them.
+    """
 
     target: NDArray[np.int64]
     references: NDArray[np.int64]
     alpha: NDArray[np.float32]
 
-    def rows(self, rows: slice | Sequence[int]) -> Contrast:
+    def rows(self, rows: slice | Sequence[int]) -> ContrastArrays:
         """The contrasts of some of the images."""
-        return Contrast(self.target[rows], self.references[rows], self.alpha[rows])
+        return ContrastArrays(self.target[rows], self.references[rows], self.alpha[rows])
+
+    def padded(self, contrasts: int) -> ContrastArrays:
+        """With the last contrast of each image repeated until there are so many."""
+        missing = contrasts - self.target.shape[1]
+        if missing == 0:
+            return self
+        return ContrastArrays(*(np.concatenate([v, np.repeat(v[:, -1:], missing, axis=1)], axis=1) for v in self))
 
 
 @dataclass(frozen=True)
 class ContrastResolver:
-    """Turns what a caller gives into a Contrast, for an engine with these classes and R references."""
+    """Turns what a caller gives into ContrastArrays, for an engine with these classes, R references and P contrasts."""
 
     classes: Classes
     references: int
     default_alpha: float
+    contrasts: int = 1
 
-    def resolve(self, count: int, target: Target, references: References, alpha: Alpha) -> Contrast:
-        """The contrasts of `count` images.
+    def resolve(
+        self, count: int, target: Target, references: References, alpha: Alpha, contrasts: Contrasts | None = None
+    ) -> ContrastArrays:
+        """The contrasts of `count` images; with P > 1 there are at most P of them along the second axis.
 
         Args:
             count: N, the number of images.
@@ -54,17 +112,75 @@ class ContrastResolver:
                 (the plain map); a list of such lists, one an image; or an integer array (N, at most R) in which -1
                 means automatic and -2 unused.
             alpha: None for the objective's default; a number for all images; or one for each image.
+            contrasts: instead of the three above, at most P Contrasts for all images, or a list of such lists of one
+                length, one an image. With P > 1 and neither these nor a target, the P largest classes are explained.
 
         Raises:
             InputError: a class that there is not, more than R references, a reference twice, one that is the target,
-                alpha negative or not finite, or not one value an image.
+                alpha negative or not finite, or not one value an image; more contrasts than the engine has.
         """
-        resolved = Contrast(
+        if contrasts is not None:
+            if target is not None or references is not None or alpha is not None:
+                raise InputError("contrasts name their own targets, references and alphas; give those or contrasts.")
+            return self._several(count, contrasts)
+        resolved = ContrastArrays(
             self._targets(count, target), self._references(count, references), self._alphas(count, alpha)
         )
         if references is not None and self.references:
             self._check_distinct(resolved)
-        return resolved
+        if self.contrasts == 1:
+            return resolved
+        places = min(self.contrasts, self.classes.count) if target is None else 1
+        several = ContrastArrays(*(np.repeat(values[:, None], places, axis=1) for values in resolved))
+        return several if target is not None else several._replace(target=several.target - np.arange(places))
+
+    def _several(self, count: int, contrasts: Contrasts) -> ContrastArrays:
+        if self.contrasts == 1:
+            raise InputError(
+                "the engine explains one contrast an image; give target, references and alpha, or export it with "
+                "--contrasts."
+            )
+        questions = list(contrasts)
+        if not questions:
+            raise InputError("there are no contrasts; give at least one.")
+        if all(isinstance(question, Contrast) for question in questions):
+            one = self._row(questions)
+            return ContrastArrays(*(np.repeat(values[None], count, axis=0) for values in one))
+        _check_count(len(questions), count, "contrasts")
+        rows = [self._row(row) for row in questions]
+        lengths = {len(row.target) for row in rows}
+        if len(lengths) > 1:
+            raise InputError(
+                f"the images have {min(lengths)} to {max(lengths)} contrasts; give each image as many as the others."
+            )
+        return ContrastArrays(*(np.stack(values) for values in zip(*rows, strict=True)))
+
+    def _row(self, questions: Any) -> ContrastArrays:
+        """The contrasts of one image."""
+        questions = _values(questions, "contrasts")
+        if len(questions) > self.contrasts:
+            raise InputError(
+                f"{len(questions)} contrasts are too many: the engine was exported with P = {self.contrasts}; give at "
+                f"most {self.contrasts}, or export with --contrasts {len(questions)}."
+            )
+        resolved = []
+        for question in questions:
+            if not isinstance(question, Contrast):
+                raise InputError(f"{question!r} is not a Contrast; give a list of them, or one list for each image.")
+            rank = question.target if isinstance(question.target, Rank) else None
+            target = None if isinstance(question.target, Rank) else question.target
+            # checked as if they were those of one image, so that the rules and the sentences are the same
+            one = dataclasses.replace(self, contrasts=1).resolve(1, target, question.references, question.alpha)
+            resolved.append(one if rank is None else one._replace(target=np.array([-self._place(rank)])))
+        if not resolved:
+            raise InputError("an image has no contrasts; give at least one.")
+        return ContrastArrays(*(np.concatenate(values) for values in zip(*resolved, strict=True)))
+
+    def _place(self, rank: Rank) -> int:
+        most = min(self.contrasts, self.classes.count)
+        if not 1 <= rank.place <= most:
+            raise InputError(f"there is no rank {rank.place}: this engine ranks classes from 1 to {most}.")
+        return rank.place
 
     def _targets(self, count: int, target: Target) -> NDArray[np.int64]:
         if target is None or isinstance(target, (str, int, np.integer)):
@@ -112,16 +228,16 @@ class ContrastResolver:
                 f"{self.references}, or export with --references {given}."
             )
 
-    def _check_distinct(self, contrast: Contrast) -> None:
+    def _check_distinct(self, contrast: ContrastArrays) -> None:
         for image, (target, row) in enumerate(zip(contrast.target.tolist(), contrast.references.tolist(), strict=True)):
             pinned = [index for index in row if index >= 0]
+            where = f" of image {image}" if len(contrast.target) > 1 else ""
             for index in pinned:
                 if pinned.count(index) > 1:
-                    raise InputError(f"the reference {self.classes.name(index)!r} is given twice for image {image}.")
+                    raise InputError(f"the reference {self.classes.name(index)!r}{where} is given twice.")
             if target in pinned:
                 raise InputError(
-                    f"the reference {self.classes.name(target)!r} is the target of image {image} itself; give another "
-                    "class."
+                    f"the reference {self.classes.name(target)!r} is the target{where} itself; give another class."
                 )
 
     def _alphas(self, count: int, alpha: Alpha) -> NDArray[np.float32]:

@@ -17,11 +17,11 @@ from PIL import Image
 from finercam_rt import arrays, ops
 from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
-from finercam_rt.contrast import Alpha, Contrast, ContrastResolver, References, Target
-from finercam_rt.errors import EngineError, InputError
-from finercam_rt.explanation import Explanation, concatenate
+from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, References, Target
+from finercam_rt.errors import InputError
+from finercam_rt.explanation import Explanation, concatenate, labels, status_of
 from finercam_rt.images import ImageSource, load_image, source_name
-from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
+from finercam_rt.manifest import DEFAULT_ALPHA, OUTPUTS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.preprocess import Preprocessor
 
@@ -34,7 +34,8 @@ class Outputs(NamedTuple):
 
     logits (N,K) float32; saliency_map (N,h,w) float32, raw; target (N,) int64; references (N,R) int64, -2 where
     unused; alpha (N,) float32; status (N,) uint8, the codes of `ops.Status`: 0 ok, 1 no_positive_evidence, 2 constant,
-    3 non_finite.
+    3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. An engine of
+    several contrasts has an axis for them behind N on all but the logits.
     """
 
     logits: Any
@@ -43,6 +44,7 @@ class Outputs(NamedTuple):
     references: Any
     alpha: Any
     status: Any
+    layer_maps: dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -86,14 +88,9 @@ class Engine:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
-        if self.manifest.contrasts != 1 or len(self.manifest.layers) != 1:
-            raise EngineError(
-                f"{self.path}: it has {self.manifest.contrasts} contrasts and {len(self.manifest.layers)} layers, and "
-                "this finercam_rt runs one of each; upgrade finercam-rt."
-            )
         self.classes = Classes(self.manifest.classes, self.manifest.num_classes)
         self._resolver = ContrastResolver(
-            self.classes, self.manifest.references, DEFAULT_ALPHA[self.manifest.objective]
+            self.classes, self.manifest.references, DEFAULT_ALPHA[self.manifest.objective], self.manifest.contrasts
         )
         self._preprocess = Preprocessor(self.manifest.input)
         self._backend = open_backend(
@@ -127,7 +124,12 @@ class Engine:
         return f"Engine({str(self.path)!r}: {self.manifest.model.name}, {self.backend} on {self.device})"
 
     def __call__(
-        self, batch: Any, target: Target = None, references: References = None, alpha: Alpha = None
+        self,
+        batch: Any,
+        target: Target = None,
+        references: References = None,
+        alpha: Alpha = None,
+        contrasts: Contrasts | None = None,
     ) -> Outputs:
         """Predict and explain a preprocessed batch.
 
@@ -138,24 +140,32 @@ class Engine:
             references: None (the nearest classes), a list of at most R indices or names for all images ([] for the
                 plain map), a list of such lists, or an integer array (N,R) with -1 automatic, -2 unused.
             alpha: None (1 for the objective "weighted", 0.6 for "mean"), a number, or one for each image.
+            contrasts: for an engine of P > 1 contrasts, at most P Contrasts instead of the three above: a list for all
+                images (see top_classes, why_not and alpha_sweep), or one for each image. Without these and a target,
+                the P largest classes are explained.
 
         Returns:
             Arrays of the caller's own, in the framework of `batch`.
 
         Raises:
-            InputError: a wrong shape, dtype, device, class, reference or alpha; a reference that is the target.
+            InputError: a wrong shape, dtype, device, class, reference or alpha; a reference that is the target; more
+                contrasts than the engine has.
             BackendError: the runtime failed, or the engine is closed.
         """
         images = self._checked_batch(arrays.to_numpy(batch, "the batch"))
-        contrast = self._resolver.resolve(len(images), target, references, alpha)
+        contrast = self._resolver.resolve(len(images), target, references, alpha, contrasts)
         damaged = _rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images))
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
-        if references is not None:
+        if references is not None or contrasts is not None:
             for row in self._conflicts(contrast, outputs):
-                raise self._conflict_error(outputs, row, f"image {row}")
-        return Outputs(*(arrays.like(field, batch) for field in outputs))
+                raise self._conflict_error(contrast, outputs, row, f"image {row}")
+        *fields, layer_maps = outputs
+        return Outputs(
+            *(arrays.like(field, batch) for field in fields),
+            {name: arrays.like(values, batch) for name, values in layer_maps.items()},
+        )
 
     def explain(
         self,
@@ -164,19 +174,20 @@ class Engine:
         references: References = None,
         alpha: Alpha = None,
         batch_size: int | None = None,
+        contrasts: Contrasts | None = None,
     ) -> Explanation:
         """Predict and explain photographs.
 
         Args:
             images: files, PIL images or uint8 arrays (see `images.load_image`), several or one.
-            target, references, alpha: see `__call__`.
+            target, references, alpha, contrasts: see `__call__`.
             batch_size: images a run; None is 16, or the engine's own where it was exported with a fixed one.
 
         Raises:
             InputError: see `__call__`; a photograph that cannot be read; no images.
             BackendError: see `__call__`.
         """
-        batches = self.explain_batches(images, target, references, alpha, batch_size)
+        batches = self.explain_batches(images, target, references, alpha, batch_size, contrasts)
         return concatenate([batch.explanation for batch in batches if batch.explanation is not None])
 
     def explain_batches(
@@ -186,6 +197,7 @@ class Engine:
         references: References = None,
         alpha: Alpha = None,
         batch_size: int | None = None,
+        contrasts: Contrasts | None = None,
         *,
         skip_errors: bool = False,
     ) -> Iterator[Batch]:
@@ -195,11 +207,13 @@ class Engine:
         in `Batch.failures` and the others go on; arguments that are wrong for all images still raise, at once.
         """
         sources = _as_list(images)
-        contrast = self._resolver.resolve(len(sources), target, references, alpha)
+        contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
         size = self._batch_size(batch_size)
         return self._batches(sources, contrast, min(size, len(sources)), skip_errors)
 
-    def _batches(self, sources: list[ImageSource], contrast: Contrast, size: int, skip_errors: bool) -> Iterator[Batch]:
+    def _batches(
+        self, sources: list[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
+    ) -> Iterator[Batch]:
         height, width = self.manifest.input.size
         # Zeros, because a fixed batch runs in full: rows that no image has filled must be finite.
         inputs = np.zeros((self._backend.fixed_batch or size, 3, height, width), np.float32)
@@ -227,7 +241,7 @@ class Engine:
                 names = [source_name(sources[position], position) for position in kept]
                 conflicts = self._conflicts(part, outputs)
                 for row in conflicts:
-                    failures[kept[row]] = self._conflict_error(outputs, row, names[row])
+                    failures[kept[row]] = self._conflict_error(part, outputs, row, names[row])
                     if not skip_errors:
                         raise failures[kept[row]]
                 good = [row for row in range(len(kept)) if row not in conflicts]
@@ -240,28 +254,32 @@ class Engine:
         self, outputs: Outputs, views: NDArray[np.uint8], names: list[str], rows: list[int]
     ) -> Explanation:
         whole = len(rows) == len(views) == len(outputs.logits)
-        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs)
+        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:-1])
         return Explanation(
             logits=logits,
             saliency_map=saliency_map,
             target=target,
             references=references,
             alpha=alpha,
-            status=tuple(ops.Status(code).label for code in status.tolist()),
+            status=labels(status),
             names=tuple(names),
             classes=self.classes,
             size=self.manifest.input.size,
             images=views if whole else views[rows],
+            layer_maps={name: v if whole else v[rows] for name, v in outputs.layer_maps.items()},
         )
 
-    def _run(self, images: NDArray[np.float32], contrast: Contrast, count: int) -> Outputs:
+    def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
         """NumPy outputs of the first `count` images, copied out of the backend's buffers; status of the maps."""
-        feeds: dict[str, NDArray[Any]] = {"images": images, **contrast._asdict()}
+        several = self.manifest.contrasts > 1
+        asked = contrast.padded(self.manifest.contrasts) if several else contrast
+        feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
         if count < len(images):
             feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
         buffers: Mapping[str, NDArray[Any]] = self._backend.run(feeds)
-        logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][:count].copy()
-        status = ops.status(saliency_map)
+        part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
+        logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][part].copy()
+        status = status_of(saliency_map)
         # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
         damaged = _rows_not_finite(logits)
         if damaged is not None:
@@ -269,20 +287,26 @@ class Engine:
         return Outputs(
             logits,
             saliency_map,
-            buffers["target_class"][:count].copy(),
-            buffers["reference_classes"][:count].copy(),
+            buffers["target_class"][part].copy(),
+            buffers["reference_classes"][part].copy(),
             contrast.alpha,
             status,
+            {
+                layer.name: buffers[output][part].copy()
+                for layer, output in zip(self.manifest.layers, self.manifest.outputs[len(OUTPUTS) :], strict=False)
+            },
         )
 
-    def _conflicts(self, contrast: Contrast, outputs: Outputs) -> list[int]:
-        """The images whose target, which the graph chose, is one of the references that the caller gave."""
-        same = (contrast.references == outputs.target[:, None]).any(axis=1)
+    def _conflicts(self, contrast: ContrastArrays, outputs: Outputs) -> list[int]:
+        """The images with a target, which the graph chose, that is one of the references that the caller gave."""
+        conflicts = _same_class(contrast, outputs)
         # Logits that are not finite make the predicted class an accident.
-        return [int(row) for row in np.flatnonzero(same & (outputs.status != ops.Status.NON_FINITE))]
+        conflicts &= outputs.status != ops.Status.NON_FINITE
+        return [int(row) for row in np.flatnonzero(conflicts.reshape(len(conflicts), -1).any(axis=1))]
 
-    def _conflict_error(self, outputs: Outputs, row: int, name: str) -> InputError:
-        predicted = self.classes.name(int(outputs.target[row]))
+    def _conflict_error(self, contrast: ContrastArrays, outputs: Outputs, row: int, name: str) -> InputError:
+        targets = np.atleast_1d(outputs.target[row])
+        predicted = self.classes.name(int(targets[np.atleast_1d(_same_class(contrast, outputs)[row])][0]))
         return InputError(
             f"{name}: the predicted class {predicted!r} is one of the references; give another reference or a target."
         )
@@ -323,6 +347,12 @@ def _as_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     if not sources:
         raise InputError("there are no images to explain; give at least one.")
     return sources
+
+
+def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:
+    """Which contrasts, (N,) or (N,P), have their target among the references that were asked for."""
+    same: NDArray[np.bool_] = (contrast.references == outputs.target[..., None]).any(axis=-1)
+    return same
 
 
 def _padded(value: NDArray[Any], count: int) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +20,15 @@ from finercam_rt.errors import InputError
 class Explanation:
     """The predictions of N photographs and why: one row an image in every array.
 
-    logits (N,K) float32; saliency_map (N,h,w) float32, raw, so comparable between images; target (N,) int64;
-    references (N,R) int64, -2 where unused; alpha (N,) float32; status, N strings: "ok", or "no_positive_evidence",
-    "constant" or "non_finite" for a map that explains nothing; names, N strings: each photograph's path or position;
-    classes; size, the (H,W) of the model's input in pixels; images (N,H,W,3) uint8, the crops that the model saw, or
-    None.
+    logits (N,K) float32; saliency_map (N,h,w) float32, raw, so comparable between images (of several layers it is the
+    mean of their normalised maps, which is not); target (N,) int64; references (N,R) int64, -2 where unused; alpha (N,)
+    float32; status, N strings: "ok", or "no_positive_evidence", "constant" or "non_finite" for a map that explains
+    nothing; names, N strings: each photograph's path or position; classes; size, the (H,W) of the model's input in
+    pixels; images (N,H,W,3) uint8, the crops that the model saw, or None; layer_maps, the raw map (N,h,w) of each of
+    several layers by its name, where the engine gives them.
+
+    Of an engine of several contrasts, saliency_map, target, references, alpha, status and layer_maps have an axis for
+    them behind N. `contrast(p)` is the explanation by one of them, which can be drawn.
     """
 
     logits: NDArray[np.float32]
@@ -31,11 +36,12 @@ class Explanation:
     target: NDArray[np.int64]
     references: NDArray[np.int64]
     alpha: NDArray[np.float32]
-    status: tuple[str, ...]
+    status: tuple[Any, ...]
     names: tuple[str, ...]
     classes: Classes
     size: tuple[int, int]
     images: NDArray[np.uint8] | None = None
+    layer_maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """N, the number of photographs."""
@@ -47,6 +53,43 @@ class Explanation:
         with np.errstate(invalid="ignore"):  # logits that are not finite give NaN, which status and record report
             powers = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
             return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+
+    @property
+    def contrasts(self) -> int | None:
+        """How many contrasts each image has, None for an engine of one, whose arrays have no axis for them."""
+        return self.target.shape[1] if self.target.ndim == 2 else None
+
+    def contrast(self, p: int) -> Explanation:
+        """The explanation by contrast p alone, without an axis for it; the arrays are views.
+
+        Raises:
+            InputError: the engine computes one contrast an image, or there is no such contrast.
+        """
+        if self.contrasts is None:
+            raise InputError("this explanation has one contrast an image, and is itself what contrast() would give.")
+        if not -self.contrasts <= p < self.contrasts:
+            raise InputError(f"there is no contrast {p}: the explanation has {self.contrasts}.")
+        return replace(
+            self,
+            saliency_map=self.saliency_map[:, p],
+            target=self.target[:, p],
+            references=self.references[:, p],
+            alpha=self.alpha[:, p],
+            status=tuple(row[p] for row in self.status),
+            layer_maps={name: maps[:, p] for name, maps in self.layer_maps.items()},
+        )
+
+    def layer(self, name: str) -> Explanation:
+        """The explanation by the raw map of one of several target layers.
+
+        Raises:
+            InputError: the engine gives no map of such a layer.
+        """
+        if name not in self.layer_maps:
+            known = f"it has {', '.join(self.layer_maps)}" if self.layer_maps else "export it with --layer-maps"
+            raise InputError(f"the engine gives no map of layer {name!r}; {known}.")
+        maps = self.layer_maps[name]
+        return replace(self, saliency_map=maps, status=labels(status_of(maps)), layer_maps={})
 
     def class_name(self, index: int) -> str:
         """The name of a class, or "class 12" where the engine has no names."""
@@ -72,6 +115,7 @@ class Explanation:
         Raises:
             InputError: no such photograph, colour map or opacity, or the explanation carries no photographs.
         """
+        self._check_one_contrast()
         if self.images is None:
             raise InputError("this explanation carries no photographs; draw the map alone with heatmap().")
         i = self._checked(i)
@@ -95,15 +139,24 @@ class Explanation:
 
         Arguments and errors as for `overlay`.
         """
+        self._check_one_contrast()
         i = self._checked(i)
         return Image.fromarray(ops.render(self.saliency_map[i : i + 1], size or self.size, colormap=colormap).image[0])
 
     def record(self, i: int) -> dict[str, Any]:
         """Photograph i as plain JSON values; what is not finite becomes null.
 
-        logit_margin is the target's logit less the largest of its references', in nats, null without references.
+        logit_margin is the target's logit less the largest of its references', in nats, null without references. With
+        several contrasts, "contrasts" lists what belongs to each.
         """
         i = self._checked(i)
+        photograph = {"image": self.names[i], "predicted": self._class_record(i, int(np.argmax(self.logits[i])))}
+        if self.contrasts is None:
+            return {**photograph, **self._contrast_record(i)}
+        each = [self.contrast(p)._contrast_record(i) for p in range(self.contrasts)]
+        return {**photograph, "contrasts": each}
+
+    def _contrast_record(self, i: int) -> dict[str, Any]:
         references = [self._class_record(i, int(index)) for index in self.references[i] if index >= 0]
         target = self._class_record(i, int(self.target[i]))
         margin = None
@@ -111,8 +164,6 @@ class Explanation:
             margin = _finite(self.logits[i, self.target[i]] - max(self.logits[i, r["index"]] for r in references))
         raw = self.saliency_map[i]
         return {
-            "image": self.names[i],
-            "predicted": self._class_record(i, int(np.argmax(self.logits[i]))),
             "target": target,
             "references": references,
             "logit_margin": margin,
@@ -128,6 +179,10 @@ class Explanation:
             "probability": _finite(self.probabilities[i, index]),
             "logit": _finite(self.logits[i, index]),
         }
+
+    def _check_one_contrast(self) -> None:
+        if self.contrasts is not None:
+            raise InputError(f"this explanation has {self.contrasts} contrasts an image; draw one with contrast(p).")
 
     def _checked(self, i: int) -> int:
         if not -len(self) <= i < len(self):
@@ -152,6 +207,20 @@ def concatenate(parts: list[Explanation]) -> Explanation:
         classes=first.classes,
         size=first.size,
         images=np.concatenate(images) if len(images) == len(parts) else None,
+        layer_maps={name: np.concatenate([part.layer_maps[name] for part in parts]) for name in first.layer_maps},
+    )
+
+
+def status_of(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """`ops.status` of maps (N,h,w) or (N,P,h,w)."""
+    return ops.status(maps) if maps.ndim == 3 else ops.status(maps.reshape(-1, *maps.shape[2:])).reshape(maps.shape[:2])
+
+
+def labels(status: NDArray[np.uint8]) -> tuple[Any, ...]:
+    """The words for status codes (N,) or (N,P)."""
+    return tuple(
+        ops.Status(code).label if isinstance(code, int) else tuple(ops.Status(c).label for c in code)
+        for code in status.tolist()
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,9 @@ SCHEMA = 1
 
 METADATA_KEY = "finercam"
 """The key of the manifest in the ONNX file's metadata_props."""
+
+OUTPUTS = ("logits", "saliency_map", "target_class", "reference_classes")
+"""Of every engine's graph; the raw maps of several layers may follow."""
 
 OBJECTIVES = ("weighted", "mean")
 LAYOUTS = ("nchw", "nhwc", "tokens")
@@ -73,7 +77,11 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a runtime needs to know about an engine; see DESIGN, section 3. passes: what the compiler did."""
+    """Everything that a runtime needs to know about an engine; see DESIGN, section 3.
+
+    passes: what the compiler did, a line each. layer_maps: whether the raw map of each of several layers is an output
+    as well.
+    """
 
     model: ModelInfo
     input: InputSpec
@@ -85,6 +93,7 @@ class Manifest:
     references: int
     opset: int
     contrasts: int = 1
+    layer_maps: bool = False
     head: str = "graph"
     precision: str = "fp32"
     passes: tuple[str, ...] = ()
@@ -92,9 +101,25 @@ class Manifest:
     producer: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h,w) of the saliency map: the target layer's, or of several layers the largest of each."""
+        return map_grid(self.layers)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the graph's outputs, in order."""
+        several = range(len(self.layers) if self.layer_maps else 0)
+        return (*OUTPUTS, *(f"layer_map_{index}" for index in several))
+
     def to_json(self) -> str:
         """The manifest as JSON text with sorted keys."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+
+def map_grid(layers: Sequence[LayerInfo]) -> tuple[int, int]:
+    """The largest height and the largest width of the layers' grids."""
+    return max(layer.grid[0] for layer in layers), max(layer.grid[1] for layer in layers)
 
 
 def from_json(text: str, source: str) -> Manifest:
@@ -155,15 +180,13 @@ def _build(raw: dict[str, Any]) -> Manifest:
         ),
         classes=None if classes is None else tuple(str(name) for name in classes),
         num_classes=int(raw["num_classes"]),
-        layers=tuple(
-            LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"]))
-            for v in raw["layers"]
-        ),
+        layers=_layers(raw["layers"]),
         method=str(raw["method"]),
         objective=str(raw["objective"]),
         references=int(raw["references"]),
         opset=int(raw["opset"]),
-        contrasts=int(raw["contrasts"]),
+        contrasts=_count(raw["contrasts"]),
+        layer_maps=bool(raw["layer_maps"]),
         head=str(raw["head"]),
         precision=str(raw["precision"]),
         passes=tuple(str(line) for line in raw["passes"]),
@@ -173,11 +196,24 @@ def _build(raw: dict[str, Any]) -> Manifest:
     )
 
 
+def _layers(values: Any) -> tuple[LayerInfo, ...]:
+    if not values:
+        raise ValueError("no target layer")
+    return tuple(LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"])) for v in values)
+
+
 def _pair(values: Any) -> tuple[int, int]:
     height, width = (int(v) for v in values)
     if height < 1 or width < 1:
         raise ValueError(f"a size of {height}x{width}")
     return height, width
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{number} contrasts")
+    return number
 
 
 def _positive(value: Any) -> float:

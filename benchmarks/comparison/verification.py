@@ -52,7 +52,7 @@ def _oracle(
     assert contender.objective is not None
     order = logits.argsort(dim=1, descending=True, stable=True)
     targets, references = order[:, 0].tolist(), order[:, 1 : 1 + REFERENCES].tolist()
-    activations, scores = run_with_gradients(model, layer.name, images)
+    (activations,), scores = run_with_gradients(model, [layer.name], images)
     alphas = [contender.alpha] * len(images)
     value = objective_value(scores, targets, references, alphas, contender.objective)
     (gradients,) = torch.autograd.grad(value, activations)

@@ -120,19 +120,22 @@ class OnnxRuntimeBackend:
 
 def _checked_interface(session: Any, manifest: Manifest, path: Path) -> _Interface:
     """What is bound, once the graph is known to be what its manifest says."""
-    references, classes, grid = manifest.references, manifest.num_classes, manifest.layers[0].grid
+    references, classes = manifest.references, manifest.num_classes
+    lead = (_BATCH,) if manifest.contrasts == 1 else (_BATCH, manifest.contrasts)
     inputs: dict[str, tuple[str, tuple[int, ...]]] = {
         "images": ("tensor(float)", (_BATCH, 3, *manifest.input.size)),
-        "target": ("tensor(int64)", (_BATCH,)),
-        "references": ("tensor(int64)", (_BATCH, references)),
-        "alpha": ("tensor(float)", (_BATCH,)),
+        "target": ("tensor(int64)", lead),
+        "references": ("tensor(int64)", (*lead, references)),
+        "alpha": ("tensor(float)", lead),
     }
     outputs: dict[str, tuple[str, tuple[int, ...]]] = {
         "logits": ("tensor(float)", (_BATCH, classes)),
-        "saliency_map": ("tensor(float)", (_BATCH, *grid)),
-        "target_class": ("tensor(int64)", (_BATCH,)),
-        "reference_classes": ("tensor(int64)", (_BATCH, references)),
+        "saliency_map": ("tensor(float)", (*lead, *manifest.grid)),
+        "target_class": ("tensor(int64)", lead),
+        "reference_classes": ("tensor(int64)", (*lead, references)),
     }
+    for name, layer in zip(manifest.outputs[len(outputs) :], manifest.layers, strict=False):
+        outputs[name] = ("tensor(float)", (*lead, *layer.grid))
     for kind, expected, found in (
         ("input", inputs, {v.name: v for v in session.get_inputs()}),
         ("output", outputs, {v.name: v for v in session.get_outputs()}),
