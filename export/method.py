@@ -57,7 +57,7 @@ def positions(values: torch.Tensor, layer: LayerInfo) -> Values:
 
 def as_map(scores: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
     """ReLU of the scores (...,h*w), as (...,h,w)."""
-    return scores.unflatten(-1, layer.grid).relu()
+    return scores.reshape(*scores.shape[:-1], *layer.grid).relu()
 
 
 def mean_of_normalised(maps: Sequence[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,14 +81,21 @@ class ContrastArrays(NamedTuple):
 
     def rows(self, rows: slice | Sequence[int]) -> ContrastArrays:
         """The contrasts of some of the images."""
-        return ContrastArrays(self.target[rows], self.references[rows], self.alpha[rows])
+        return self._each(lambda values: values[rows])
 
     def padded(self, contrasts: int) -> ContrastArrays:
         """With the last contrast of each image repeated until there are so many."""
         missing = contrasts - self.target.shape[1]
         if missing == 0:
             return self
-        return ContrastArrays(*(np.concatenate([v, np.repeat(v[:, -1:], missing, axis=1)], axis=1) for v in self))
+        return self._each(lambda values: np.concatenate([values, np.repeat(values[:, -1:], missing, axis=1)], axis=1))
+
+    def repeated(self, count: int, axis: int) -> ContrastArrays:
+        """With a new axis, of so many equal entries."""
+        return self._each(lambda values: np.repeat(np.expand_dims(values, axis), count, axis=axis))
+
+    def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> ContrastArrays:
+        return ContrastArrays(change(self.target), change(self.references), change(self.alpha))
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class ContrastResolver:
         if self.contrasts == 1:
             return resolved
         places = min(self.contrasts, self.classes.count) if target is None else 1
-        several = ContrastArrays(*(np.repeat(values[:, None], places, axis=1) for values in resolved))
+        several = resolved.repeated(places, axis=1)
         return several if target is not None else several._replace(target=several.target - np.arange(places))
 
     def _several(self, count: int, contrasts: Contrasts) -> ContrastArrays:
@@ -144,8 +151,7 @@ class ContrastResolver:
         if not questions:
             raise InputError("there are no contrasts; give at least one.")
         if all(isinstance(question, Contrast) for question in questions):
-            one = self._row(questions)
-            return ContrastArrays(*(np.repeat(values[None], count, axis=0) for values in one))
+            return self._row(questions).repeated(count, axis=0)
         _check_count(len(questions), count, "contrasts")
         rows = [self._row(row) for row in questions]
         lengths = {len(row.target) for row in rows}
@@ -231,13 +237,13 @@ class ContrastResolver:
     def _check_distinct(self, contrast: ContrastArrays) -> None:
         for image, (target, row) in enumerate(zip(contrast.target.tolist(), contrast.references.tolist(), strict=True)):
             pinned = [index for index in row if index >= 0]
-            where = f" of image {image}" if len(contrast.target) > 1 else ""
+            where = f" for image {image}" if len(contrast.target) > 1 else ""
             for index in pinned:
                 if pinned.count(index) > 1:
-                    raise InputError(f"the reference {self.classes.name(index)!r}{where} is given twice.")
+                    raise InputError(f"the reference {self.classes.name(index)!r} is given twice{where}.")
             if target in pinned:
                 raise InputError(
-                    f"the reference {self.classes.name(target)!r} is the target{where} itself; give another class."
+                    f"the reference {self.classes.name(target)!r} is the target itself{where}; give another class."
                 )
 
     def _alphas(self, count: int, alpha: Alpha) -> NDArray[np.float32]:

@@ -161,11 +161,9 @@ class Engine:
         if references is not None or contrasts is not None:
             for row in self._conflicts(contrast, outputs):
                 raise self._conflict_error(contrast, outputs, row, f"image {row}")
-        *fields, layer_maps = outputs
-        return Outputs(
-            *(arrays.like(field, batch) for field in fields),
-            {name: arrays.like(values, batch) for name, values in layer_maps.items()},
-        )
+        layer_maps = {name: arrays.like(values, batch) for name, values in outputs.layer_maps.items()}
+        fields = {name: arrays.like(field, batch) for name, field in outputs._asdict().items() if name != "layer_maps"}
+        return Outputs(**fields, layer_maps=layer_maps)
 
     def explain(
         self,

@@ -13,6 +13,7 @@ from finercam_rt import colormaps, ops
 _MARGIN, _GAP = 16, 12
 _TITLE, _TEXT = 17, 14
 _LINE = 20
+_COLUMNS = 6
 _BACKGROUND, _INK, _FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 
 
@@ -23,7 +24,7 @@ def figure(
     colormap: str = "turbo",
     opacity: float = 0.5,
 ) -> Image.Image:
-    """The photograph, then each map over it under its title, then the colour scale and the legend's lines.
+    """The photograph, then each map over it under its title, in rows, then the colour scale and the legend's lines.
 
     A map that explains nothing is not drawn: its panel says why.
 
@@ -46,21 +47,34 @@ def figure(
         )
 
     text_font, title_font = ImageFont.load_default(_TEXT), ImageFont.load_default(_TITLE)
-    total = 2 * _MARGIN + len(panels) * width + (len(panels) - 1) * _GAP
-    top = _MARGIN + _LINE + 6
-    below = top + height + _GAP
+    columns = min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    total = 2 * _MARGIN + columns * width + (columns - 1) * _GAP
+    pitch = _LINE + 6 + height + _GAP
+    below = _MARGIN + rows * pitch
     canvas = Image.new("RGB", (total, below + _LINE + len(legend) * _LINE + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for index, (title, picture) in enumerate(panels):
-        left = _MARGIN + index * (width + _GAP)
-        draw.text((left, _MARGIN), title, _INK, title_font)
-        canvas.paste(picture, (left, top))
+        left, top = _MARGIN + index % columns * (width + _GAP), _MARGIN + index // columns * pitch
+        draw.text((left, top), _shortened(title, width, draw, title_font), _INK, title_font)
+        canvas.paste(picture, (left, top + _LINE + 6))
 
-    scale_left = _MARGIN + width + _GAP
+    scale_left = _MARGIN + width + _GAP if columns > 1 else _MARGIN
     _draw_scale(canvas, draw, colormap, (scale_left, below), total - _MARGIN - scale_left, text_font)
     for row, line in enumerate(legend):
         draw.text((_MARGIN, below + _LINE + row * _LINE), line, _INK, text_font)
     return canvas
+
+
+def _shortened(
+    text: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> str:
+    """The text, cut with an ellipsis where it is wider than its panel."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(f"{text}...", font) > width:
+        text = text[:-1]
+    return f"{text.rstrip()}..."
 
 
 def _draw_scale(

@@ -34,6 +34,7 @@ class ToyEngine:
     size: tuple[int, int]
     references: int
     clip: float | None
+    contrasts: int = 1
 
     def activations(self, images: np.ndarray) -> np.ndarray:
         patch = self.kernel.shape[-1]
@@ -79,6 +80,7 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         references: int = 3,
         batch: int | str = "N",
         clip: float | None = None,
+        contrasts: int = 1,
         manifest: dict[str, Any] | None = None,
         metadata: str | None = "",
     ) -> ToyEngine:
@@ -88,7 +90,7 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         kernel = rng.normal(size=(channels, 3, patch, patch)).astype(np.float32) / patch
         weight = rng.normal(size=(len(CLASS_NAMES), channels)).astype(np.float32) * 3
         bias = rng.normal(size=len(CLASS_NAMES)).astype(np.float32)
-        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, clip)
+        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, clip, contrasts)
         model = _model(onnx, toy, batch)
         text = _manifest(toy, manifest or {}) if metadata == "" else metadata
         if text is not None:
@@ -118,6 +120,7 @@ def _manifest(toy: ToyEngine, changes: dict[str, Any]) -> str:
         method="gradcam",
         objective=toy.objective,
         references=toy.references,
+        contrasts=toy.contrasts,
         opset=18,
     )
     return dataclasses.replace(manifest, **changes).to_json()
@@ -128,6 +131,7 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
     helper, numpy_helper, tensor = onnx.helper, onnx.numpy_helper, onnx.TensorProto
     classes = len(toy.weight)
     slots = toy.references
+    several = [] if toy.contrasts == 1 else [toy.contrasts]
     grid = [toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1]]
     constants = {
         "kernel": toy.kernel,
@@ -148,6 +152,9 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
         "axis1": np.array([1], np.int64),
         "axis2": np.array([2], np.int64),
         "axes_hw": np.array([2, 3], np.int64),
+        "ranks": np.array([min(toy.contrasts, classes)], np.int64),
+        "last_rank": np.int64(min(toy.contrasts, classes) - 1),
+        **{f"contrast_{p}": np.int64(p) for p in range(toy.contrasts)},
         "earlier": np.tril(np.ones((slots, slots), np.int64), -1)[None] > 0,
     }
     nodes: list[Any] = []
@@ -155,78 +162,106 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
     def op(kind: str, inputs: str, outputs: str, **attributes: Any) -> None:
         nodes.append(helper.make_node(kind, inputs.split(), outputs.split(), **attributes))
 
+    per_contrast: list[str] = []
+
+    def contrast_op(kind: str, inputs: str, outputs: str, **attributes: Any) -> None:
+        """One node of each contrast's own: names that a contrast has made, or is given, carry its number."""
+        per_contrast.extend(outputs.split())
+        for p in range(toy.contrasts):
+            own = [f"{name}.{p}" if name in per_contrast else name for name in inputs.split()]
+            op(kind, " ".join(own), " ".join(f"{name}.{p}" for name in outputs.split()), **attributes)
+
     op("Identity" if toy.clip is None else "Clip", "images" if toy.clip is None else "images low high", "seen")
     op("Conv", "seen kernel", "activations", strides=list(toy.kernel.shape[2:]))
     op("ReduceMean", "activations axes_hw", "pooled", keepdims=0)
     op("Gemm", "pooled weight bias", "logits", transB=1)
-    op("ArgMax", "logits", "predicted", axis=1, keepdims=0)
-    op("Equal", "target minus_one", "is_automatic")
-    op("Where", "is_automatic predicted target", "target_class")
-    op("Unsqueeze", "target_class axis1", "target_column")
-    op("GatherElements", "logits target_column", "target_logit", axis=1)
-    op("Sub", "logits target_logit", "difference")
-    op("Abs", "difference", "distance")
-    op("OneHot", "target_class depth off_on", "target_one_hot", axis=1)
-    op("Mul", "target_one_hot far", "excluded")
-    op("Add", "distance excluded", "distance_to_others")
-    op("TopK", "distance_to_others slots", "_distances nearest", axis=1, largest=0)
-    op("Equal", "references minus_one", "chosen_here")
-    op("Where", "chosen_here nearest references", "wanted")
-    op("Equal", "wanted target_column", "is_target")
-    op("Unsqueeze", "wanted axis2", "wanted_rows")
-    op("Unsqueeze", "wanted axis1", "wanted_columns")
-    op("Equal", "wanted_rows wanted_columns", "same")
-    op("And", "same earlier", "repeats")
-    op("Cast", "repeats", "repeats_number", to=tensor.FLOAT)
-    op("ReduceMax", "repeats_number axis2", "repeated_number", keepdims=0)
-    op("Cast", "repeated_number", "repeated", to=tensor.BOOL)
-    op("Or", "is_target repeated", "dropped")
-    op("Where", "dropped unused wanted", "reference_classes")
-    op("GreaterOrEqual", "reference_classes zero", "used")
-    op("Cast", "used", "used_number", to=tensor.FLOAT)
-    op("Where", "used reference_classes zero", "safe")
-    op("GatherElements", "logits safe", "reference_logits", axis=1)
-    op("Unsqueeze", "alpha axis1", "alpha_column")
+    op("TopK", "logits ranks", "_largest ranked", axis=1)
+    for name in ("target", "references", "alpha"):
+        per_contrast.append(name)
+        for p in range(toy.contrasts):
+            if toy.contrasts == 1:
+                op("Identity", name, f"{name}.0")
+            else:
+                op("Gather", f"{name} contrast_{p}", f"{name}.{p}", axis=1)
+    contrast_op("Sub", "minus_one target", "rank")
+    contrast_op("Clip", "rank zero last_rank", "rank_there")
+    contrast_op("Unsqueeze", "rank_there axis1", "rank_column")
+    contrast_op("GatherElements", "ranked rank_column", "ranked_column", axis=1)
+    contrast_op("Squeeze", "ranked_column axis1", "ranked_class")
+    contrast_op("Less", "target zero", "is_automatic")
+    contrast_op("Where", "is_automatic ranked_class target", "target_class")
+    contrast_op("Unsqueeze", "target_class axis1", "target_column")
+    contrast_op("GatherElements", "logits target_column", "target_logit", axis=1)
+    contrast_op("Sub", "logits target_logit", "difference")
+    contrast_op("Abs", "difference", "distance")
+    contrast_op("OneHot", "target_class depth off_on", "target_one_hot", axis=1)
+    contrast_op("Mul", "target_one_hot far", "excluded")
+    contrast_op("Add", "distance excluded", "distance_to_others")
+    contrast_op("TopK", "distance_to_others slots", "_distances nearest", axis=1, largest=0)
+    contrast_op("Equal", "references minus_one", "chosen_here")
+    contrast_op("Where", "chosen_here nearest references", "wanted")
+    contrast_op("Equal", "wanted target_column", "is_target")
+    contrast_op("Unsqueeze", "wanted axis2", "wanted_rows")
+    contrast_op("Unsqueeze", "wanted axis1", "wanted_columns")
+    contrast_op("Equal", "wanted_rows wanted_columns", "same")
+    contrast_op("And", "same earlier", "repeats")
+    contrast_op("Cast", "repeats", "repeats_number", to=tensor.FLOAT)
+    contrast_op("ReduceMax", "repeats_number axis2", "repeated_number", keepdims=0)
+    contrast_op("Cast", "repeated_number", "repeated", to=tensor.BOOL)
+    contrast_op("Or", "is_target repeated", "dropped")
+    contrast_op("Where", "dropped unused wanted", "reference_classes")
+    contrast_op("GreaterOrEqual", "reference_classes zero", "used")
+    contrast_op("Cast", "used", "used_number", to=tensor.FLOAT)
+    contrast_op("Where", "used reference_classes zero", "safe")
+    contrast_op("GatherElements", "logits safe", "reference_logits", axis=1)
+    contrast_op("Unsqueeze", "alpha axis1", "alpha_column")
     if toy.objective == "weighted":
-        op("Where", "used reference_logits never", "masked")
-        op("Softmax", "masked", "softmax", axis=1)
-        op("Mul", "softmax used_number", "q")
-        op("Mul", "q reference_logits", "q_y")
-        op("ReduceSum", "q_y axis1", "y_bar", keepdims=1)
-        op("Sub", "reference_logits y_bar", "y_less_mean")
-        op("Add", "y_less_mean one", "factor")
-        op("Mul", "q factor", "share")
+        contrast_op("Where", "used reference_logits never", "masked")
+        contrast_op("Softmax", "masked", "softmax", axis=1)
+        contrast_op("Mul", "softmax used_number", "q")
+        contrast_op("Mul", "q reference_logits", "q_y")
+        contrast_op("ReduceSum", "q_y axis1", "y_bar", keepdims=1)
+        contrast_op("Sub", "reference_logits y_bar", "y_less_mean")
+        contrast_op("Add", "y_less_mean one", "factor")
+        contrast_op("Mul", "q factor", "share")
     else:
-        op("ReduceSum", "used_number axis1", "count", keepdims=1)
-        op("Max", "count one", "divisor")
-        op("Div", "used_number divisor", "share")
-    op("Mul", "share alpha_column", "strength")
-    op("Unsqueeze", "strength axis2", "strength_column")
-    op("Gather", "weight target_class", "target_weight", axis=0)
-    op("Gather", "weight safe", "reference_weight", axis=0)
-    op("Mul", "reference_weight strength_column", "scaled")
-    op("ReduceSum", "scaled axis1", "contrasted", keepdims=0)
-    op("Sub", "target_weight contrasted", "summed")
-    op("Div", "summed cells", "channel_weights")
-    op("Unsqueeze", "channel_weights axes_hw", "channel_weights_4d")
-    op("Mul", "activations channel_weights_4d", "weighted")
-    op("ReduceSum", "weighted axis1", "evidence", keepdims=0)
-    op("Relu", "evidence", "saliency_map")
+        contrast_op("ReduceSum", "used_number axis1", "count", keepdims=1)
+        contrast_op("Max", "count one", "divisor")
+        contrast_op("Div", "used_number divisor", "share")
+    contrast_op("Mul", "share alpha_column", "strength")
+    contrast_op("Unsqueeze", "strength axis2", "strength_column")
+    contrast_op("Gather", "weight target_class", "target_weight", axis=0)
+    contrast_op("Gather", "weight safe", "reference_weight", axis=0)
+    contrast_op("Mul", "reference_weight strength_column", "scaled")
+    contrast_op("ReduceSum", "scaled axis1", "contrasted", keepdims=0)
+    contrast_op("Sub", "target_weight contrasted", "summed")
+    contrast_op("Div", "summed cells", "channel_weights")
+    contrast_op("Unsqueeze", "channel_weights axes_hw", "channel_weights_4d")
+    contrast_op("Mul", "activations channel_weights_4d", "weighted")
+    contrast_op("ReduceSum", "weighted axis1", "evidence", keepdims=0)
+    contrast_op("Relu", "evidence", "saliency_map")
+    for name in ("saliency_map", "target_class", "reference_classes"):
+        if toy.contrasts == 1:
+            op("Identity", f"{name}.0", name)
+        else:
+            for p in range(toy.contrasts):
+                op("Unsqueeze", f"{name}.{p} axis1", f"{name}_row.{p}")
+            op("Concat", " ".join(f"{name}_row.{p}" for p in range(toy.contrasts)), name, axis=1)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "toy",
         [
             value("images", tensor.FLOAT, [batch, 3, *toy.size]),
-            value("target", tensor.INT64, [batch]),
-            value("references", tensor.INT64, [batch, slots]),
-            value("alpha", tensor.FLOAT, [batch]),
+            value("target", tensor.INT64, [batch, *several]),
+            value("references", tensor.INT64, [batch, *several, slots]),
+            value("alpha", tensor.FLOAT, [batch, *several]),
         ],
         [
             value("logits", tensor.FLOAT, [batch, classes]),
-            value("saliency_map", tensor.FLOAT, [batch, *grid]),
-            value("target_class", tensor.INT64, [batch]),
-            value("reference_classes", tensor.INT64, [batch, slots]),
+            value("saliency_map", tensor.FLOAT, [batch, *several, *grid]),
+            value("target_class", tensor.INT64, [batch, *several]),
+            value("reference_classes", tensor.INT64, [batch, *several, slots]),
         ],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from finercam_rt import colormaps
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import atomic_write, check_output_folder, find_photographs
 from finercam_rt.cli.progress import Progress, progress
+from finercam_rt.contrast import Contrast, top_classes, why_not
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Batch, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
+from finercam_rt.figure import figure
 from finercam_rt.manifest import Manifest
 
 SCHEMA = 1
@@ -33,6 +36,8 @@ _EPILOG = f"""\
 For each image it writes NAME.overlay.png (the crop that the model saw, under its map), NAME.heatmap.png (the map
 alone) and NAME.npy (the raw map, float32, comparable between images), and for all of them {RECORDS}. NAME is the
 image's path within its folder, without suffix. A map that explains nothing (its status is not "ok") is not drawn.
+An engine of several contrasts writes these for each, as NAME.1, NAME.2, ..., and NAME.contrasts.png with all of them;
+one that gives the maps of several layers, NAME.LAYER.overlay.png, NAME.LAYER.heatmap.png and NAME.LAYER.npy as well.
 
 exit codes: 0 all images explained; 1 some could not be: each has a line on stderr and its error in {RECORDS};
 2 nothing done and nothing written: a wrong argument, a missing file, or no image could be explained.
@@ -54,7 +59,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder to write to; needed without --json")
     parser.add_argument(
-        "--target", metavar="CLASS", help="class to explain, name or index (default: the predicted one)"
+        "--target",
+        metavar="CLASS",
+        action="append",
+        help="class to explain, name or index (default: the predicted one; of an engine of P contrasts, the top P)",
     )
     parser.add_argument(
         "--references",
@@ -62,7 +70,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         help="classes to contrast it with, names or indices; 'none' for a plain Grad-CAM (default: the nearest ones)",
     )
-    parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: the objective's)")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        action="append",
+        help="strength of the contrast, at least 0 (default: the objective's)",
+    )
+    several = parser.add_argument_group(
+        "several contrasts", "for an engine exported with --contrasts P, as are --target or --alpha given repeatedly"
+    ).add_mutually_exclusive_group()
+    several.add_argument("--top", metavar="N", type=int, help="explain each of the N classes with the largest logits")
+    several.add_argument(
+        "--why-not", metavar="CLASS", nargs="+", help="explain why A and not B, for each ordered pair of these classes"
+    )
     parser.add_argument(
         "--batch-size", metavar="N", type=int, help=f"images a run (default: {DEFAULT_BATCH_SIZE}, or the engine's own)"
     )
@@ -88,9 +108,7 @@ def run(args: argparse.Namespace) -> int:
     with Engine(args.engine, threads=args.threads) as engine:
         batches = engine.explain_batches(
             list(names),
-            target=None if args.target is None else _class(args.target, engine.classes),
-            references=_references(args.references, engine.classes),
-            alpha=args.alpha,
+            **_questions(args, engine.classes),
             batch_size=args.batch_size,
             skip_errors=True,
         )
@@ -143,22 +161,54 @@ def _explain_all(
 def _one(explanation: Explanation, row: int, name: Path, args: argparse.Namespace, bar: Progress) -> dict[str, Any]:
     """Write one image's files, print its line, and return its record."""
     record: dict[str, Any] = {**explanation.record(row), "files": None, "error": None}
-    if args.output is not None:
-        paths = {key: f"{name.as_posix()}{suffix}" for key, suffix in _SUFFIXES.items()}
-        _write_png(args.output / paths["overlay"], explanation.overlay(row, args.colormap, args.opacity))
-        _write_png(args.output / paths["heatmap"], explanation.heatmap(row, args.colormap))
-        with atomic_write(args.output / paths["saliency_map"]) as stream:
-            np.save(stream, explanation.saliency_map[row])
-        record["files"] = paths
-    if explanation.status[row] != "ok":
-        bar.write(
-            f"finercam: warning: {explanation.names[row]}: its map explains nothing "
-            f"({explanation.status[row]}), so the overlay is the photograph alone.",
-            sys.stderr,
-        )
-    if not args.json:
-        bar.write(_line(record, explanation.classes))
+    parts = [(record, explanation, name.as_posix())]
+    if explanation.contrasts is not None:
+        parts = [
+            (part, explanation.contrast(p), f"{name.as_posix()}.{p + 1}") for p, part in enumerate(record["contrasts"])
+        ]
+    for part, one, stem in parts:
+        if args.output is not None:
+            part["files"] = _write(one, row, stem, args)
+        if one.status[row] != "ok":
+            bar.write(
+                f"finercam: warning: {one.names[row]}: its map explains nothing "
+                f"({one.status[row]}), so the overlay is the photograph alone.",
+                sys.stderr,
+            )
+        if not args.json:
+            bar.write(_line({**record, **part}, explanation.classes))
+    if explanation.contrasts is not None and args.output is not None:
+        record["files"] = {"contrasts": f"{name.as_posix()}.contrasts.png"}
+        _write_png(args.output / record["files"]["contrasts"], _sheet(explanation, row, record, args))
     return record
+
+
+def _write(explanation: Explanation, row: int, stem: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Write the pictures and the raw map of one image and contrast; their paths within the output folder."""
+    paths: dict[str, Any] = {key: f"{stem}{suffix}" for key, suffix in _SUFFIXES.items()}
+    _write_png(args.output / paths["overlay"], explanation.overlay(row, args.colormap, args.opacity))
+    _write_png(args.output / paths["heatmap"], explanation.heatmap(row, args.colormap))
+    with atomic_write(args.output / paths["saliency_map"]) as stream:
+        np.save(stream, explanation.saliency_map[row])
+    if explanation.layer_maps:
+        paths["layers"] = {
+            layer: _write(explanation.layer(layer), row, f"{stem}.{layer}", args) for layer in explanation.layer_maps
+        }
+    return paths
+
+
+def _sheet(explanation: Explanation, row: int, record: dict[str, Any], args: argparse.Namespace) -> Image.Image:
+    """All contrasts of one image side by side."""
+    classes = explanation.classes
+    maps, legend = [], []
+    for p, part in enumerate(record["contrasts"]):
+        maps.append((f"{p + 1}: {classes.short_name(part['target']['index'])}", explanation.saliency_map[row, p]))
+        against = ", ".join(classes.short_name(item["index"]) for item in part["references"]) or "nothing"
+        legend.append(
+            f"{p + 1}: why {classes.short_name(part['target']['index'])}, against {against}, alpha {part['alpha']:g}"
+        )
+    assert explanation.images is not None
+    return figure(explanation.images[row], maps, legend, args.colormap, args.opacity)
 
 
 _SUFFIXES = {"overlay": ".overlay.png", "heatmap": ".heatmap.png", "saliency_map": ".npy"}
@@ -225,6 +275,31 @@ def _class(text: str, classes: Classes) -> ClassSpec:
         else:
             return number
         raise
+
+
+def _questions(args: argparse.Namespace, classes: Classes) -> dict[str, Any]:
+    """What is explained, as `Engine.explain` takes it."""
+    targets = [_class(text, classes) for text in args.target or ()]
+    references, alphas = _references(args.references, classes), args.alpha or []
+    if args.why_not is not None or args.top is not None:
+        option = "--top" if args.why_not is None else "--why-not"
+        if targets or len(alphas) > 1 or (args.why_not is not None and references is not None):
+            raise InputError(f"{option} says what is explained; leave --target, or a second --alpha, out.")
+        alpha = alphas[0] if alphas else None
+        if args.why_not is None:
+            return {"contrasts": top_classes(args.top, references, alpha)}
+        if len(args.why_not) < 2:
+            raise InputError("--why-not needs at least two classes.")
+        return {"contrasts": why_not([_class(text, classes) for text in args.why_not], alpha)}
+    if len(targets) > 1 or len(alphas) > 1:
+        wanted: Sequence[ClassSpec | None] = targets or [None]
+        pairs = itertools.product(wanted, alphas or [None])
+        return {"contrasts": [Contrast(target, references, alpha) for target, alpha in pairs]}
+    return {
+        "target": targets[0] if targets else None,
+        "references": references,
+        "alpha": alphas[0] if alphas else None,
+    }
 
 
 def _references(texts: list[str] | None, classes: Classes) -> list[ClassSpec] | None:

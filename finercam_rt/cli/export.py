@@ -60,7 +60,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     model.add_argument("--classes", metavar="FILE", type=Path, help="class names, one a line")
     layer = parser.add_argument_group("target layer")
-    layer.add_argument("--target-layer", metavar="NAME", default="auto", help="module to explain at (default: auto)")
+    layer.add_argument(
+        "--target-layer",
+        metavar="NAME",
+        nargs="+",
+        default=["auto"],
+        help="module to explain at; of several, the mean of their normalised maps (default: auto)",
+    )
+    layer.add_argument(
+        "--layer-maps", action="store_true", help="the raw map of each of several target layers is an output as well"
+    )
     layer.add_argument("--layout", choices=LAYOUTS, help="layout of its output (default: from its shape)")
     layer.add_argument("--grid", metavar=("H", "W"), type=int, nargs=2, help="positions of the map, for tokens")
     layer.add_argument("--prefix-tokens", metavar="N", type=int, help="tokens before the patches (CLS, registers)")
@@ -74,6 +83,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     contrast.add_argument(
         "--references", metavar="R", type=int, default=3, help="reference classes an image (default: 3)"
+    )
+    contrast.add_argument(
+        "--contrasts",
+        metavar="P",
+        type=int,
+        default=1,
+        help="contrasts an image in one run: the top P classes, why A and not B, a sweep of alpha (default: 1)",
     )
     image = parser.add_argument_group("input (default: the library's for this model; ImageNet's for py:)")
     image.add_argument("--input-size", metavar="PIXELS", type=int, nargs="+", help="one number, or height and width")
@@ -115,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         objective=args.objective,
         references=args.references,
+        contrasts=args.contrasts,
+        layer_maps=args.layer_maps,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
         opset=args.opset,
     )
@@ -157,11 +175,13 @@ def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Pat
 
 def summary(manifest: Manifest, path: Path, seconds: float) -> str:
     """What was made, in a few lines."""
-    layer, measured = manifest.layers[0], manifest.verification
+    measured = manifest.verification
+    layers = ", ".join(layer.name for layer in manifest.layers)
+    several = "" if manifest.contrasts == 1 else f" for each of {manifest.contrasts} contrasts"
     return (
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
-        f"  target layer {layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}; "
-        f"{manifest.method}, objective {manifest.objective}, {manifest.references} references\n"
+        f"  target layer {layers}, {manifest.layers[0].layout}, map {manifest.grid[0]} x {manifest.grid[1]}; "
+        f"{manifest.method}, objective {manifest.objective}, {manifest.references} references{several}\n"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"

@@ -145,7 +145,7 @@ def _split(make: Any) -> tuple[Any, Split, Any]:
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 2)
     images = torch.randn(3, 3, 8, 12, dtype=torch.float64)
-    return model, cut(capture(model, "tap", images)), images
+    return model, cut(capture(model, ["tap"], images)), images
 
 
 def _positions(activations: Any, layout: str) -> tuple[list[int], Any]:
