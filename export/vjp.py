@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.broadcast import delay_broadcasts
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.contrast import Contrast, contrast, dense_seed
 from finercam_rt.export.cut import Split
@@ -20,6 +21,7 @@ from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
 from finercam_rt.export.method import METHODS, as_map, positions
 from finercam_rt.export.sink import sink_selections
+from finercam_rt.export.sums import sum_early
 from finercam_rt.manifest import LayerInfo
 
 
@@ -81,8 +83,10 @@ def explained_tail(split: Split, layer: LayerInfo, objective: str, references: i
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
     graph_module.graph.eliminate_dead_code()
+    graph_module, summed = sum_early(graph_module)
+    graph_module, delayed = delay_broadcasts(graph_module)
     graph_module.recompile()
-    return ExplainedTail(graph_module, (*sunk, *_report(interpreter, head, needs)))
+    return ExplainedTail(graph_module, (*sunk, *_report(interpreter, head, needs), *summed, *delayed))
 
 
 def _perturbed(activations: torch.Tensor, layer: LayerInfo, needs: str) -> tuple[torch.Tensor | Lifted, torch.Tensor]:
