@@ -19,6 +19,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import capture
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
+from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
@@ -97,7 +98,8 @@ def export_model(
     references = min(references, num_classes - 1)
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
-    split = cut(capture(model, [layer.name for layer in layers], example[:2]))
+    captured, folded = fold_batch_norms(capture(model, [layer.name for layer in layers], example[:2]))
+    split = cut(captured)
     on_stage("differentiating the tail")
     tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps))
     manifest = Manifest(
@@ -112,7 +114,7 @@ def export_model(
         contrasts=contrasts,
         layer_maps=layer_maps,
         opset=opset,
-        passes=tail.passes,
+        passes=(*folded, *tail.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")

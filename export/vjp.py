@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.broadcast import delay_broadcasts
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.contrast import Contrast, contrast, dense_seed
 from finercam_rt.export.cut import Split
@@ -22,6 +23,7 @@ from finercam_rt.export.lift import Lifted, LiftedTail
 from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
+from finercam_rt.export.sums import sum_early
 from finercam_rt.manifest import LayerInfo, map_grid
 
 
@@ -97,11 +99,13 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             target = torch.empty(lead, dtype=torch.int64)
             reference_classes = torch.empty([*lead, request.references], dtype=torch.int64)
             alpha = torch.empty(lead)
-        traced = _trace(differentiate, split.boundary, seed)
+        traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
+        traced, delayed = delay_broadcasts(traced)
         graph_module = _trace(run, split.boundary, target, reference_classes, alpha)
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
-    return ExplainedTail(graph_module, (*sunk, *_report(interpreter.merged_at, head, method.needs)))
+    report = (*sunk, *_report(interpreter.merged_at, head, method.needs), *summed, *delayed)
+    return ExplainedTail(graph_module, report)
 
 
 def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
