@@ -30,7 +30,7 @@ _CHOICES_KEPT = 256
 _SECONDS, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST = 0.3, 3, 50
 _MARGIN = 0.97
 """A runtime is preferred to the ones before it when it takes less than this share of their time: noise decides less."""
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Relative error of logits and map above which a runtime is not trusted with this graph; rounding is below 1e-5."""
 
 
@@ -145,7 +145,7 @@ def _result(backend: Backend, feeds: Mapping[str, NDArray[Any]]) -> dict[str, ND
 def _equal(result: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]]) -> bool:
     for name in ("logits", "saliency_map"):
         error, size = np.linalg.norm(result[name] - reference[name]), np.linalg.norm(reference[name])
-        if not error <= _TOLERANCE * size:  # also where it is NaN
+        if not error <= TOLERANCE * size:  # also where it is NaN
             return False
     return all(np.array_equal(result[name], reference[name]) for name in ("target_class", "reference_classes"))
 
