@@ -67,7 +67,10 @@ def open_backend(
     name = _pinned() if backend == "auto" else backend
     if compute == "bf16":
         if name == "onnxruntime":
-            raise BackendError("ONNX Runtime computes in f32 on the CPU; use backend='openvino' for compute='bf16'.")
+            where = "backend" if backend != "auto" else PIN
+            raise BackendError(
+                f"{where} is 'onnxruntime', which computes in f32 on the CPU; make it 'openvino' for bf16."
+            )
         return open_openvino()
     if name != "auto":
         return openers[name]()
@@ -88,10 +91,11 @@ def describe_auto(path: Path, manifest: Manifest) -> str:
         return f"{pinned}, as {PIN} says"
     if len(installed) < 2:
         return f"{installed[0]}, the only one installed" if installed else "none is installed"
-    name = selection.remembered(path, manifest, installed, physical_cores_granted())
+    threads = physical_cores_granted()
+    name = selection.remembered(path, manifest, installed, threads)
     if name is None:
         return f"not chosen yet: the first run measures {' and '.join(installed)}"
-    return f"{name}, the one chosen here of {' and '.join(installed)}"
+    return f"{name}, the one chosen here of {' and '.join(installed)} for {threads} threads"
 
 
 def _pinned() -> str:

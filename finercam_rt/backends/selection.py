@@ -52,7 +52,7 @@ def choose(
     cache = _cache_file()
     key = _key(path, manifest, openers, threads)
     known = _read(cache).get(key)
-    if known in openers:
+    if known is not None and known in openers:
         try:
             return openers[known]()
         except (BackendError, EngineError):

@@ -310,10 +310,10 @@ class TestRealRuntimes:
     def test_bf16_is_openvino_and_never_unasked(self, toy, monkeypatch):
         with Engine(toy.path) as engine:
             assert engine.compute == "f32"
-        with pytest.raises(BackendError, match="ONNX Runtime computes in f32"):
+        with pytest.raises(BackendError, match="backend is 'onnxruntime', which computes in f32"):
             Engine(toy.path, backend="onnxruntime", compute="bf16")
         monkeypatch.setenv("FINERCAM_BACKEND", "onnxruntime")
-        with pytest.raises(BackendError, match="ONNX Runtime computes in f32"):
+        with pytest.raises(BackendError, match="FINERCAM_BACKEND is 'onnxruntime', which computes in f32"):
             Engine(toy.path, compute="bf16")
         with pytest.raises(BackendError, match="no compute 'fp16'"):
             Engine(toy.path, compute="fp16")
