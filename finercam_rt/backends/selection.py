@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +22,11 @@ from finercam_rt.manifest import Manifest
 from finercam_rt.processor import processor
 
 Measure = Callable[[Sequence[Callable[[], object]]], list[float]]
-"""Functions to the median wall seconds of a call of each."""
+"""Functions to the wall seconds of a call of each."""
 
 _SCHEMA = 1
 _CHOICES_KEPT = 256
-_SECONDS, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST = 0.3, 3, 50
+_SECONDS, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST = 1.0, 5, 50
 _MARGIN = 0.97
 """A runtime is preferred to the ones before it when it takes less than this share of their time: noise decides less."""
 TOLERANCE = 1e-3
@@ -45,7 +44,7 @@ def choose(
     """Open the engine in the fastest of the runtimes; the first of `openers` is the one that the others are held to.
 
     A runtime that cannot take the graph, or whose result differs from the first one's, is passed over. With more than
-    one left they run in turns for a fraction of a second (`measure`), and the answer is kept in the user's cache folder
+    one left they run in turns for about a second (`measure`), and the answer is kept in the user's cache folder
     for this engine, processor, number of threads and these versions. A cache that cannot be read or written costs
     only the time to measure again.
     """
@@ -87,7 +86,10 @@ def _measured(openers: Mapping[str, Callable[[], Backend]], manifest: Manifest, 
 
 
 def in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median wall seconds of each call, after one of each that does not count; in turns, so that all see one load."""
+    """Least wall seconds of each call, after one of each that does not count.
+
+    In turns, so that all see one load; the least, because what another process takes away makes a call only slower.
+    """
     for call in calls:
         call()
     clock = time.perf_counter
@@ -100,7 +102,7 @@ def in_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
             before = clock()
             call()
             samples.append(clock() - before)
-    return [statistics.median(samples) for samples in seconds]
+    return [min(samples) for samples in seconds]
 
 
 def _open_all(openers: Mapping[str, Callable[[], Backend]]) -> tuple[list[Backend], Exception | None]:
