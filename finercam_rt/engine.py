@@ -67,10 +67,12 @@ class Engine:
 
     Args:
         path: the .onnx file that `finercam export` wrote.
-        backend: "auto" or "onnxruntime".
+        backend: "onnxruntime", "openvino", or "auto": the faster one of those installed, see `backends.open_backend`.
         device: "auto" or "cpu".
         threads: threads of one run; None is the number of physical cores granted to this process.
-        spinning: whether idle threads spin, for a lower latency at the price of a busy core each.
+        spinning: whether idle threads of ONNX Runtime spin, for a lower latency at the price of a busy core each.
+        compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
+            maps then differ. It is no property of the file, whose own precision `manifest.precision` is.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
@@ -84,6 +86,7 @@ class Engine:
         device: str = "auto",
         threads: int | None = None,
         spinning: bool = False,
+        compute: str = "f32",
     ) -> None:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
@@ -93,14 +96,26 @@ class Engine:
             self.classes, self.manifest.references, DEFAULT_ALPHA[self.manifest.objective], self.manifest.contrasts
         )
         self._preprocess = Preprocessor(self.manifest.input)
+        self._compute = compute
         self._backend = open_backend(
-            self.path, self.manifest, backend=backend, device=device, threads=threads, spinning=spinning
+            self.path,
+            self.manifest,
+            backend=backend,
+            device=device,
+            threads=threads,
+            spinning=spinning,
+            compute=compute,
         )
 
     @property
     def backend(self) -> str:
         """The runtime that serves the engine, such as "onnxruntime"."""
         return self._backend.name
+
+    @property
+    def compute(self) -> str:
+        """What it computes in: "f32" or "bf16"."""
+        return self._compute
 
     @property
     def device(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,15 @@ class ToyEngine:
             seed[references] -= alpha / len(references)
         weights = seed @ self.weight.astype(np.float64) / activations[0].size
         return np.maximum(np.einsum("c,chw->hw", weights, activations), 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runtime is ONNX Runtime but where a test asks for another, and nothing reaches the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINERCAM_BACKEND", "onnxruntime")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

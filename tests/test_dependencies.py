@@ -17,6 +17,7 @@ RUNTIME, EXPORT, CSRC = ROOT / "finercam_rt", ROOT / "export", ROOT / "csrc"
 ALLOWED_ANYWHERE = {"numpy", "PIL", "finercam_rt"}
 ALLOWED_IN = {
     "backends/onnxruntime.py": {"onnxruntime"},
+    "backends/openvino.py": {"openvino"},
     "cli/progress.py": {"tqdm"},
 }
 """The third-party modules that one file of the runtime may import besides."""
@@ -97,12 +98,13 @@ def test_runtime_does_not_import_the_export_stage_or_the_command_line(name):
             assert name.startswith("cli/"), f"{name} imports {module}"
 
 
-def test_backends_are_loaded_only_when_chosen():
-    for module, at_import in imports(RUNTIME / "backends" / "onnxruntime.py"):
-        assert not (at_import and module.startswith("onnxruntime"))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_backends_are_loaded_only_when_chosen(backend):
+    for module, at_import in imports(RUNTIME / "backends" / f"{backend}.py"):
+        assert not (at_import and module.partition(".")[0] == backend)
     for name in runtime_files():
         for module, at_import in imports(RUNTIME / name):
-            assert not (at_import and module.startswith("finercam_rt.backends.onnxruntime")), name
+            assert not (at_import and module == f"finercam_rt.backends.{backend}"), name
 
 
 @pytest.mark.parametrize("path", sorted(EXPORT.rglob("*.py")), ids=lambda path: path.name)
@@ -139,7 +141,9 @@ def test_csrc_includes(path):
 
 
 def test_importing_the_package_is_light():
-    heavy = "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'tensorrt', 'tqdm', 'finercam_rt.export')"
+    heavy = (
+        "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tqdm', 'finercam_rt.export')"
+    )
     code = f"import sys, finercam_rt, finercam_rt.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,32 +2,117 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+from finercam_rt.backends import selection
 from finercam_rt.backends.protocol import Backend as Backend
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
+from finercam_rt.threads import physical_cores_granted
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "openvino")
 DEVICES = ("auto", "cpu", "cuda")
+COMPUTES = ("f32", "bf16")
+PIN = "FINERCAM_BACKEND"
+"""The environment variable that says which runtime "auto" is."""
 
 
 def open_backend(
-    path: Path, manifest: Manifest, *, backend: str, device: str, threads: int | None, spinning: bool
+    path: Path,
+    manifest: Manifest,
+    *,
+    backend: str,
+    device: str,
+    threads: int | None,
+    spinning: bool,
+    compute: str,
 ) -> Backend:
-    """Load the engine into a runtime; "auto" takes ONNX Runtime, on the CPU.
+    """Load the engine into a runtime.
+
+    "auto" is what FINERCAM_BACKEND says, else the only runtime that is installed, else the faster one: that is measured
+    the first time an engine meets a processor, a number of threads and these versions, and then remembered.
 
     Raises:
-        BackendError: an unknown, missing or unsupported runtime or device.
+        BackendError: an unknown, missing or unsupported runtime, device, number of threads or way to compute.
         EngineError: a graph that the runtime cannot load, or whose inputs and outputs differ from the manifest.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
-    if device not in DEVICES:
-        raise BackendError(f"there is no device {device!r}; choose one of {', '.join(DEVICES)}.")
+    for what, value, known in (
+        ("backend", backend, BACKENDS),
+        ("device", device, DEVICES),
+        ("compute", compute, COMPUTES),
+    ):
+        if value not in known:
+            raise BackendError(f"there is no {what} {value!r}; choose one of {', '.join(known)}.")
     if device == "cuda":
         raise BackendError("this version runs engines on the CPU only; use device='cpu', or 'auto'.")
-    # Here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.
-    from finercam_rt.backends.onnxruntime import OnnxRuntimeBackend
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
+    granted = physical_cores_granted() if threads is None else threads
 
-    return OnnxRuntimeBackend(path, manifest, threads=threads, spinning=spinning)
+    # Loaded here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.
+    def open_onnxruntime() -> Backend:
+        from finercam_rt.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(path, manifest, threads=granted, spinning=spinning)
+
+    def open_openvino() -> Backend:
+        from finercam_rt.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(path, manifest, threads=granted, compute=compute)
+
+    openers: dict[str, Callable[[], Backend]] = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+    name = _pinned() if backend == "auto" else backend
+    if compute == "bf16":
+        if name == "onnxruntime":
+            where = "backend" if backend != "auto" else PIN
+            raise BackendError(
+                f"{where} is 'onnxruntime', which computes in f32 on the CPU; make it 'openvino' for bf16."
+            )
+        return open_openvino()
+    if name != "auto":
+        return openers[name]()
+    installed = _installed()
+    if not installed:
+        raise BackendError(
+            'no runtime is installed; install one with `pip install "finercam-rt[cpu]"` or "finercam-rt[openvino]".'
+        )
+    if len(installed) == 1:
+        return openers[installed[0]]()
+    return selection.choose(path, manifest, {name: openers[name] for name in installed}, granted)
+
+
+def describe_auto(path: Path, manifest: Manifest) -> str:
+    """What "auto" is for this engine here, with the default number of threads, and why; nothing is loaded."""
+    pinned, installed = _pinned(), _installed()
+    if pinned != "auto":
+        return f"{pinned}, as {PIN} says"
+    if len(installed) < 2:
+        return f"{installed[0]}, the only one installed" if installed else "none is installed"
+    threads = physical_cores_granted()
+    name = selection.remembered(path, manifest, installed, threads)
+    if name is None:
+        return f"not chosen yet: the first run measures {' and '.join(installed)}"
+    return f"{name}, the one chosen here of {' and '.join(installed)} for {threads} threads"
+
+
+def _pinned() -> str:
+    """What "auto" means by the environment."""
+    name = os.environ.get(PIN) or "auto"
+    if name not in BACKENDS:
+        raise BackendError(f"{PIN} is {name!r}; set it to one of {', '.join(BACKENDS)}.")
+    return name
+
+
+def _installed() -> list[str]:
+    """The runtimes that can be imported, without importing them; the one that others are held to comes first."""
+    return [name for name in BACKENDS[1:] if _can_be_imported(name)]
+
+
+def _can_be_imported(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # importing it has been blocked
+        return False

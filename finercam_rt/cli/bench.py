@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from finercam_rt.backends import COMPUTES
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
+from finercam_rt.processor import processor
 from finercam_rt.threads import physical_cores_granted
 
 SCHEMA = 1
@@ -24,7 +26,7 @@ SCHEMA = 1
 PERCENTILES = (90, 95, 99)
 WARMUP_MS, DURATION, ITERATIONS = 200, 3.0, 10
 """trtexec's defaults: milliseconds of warm-up, then at least so many seconds and so many runs."""
-_PACKAGES = ("finercam-rt", "numpy", "onnxruntime")
+_PACKAGES = ("finercam-rt", "numpy", "onnxruntime", "openvino")
 
 _EPILOG = """\
 A run is engine(batch): prediction, references and map, into arrays of the caller's own. Reading and resizing of
@@ -53,6 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"runs at least (default: {ITERATIONS})"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
+    parser.add_argument(
+        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
+    )
     parser.add_argument("--json", action="store_true", help="print one record with every latency and the environment")
     parser.set_defaults(run=run)
 
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--duration is {args.duration:g}; give a number of seconds, 0 or more.")
     threads = physical_cores_granted() if args.threads is None else args.threads
     began = time.perf_counter()
-    with Engine(args.engine, threads=threads) as engine:
+    with Engine(args.engine, threads=threads, compute=args.compute) as engine:
         load = time.perf_counter() - began
         shape = (args.batch, 3, *engine.manifest.input.size)
         try:
@@ -88,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 "weights_sha256": engine.manifest.model.weights_sha256,
                 "precision": engine.manifest.precision,
                 "backend": engine.backend,
+                "compute": engine.compute,
                 "device": engine.device,
             },
             "config": {
@@ -156,27 +162,13 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
             continue
     return {
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _processor(),
+        "cpu": processor(),
         "logical_cpus": os.cpu_count(),
         "physical_cores_granted": physical_cores_granted(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    """The model's name; where a hypervisor hides it, also family, model and the vector units that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set(fields.get("flags", "").split())
-    units = [unit for unit in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if unit in flags]
-    name = fields.get("model name") or platform.machine()
-    family = f" family {fields['cpu family']} model {fields['model']}" if {"cpu family", "model"} <= set(fields) else ""
-    return f"{name}{family}" + (f" ({', '.join(units)})" if units else "")
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -188,7 +180,10 @@ def _text(record: dict[str, Any]) -> str:
     runs = len(record["latencies_ms"])
     rows = [
         ("engine", f"{engine['path']}: {engine['model']}, {engine['precision']}, {engine['bytes'] / 1e6:.1f} MB"),
-        ("runs on", f"{engine['backend']}, {engine['device']}, {config['threads']} threads; {host['cpu']}"),
+        (
+            "runs on",
+            f"{engine['backend']}, {engine['device']}, {engine['compute']}, {config['threads']} threads; {host['cpu']}",
+        ),
         ("batch", str(config["batch"])),
         ("throughput", "{images_per_s:.2f} images/s, {runs_per_s:.2f} runs/s".format(**record["throughput"])),
         ("latency", latency),

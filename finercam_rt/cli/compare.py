@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.comparison import compare_maps
@@ -43,6 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--images", metavar="PATH", type=Path, nargs="+", required=True, help="images, or folders")
     parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
+    parser.add_argument(
+        "--compute", choices=COMPUTES, default="f32", help="arithmetic of B, which may be A's file (default: f32)"
+    )
     for name in (*_MEASURES, "class_agreement"):
         flag = f"--min-{name.replace('_', '-')}"
         parser.add_argument(flag, metavar="X", type=float, help=f"exit with 1 where the mean {name} is below X")
@@ -53,7 +57,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Explain all photographs with both engines, and print how far they agree."""
     files = list(find_photographs(args.images, None))
-    with Engine(args.a, threads=args.threads) as a, Engine(args.b, threads=args.threads) as b:
+    with (
+        Engine(args.a, threads=args.threads) as a,
+        Engine(args.b, threads=args.threads, compute=args.compute) as b,
+    ):
         _check_comparable(a, b)
         records = _compare_all(a, b, files, args.alpha)
     compared = [record for record in records if "cosine" in record]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from finercam_rt import colormaps
+from finercam_rt.backends import COMPUTES
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import atomic_write, check_output_folder, find_photographs
 from finercam_rt.cli.progress import Progress, progress
@@ -87,6 +88,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch-size", metavar="N", type=int, help=f"images a run (default: {DEFAULT_BATCH_SIZE}, or the engine's own)"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
+    parser.add_argument(
+        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
+    )
     parser.add_argument("--colormap", choices=colormaps.NAMES, default="turbo", help="colours (default: turbo)")
     parser.add_argument("--opacity", type=float, default=0.5, help="the map's share of the overlay (default: 0.5)")
     parser.add_argument("--json", action="store_true", help=f"print what {RECORDS} holds instead of lines for reading")
@@ -105,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     names = find_photographs(args.paths, args.output)
     if args.output is not None:
         check_output_folder(args.output)
-    with Engine(args.engine, threads=args.threads) as engine:
+    with Engine(args.engine, threads=args.threads, compute=args.compute) as engine:
         batches = engine.explain_batches(
             list(names),
             **_questions(args, engine.classes),
@@ -258,6 +262,7 @@ def _document(engine: Engine) -> dict[str, Any]:
             "references": manifest.references,
             "precision": manifest.precision,
             "backend": engine.backend,
+            "compute": engine.compute,
             "device": engine.device,
         },
     }

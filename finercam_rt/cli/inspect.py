@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from finercam_rt.backends import describe_auto
 from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -38,7 +39,11 @@ def run(args: argparse.Namespace) -> int:
         for index in range(manifest.num_classes):
             print(f"{index}\t{manifest.classes[index] if manifest.classes else ''}".rstrip())
     else:
-        rows = [("engine", f"{args.engine} ({args.engine.stat().st_size / 1e6:.1f} MB)"), *_rows(manifest)]
+        rows = [
+            ("engine", f"{args.engine} ({args.engine.stat().st_size / 1e6:.1f} MB)"),
+            *_rows(manifest),
+            ("backend", describe_auto(args.engine, manifest)),
+        ]
         width = max(len(label) for label, _ in rows)
         for label, text in rows:
             print(f"{label:{width}}  {text}")

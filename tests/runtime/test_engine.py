@@ -14,6 +14,7 @@ from PIL import Image
 from finercam_rt import BackendError, Engine, EngineError, InputError, ops
 
 RNG = np.random.default_rng(11)
+pytestmark = pytest.mark.usefixtures("backend_name")
 
 
 def batch(toy, count: int, scale: float = 1.0) -> np.ndarray:
@@ -351,9 +352,9 @@ def test_closed_engine(toy):
     engine.close()
 
 
-def test_backends_and_devices(toy):
-    engine = Engine(toy.path, backend="onnxruntime", device="cpu", threads=1, spinning=True)
-    assert (engine.backend, engine.device) == ("onnxruntime", "cpu")
+def test_backends_and_devices(toy, backend_name):
+    engine = Engine(toy.path, backend=backend_name, device="cpu", threads=1, spinning=True)
+    assert (engine.backend, engine.device, engine.compute) == (backend_name, "cpu", "f32")
     assert "toy" in repr(engine)
     with pytest.raises(BackendError, match="no backend 'tensorflow'"):
         Engine(toy.path, backend="tensorflow")
@@ -365,9 +366,10 @@ def test_backends_and_devices(toy):
         Engine(toy.path, threads=0)
 
 
-def test_without_onnxruntime(toy, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendError, match=r"finercam-rt\[cpu\]"):
+def test_without_the_runtime(toy, backend_name, monkeypatch):
+    monkeypatch.setitem(sys.modules, backend_name, None)
+    extra = {"onnxruntime": r"finercam-rt\[cpu\]", "openvino": r"finercam-rt\[openvino\]"}[backend_name]
+    with pytest.raises(BackendError, match=extra):
         Engine(toy.path)
 
 

@@ -1,0 +1,108 @@
+"""What an engine's graph takes and gives, held against what its manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.errors import EngineError
+from finercam_rt.manifest import Manifest
+
+BATCH = -1
+"""Stands for N in the expected shapes."""
+_FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
+
+
+class Value(NamedTuple):
+    """One input or output: its dtype's name, and its shape with symbols or None where it is not fixed."""
+
+    dtype: str
+    shape: Sequence[int | str | None]
+
+
+class Interface(NamedTuple):
+    """Name to (dtype, shape after N) of the inputs and of the outputs."""
+
+    inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+    def buffers(self, batch: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Arrays for the inputs and the outputs of `batch` images, not initialised."""
+        inputs, outputs = (
+            {name: np.empty((batch, *tail), dtype) for name, (dtype, tail) in values.items()} for values in self
+        )
+        return inputs, outputs
+
+
+def expected_interface(manifest: Manifest) -> Interface:
+    """The graph interface of DESIGN, section 3, with this manifest's sizes."""
+    contrasts = () if manifest.contrasts == 1 else (manifest.contrasts,)
+    references = (*contrasts, manifest.references)
+    outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "logits": (_FLOAT32, (manifest.num_classes,)),
+        "saliency_map": (_FLOAT32, (*contrasts, *manifest.grid)),
+        "target_class": (_INT64, contrasts),
+        "reference_classes": (_INT64, references),
+    }
+    for name, layer in zip(manifest.outputs[len(outputs) :], manifest.layers, strict=False):
+        outputs[name] = (_FLOAT32, (*contrasts, *layer.grid))
+    return Interface(
+        inputs={
+            "images": (_FLOAT32, (3, *manifest.input.size)),
+            "target": (_INT64, contrasts),
+            "references": (_INT64, references),
+            "alpha": (_FLOAT32, contrasts),
+        },
+        outputs=outputs,
+    )
+
+
+def checked_interface(
+    inputs: Mapping[str, Value], outputs: Mapping[str, Value], manifest: Manifest, path: Path
+) -> Interface:
+    """What to bind, once the graph is known to be what its manifest says; EngineError where it is not."""
+    expected = expected_interface(manifest)
+    _check("input", expected.inputs, inputs, path)
+    _check("output", expected.outputs, outputs, path)
+    return expected
+
+
+def fixed_batch(inputs: Mapping[str, Value]) -> int | None:
+    """N where the graph's batch is fixed, None where it is dynamic."""
+    batch = inputs["images"].shape[0]
+    return batch if isinstance(batch, int) else None
+
+
+def _check(
+    kind: str,
+    expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    found: Mapping[str, Value],
+    path: Path,
+) -> None:
+    if set(found) != set(expected):
+        raise EngineError(
+            f"{path}: its graph has the {kind}s {', '.join(found) or 'none'}, and an engine has "
+            f"{', '.join(expected)}; export it again."
+        )
+    for name, (dtype, tail) in expected.items():
+        value, shape = found[name], (BATCH, *tail)
+        if value.dtype != dtype.name or not _fits(value.shape, shape):
+            raise EngineError(
+                f"{path}: its {kind} {name} is {value.dtype} {_text(value.shape)}, and its manifest says {dtype.name} "
+                f"{_text(shape)}; export it again."
+            )
+
+
+def _fits(found: Sequence[int | str | None], expected: tuple[int, ...]) -> bool:
+    """Whether a shape with symbols in it can be the expected one."""
+    return len(found) == len(expected) and all(
+        not isinstance(a, int) or b == BATCH or a == b for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _text(shape: Sequence[int | str | None]) -> str:
+    return f"({','.join('N' if d == BATCH else '?' if d is None else str(d) for d in shape)})"

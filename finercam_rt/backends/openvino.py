@@ -1,0 +1,178 @@
+"""OpenVINO on the CPU, in float32, or with the prediction in bfloat16."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.backends.interface import Interface, Value, checked_interface, fixed_batch
+from finercam_rt.backends.openvino_cut import cut_behind_logits
+from finercam_rt.backends.openvino_weights import unshare_square_weights
+from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
+from finercam_rt.errors import BackendError, EngineError
+from finercam_rt.manifest import Manifest
+from finercam_rt.threads import physical_cores_granted
+
+_DTYPES = {"f32": "float32", "i64": "int64"}
+_BF16, _PRECISION = "BF16", "INFERENCE_PRECISION_HINT"
+"""What OpenVINO calls the capability, and the property."""
+
+
+class _Slot:
+    """One batch size of one thread: an infer request a graph, and the buffers that they are bound to for good."""
+
+    def __init__(self, openvino: Any, graphs: Sequence[Any], interface: Interface, batch: int) -> None:
+        self.inputs, self.outputs = interface.buffers(batch)
+        self._requests = [graph.create_infer_request() for graph in graphs]
+        for graph, request in zip(graphs, self._requests, strict=True):
+            names = {name for value in (*graph.inputs, *graph.outputs) for name in value.get_names()}
+            for name, buffer in (self.inputs | self.outputs).items():
+                if name in names:
+                    request.set_tensor(name, openvino.Tensor(buffer, shared_memory=True))
+        self._handed_on = len(graphs[0].outputs) - 1 if len(graphs) > 1 else 0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Copy the feeds in and fill the outputs.
+
+        The images are copied too (about 1 % of a run): OpenVINO refuses arrays that are read-only, and would hold on
+        to the caller's.
+        """
+        for name, buffer in self.inputs.items():
+            np.copyto(buffer, feeds[name])
+        first, *rest = self._requests
+        first.infer(share_outputs=True)
+        for request in rest:
+            for position in range(self._handed_on):
+                request.set_input_tensor(position, first.get_output_tensor(position + 1))
+            request.infer(share_outputs=True)
+
+
+class OpenVinoBackend:
+    """Graphs compiled for the CPU, with inputs and outputs bound once for each thread and batch size.
+
+    A single image, where latency matters, runs a graph compiled for just that; the other batch sizes share a dynamic
+    one, compiled when the first of them comes. Where OpenVINO cannot compile a dynamic one, they have one each.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, path: Path, manifest: Manifest, *, threads: int, compute: str) -> None:
+        """Load the graph; see open_backend for the errors."""
+        try:
+            import openvino
+        except ImportError:
+            raise BackendError(
+                'OpenVINO is not installed; install it with `pip install "finercam-rt[openvino]"`.'
+            ) from None
+        self._openvino: Any = openvino
+        self._core = openvino.Core()
+        if compute == "bf16" and _BF16 not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("this processor does not compute in bf16; use compute='f32'.")
+        # A stream runs one request at a time; with more of them, several callers of one engine keep all cores busy.
+        streams = max(1, physical_cores_granted() // threads)
+        self._options = {
+            # Where the processor has bf16 units, OpenVINO would otherwise use them unasked.
+            _PRECISION: compute,
+            # Or matrix products with weights in int8 alone would round their inputs to int8 as well.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,  # of all streams together
+            # Pinned workers of two engines, or of two processes, would sit on the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._path = path
+        try:
+            model = self._core.read_model(path)
+            unshare_square_weights(openvino, model)
+        except Exception as error:  # OpenVINO raises RuntimeError for nearly everything, and others for the rest
+            raise self._cannot_load(error) from None
+        inputs = {value.get_any_name(): _value(value) for value in model.inputs}
+        outputs = {value.get_any_name(): _value(value) for value in model.outputs}
+        self._interface = checked_interface(inputs, outputs, manifest, path)
+        self.fixed_batch = fixed_batch(inputs)
+        self._model: Any = model
+        self._compute = compute
+        self._compiled: dict[int | None, list[Any]] = {}  # by batch size, None the dynamic one; the oldest goes first
+        self._dynamic = self.fixed_batch is None
+        self._compiling = threading.Lock()
+        self._slots: Slots[_Slot] = Slots()
+        self._graphs(self.fixed_batch or 1)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
+        slots = self._slots
+        if self._model is None:
+            raise BackendError("the engine is closed; make a new one.")
+        slot = slots.get(feeds["images"].shape[0], self._slot)
+        try:
+            slot.run(feeds)
+        except Exception as error:  # see __init__
+            raise BackendError(f"OpenVINO failed ({_reason(error)}).") from None
+        return slot.outputs
+
+    def close(self) -> None:
+        """See Backend.close."""
+        with self._compiling:
+            self._model = None
+            self._compiled.clear()
+            self._slots = Slots()
+
+    def _slot(self, batch: int) -> _Slot:
+        return _Slot(self._openvino, self._graphs(batch), self._interface, batch)
+
+    def _graphs(self, batch: int) -> list[Any]:
+        """The compiled graphs that serve this batch size: one, or in bf16 two that run one after the other."""
+        with self._compiling:
+            if self._model is None:
+                raise BackendError("the engine is closed; make a new one.")
+            if self._dynamic and batch != 1 and None not in self._compiled:
+                try:
+                    self._compiled[None] = self._compile(None)
+                except Exception:  # see __init__; some fusions of OpenVINO fail where the batch is not known
+                    self._dynamic = False
+            key = None if self._dynamic and batch != 1 else batch
+            if key not in self._compiled:
+                try:
+                    self._compiled[key] = self._compile(key)
+                except Exception as error:  # see __init__
+                    raise self._cannot_load(error) from None
+                if len(self._compiled) > BATCH_SIZES_KEPT:
+                    del self._compiled[next(iter(self._compiled))]
+            return self._compiled[key]
+
+    def _compile(self, batch: int | None) -> list[Any]:
+        """For one batch size, or for any (None)."""
+        model = self._model.clone()
+        if batch is not None:
+            model.reshape({name: [batch, *tail] for name, (_, tail) in self._interface.inputs.items()})
+        if self._compute == "f32":
+            return [self._core.compile_model(model, "CPU", self._options)]
+        prediction, explanation = cut_behind_logits(self._openvino, model)
+        return [
+            self._core.compile_model(prediction, "CPU", self._options),
+            self._core.compile_model(explanation, "CPU", {**self._options, _PRECISION: "f32"}),
+        ]
+
+    def _cannot_load(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self._path}: OpenVINO cannot load it ({_reason(error)}); use backend='onnxruntime', or export it again."
+        )
+
+
+def _value(value: Any) -> Value:
+    dtype = value.get_element_type().get_type_name()
+    shape = value.get_partial_shape()
+    return Value(_DTYPES.get(dtype, dtype), [d.get_length() if d.is_static else None for d in shape])
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message, which says what; the ones before it say where in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].lstrip("- ")[:300].rstrip(". ") if lines else type(error).__name__

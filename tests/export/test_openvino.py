@@ -1,0 +1,62 @@
+"""Engines of every family in OpenVINO equal themselves in ONNX Runtime, which other tests hold to autograd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finercam_rt import Engine
+from finercam_rt.backends.selection import TOLERANCE
+from finercam_rt.comparison import compare_maps
+
+from .conftest import Exported, ExportedFactory
+from .oracle import noise
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+
+CASES = [
+    ("resnet18", "weighted"),
+    ("tf_efficientnet_lite0", "mean"),
+    ("convnext_tiny", "mean"),
+    ("vit_small_patch16_224", "mean"),
+    ("vit_small_patch14_dinov2", "weighted"),
+    ("swin_tiny_patch4_window7_224", "weighted"),
+]
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_maps_equal_those_of_onnx_runtime(exported: ExportedFactory, name: str, objective: str) -> None:
+    """One image and three, which run in different graphs; ViTs read square weights both ways."""
+    item = exported(name, objective)
+    images = noise(3, seed=4).numpy()
+    contrast = {"target": [3, 1, 2], "references": [[5, 6, 7], [8], []], "alpha": [1.0, 0.5, 0.0]}
+    expected = item.engine(images, **contrast)
+    with Engine(item.path, backend="openvino", threads=2) as engine:
+        several = engine(images, **contrast)
+        single = engine(images[:1], **{key: value[:1] for key, value in contrast.items()})
+    for got, rows in ((several, slice(0, 3)), (single, slice(0, 1))):
+        assert np.abs(got.logits - expected.logits[rows]).max() <= 1e-4 * np.ptp(expected.logits)
+        for a, b in zip(got.saliency_map, expected.saliency_map[rows], strict=True):
+            assert np.linalg.norm(a - b) <= TOLERANCE * np.linalg.norm(b)
+            assert b.any(), "the comparison is not vacuous"
+        assert got.references.tolist() == expected.references[rows].tolist()
+
+
+@pytest.mark.assets
+def test_birds_in_bf16(birds: Exported, assets: Path) -> None:
+    """One photograph of each of the 47 species; the README has the figures of all 235."""
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor does not compute in bf16")
+    files = sorted((assets / "birds47").rglob("5.jpg"))
+    assert len(files) == 47
+    expected = birds.engine.explain(files)
+    with Engine(birds.path, backend="openvino", compute="bf16", threads=2) as engine:
+        assert engine.explain(files).target.tolist() == expected.target.tolist()
+        got = engine.explain(files, target=expected.target.tolist(), references=expected.references)
+    assert not np.array_equal(got.logits, expected.logits)
+    measures = np.array(
+        [compare_maps(a, b, got.size) for a, b in zip(expected.saliency_map, got.saliency_map, strict=True)]
+    )
+    assert (measures.mean(axis=0) > [0.999, 0.99, 0.97]).all(), measures.mean(axis=0)
