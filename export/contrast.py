@@ -93,11 +93,12 @@ def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tenso
     every = torch.cat([chosen[..., None], references], -1)
     earlier = torch.ones(num_references, 1 + num_references, dtype=torch.bool).tril()
     repeats = ((references[..., :, None] == every[..., None, :]) & earlier).any(-1)
-    pinned = torch.where(repeats | (references < 0), UNUSED, references)
+    free = references < 0
+    pinned = torch.where(repeats | free, UNUSED, references)
 
-    taken = (torch.arange(logits.shape[1]) == every[..., :, None]).any(-2)
     distance = (_beside(logits, chosen) - _at(logits, chosen[..., None])).abs()
-    distance = torch.where(taken, torch.inf, distance)
+    taken = torch.cat([chosen[..., None], torch.where(free, chosen[..., None], references)], -1)
+    distance = distance.scatter(-1, taken, torch.inf)
     nearest = distance.topk(num_references, dim=-1, largest=False).indices
     automatic = references == AUTOMATIC
     one = automatic.to(torch.int64)

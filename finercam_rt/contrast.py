@@ -18,6 +18,8 @@ AUTOMATIC = -1
 UNUSED = -2
 """As a reference: none."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Target: TypeAlias = "ClassSpec | Sequence[ClassSpec | None] | NDArray[np.integer[Any]] | None"
 References: TypeAlias = (
     "ClassSpec | Sequence[ClassSpec] | Sequence[Sequence[ClassSpec] | None] | NDArray[np.integer[Any]] | None"
@@ -247,8 +249,10 @@ class ContrastResolver:
                 )
 
     def _alphas(self, count: int, alpha: Alpha) -> NDArray[np.float32]:
+        if alpha is None:
+            return np.full(count, self.default_alpha, dtype=np.float32)
         try:
-            values = np.asarray(self.default_alpha if alpha is None else alpha, dtype=np.float64)
+            values = np.asarray(alpha, dtype=np.float64)
         except (TypeError, ValueError):
             raise InputError(f"alpha is {alpha!r}; give a number of at least 0, or one for each image.") from None
         if values.ndim == 0:
@@ -256,7 +260,7 @@ class ContrastResolver:
         if values.ndim != 1:
             raise InputError(f"alpha has shape {values.shape}; give a number, or one for each image.")
         _check_count(len(values), count, "alpha")
-        wrong = ~((values >= 0) & (values <= np.finfo(np.float32).max))  # written so that NaN is wrong
+        wrong = ~((values >= 0) & (values <= _LARGEST))  # written so that NaN is wrong
         if wrong.any():
             raise InputError(f"alpha is {values[wrong][0]:g}; give a finite number of at least 0.")
         return values.astype(np.float32)

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -95,6 +96,10 @@ class Engine:
         self._resolver = ContrastResolver(
             self.classes, self.manifest.references, DEFAULT_ALPHA[self.manifest.objective], self.manifest.contrasts
         )
+        # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
+        self._default_contrasts = lru_cache(maxsize=8)(
+            lambda count: self._resolver.resolve(count, target=None, references=None, alpha=None)
+        )
         self._preprocess = Preprocessor(self.manifest.input)
         self._compute = compute
         self._backend = open_backend(
@@ -168,7 +173,10 @@ class Engine:
             BackendError: the runtime failed, or the engine is closed.
         """
         images = self._checked_batch(arrays.to_numpy(batch, "the batch"))
-        contrast = self._resolver.resolve(len(images), target, references, alpha, contrasts)
+        if target is None and references is None and alpha is None and contrasts is None:
+            contrast = self._default_contrasts(len(images))
+        else:
+            contrast = self._resolver.resolve(len(images), target, references, alpha, contrasts)
         damaged = _rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images))
         if damaged is not None:
@@ -302,7 +310,7 @@ class Engine:
             saliency_map,
             buffers["target_class"][part].copy(),
             buffers["reference_classes"][part].copy(),
-            contrast.alpha,
+            contrast.alpha.copy(),
             status,
             {
                 layer.name: buffers[output][part].copy()
