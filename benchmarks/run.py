@@ -4,8 +4,8 @@ How it is measured. Contenders that are compared run in one process, in turn: in
 a new random order, after 2 ms of rest; one that takes less than 0.1 s runs once before, uncounted, since the one before
 it has left its own data in the caches. A ratio is taken within rounds, so that a slow spell of the machine is in both
 of its times. What that leaves is where each model's weights happen to lie in memory: two sessions of one file differ
-by up to a percent for as long as their process lives. So our own ratios are of three processes, which load the
-contenders in different orders, their intervals are drawn from processes first and rounds then, and the plain forward
+by up to a percent for as long as their process lives. So our own ratios are of three processes (two with two threads), which load
+the contenders in different orders, their intervals are drawn from processes first and rounds then, and the plain forward
 pass is there twice: how far that ratio is from 1 is what this method cannot see. Plain passes have the bindings,
 buffers and copies of our engine, so that a ratio has the whole of engine(batch) above and nothing idle below.
 
@@ -38,8 +38,20 @@ from typing import Any
 
 from comparison import records, timing
 from comparison.cases import Case, find_cases
-from comparison.catalogue import CONTENDERS, NAMES, variants_of
-from comparison.contenders import AGAIN, GROUPS, OURS, PLAIN, XAI, XAI_BF16, Group
+from comparison.catalogue import NAMES, variants_of
+from comparison.contenders import (
+    FIVE_CONTRASTS,
+    GRADCAM,
+    GROUPS,
+    INT8,
+    LAYER_CAM,
+    OPENVINO,
+    OPENVINO_PLAIN,
+    OURS,
+    PLAIN,
+    TORCHCAM,
+    Group,
+)
 from comparison.engines import FOLDER, Build, build_of
 
 from finercam_rt.cli.bench import environment
@@ -60,6 +72,7 @@ PACKAGES = (
     "openvino",
 )
 JOB_TIMEOUT = 3600
+MEMORY_OF = (OURS, PLAIN, FIVE_CONTRASTS, LAYER_CAM, INT8, OPENVINO, OPENVINO_PLAIN, TORCHCAM, GRADCAM)
 MEMORY_PROCESSES = 3
 OPENVINO_XAI = HERE.parent / "build" / "openvino-xai" / "bin" / "python"
 _EPILOG = """\
@@ -68,7 +81,8 @@ openvino-xai 1.1.0 needs OpenVINO 2024.4 and NumPy 1, so it lives in an environm
 Where that is not there it is left out, and the tables say so.
 
 Other libraries and other precisions are measured at one thread with batches 1 and 4 and at two threads with batch 1:
-they are far enough from ours that the rest would say the same. What was measured is written after each job, so a run
+they are far enough from ours that the rest would say the same. All of it takes some 35 minutes on two idle cores, 8 of
+them for the exports, which are kept in build/benchmarks until the sources change. What was measured is written after each job, so a run
 that was stopped goes on with --resume.
 example: python benchmarks/run.py --cases resnet50 vit_base --batches 1 4 --threads 1 --output build/mine.json
 """
@@ -125,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=4.0,
-        help="of rounds in a process for each batch (default: 4); two rounds at least",
+        default=3.0,
+        help="of rounds in a process for each batch (default: 3); two rounds at least",
     )
     parser.add_argument(
         "--openvino-xai-python",
@@ -163,7 +177,7 @@ def _jobs(cases: list[Case], args: argparse.Namespace) -> Iterator[dict[str, Any
             contenders = _chosen(group, args.contenders)
             for threads in args.threads if contenders else ():
                 batches = group.batches(threads, args.batches)
-                asked = {"group": group.name, "contenders": contenders, "processes": group.processes}
+                asked = {"group": group.name, "contenders": contenders, "processes": group.repeats(threads)}
                 options = {
                     "rounds": args.rounds,
                     "seconds": args.seconds,
@@ -171,13 +185,10 @@ def _jobs(cases: list[Case], args: argparse.Namespace) -> Iterator[dict[str, Any
                 }
                 if batches:
                     yield {"job": "timing", "threads": threads, "batches": batches, **asked, **options, **common}
-        for contender in CONTENDERS if not args.no_memory else ():
-            own = contender.name in (OURS, PLAIN)
-            if contender.name not in (AGAIN, XAI, XAI_BF16) and (
-                own or not args.contenders or contender.name in args.contenders
-            ):
-                batches = sorted(args.batches) if own else [min(args.batches)]
-                asked = {"contender": contender.name, "batches": batches}
+        for name in MEMORY_OF if not args.no_memory else ():
+            own = name in (OURS, PLAIN)
+            if own or not args.contenders or name in args.contenders:
+                asked = {"contender": name, "batches": sorted(args.batches) if own else [min(args.batches)]}
                 processes = MEMORY_PROCESSES if own else 1
                 yield {"job": "memory", "threads": args.threads[0], "processes": processes, **asked, **common}
 

@@ -103,7 +103,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders that are timed in turn in one process, and in `processes` of them one after the other.
+    """Contenders that are timed in turn in one process, and in `processes` of them (two at most with several threads).
 
     anchors: those without which there is nothing to compare; ratios: (numerator, denominator); cells: the (threads,
     batch) that it is measured at, None for all that are asked for.
@@ -115,6 +115,10 @@ class Group:
     ratios: Sequence[tuple[str, str]]
     processes: int
     cells: Sequence[tuple[int, int]] | None = None
+
+    def repeats(self, threads: int) -> int:
+        """How many processes."""
+        return self.processes if threads == 1 else min(self.processes, 2)
 
     def batches(self, threads: int, asked: Sequence[int]) -> list[int]:
         """The batches of this group among those asked for."""
