@@ -4,10 +4,10 @@ How it is measured. Contenders that are compared run in one process, in turn: in
 a new random order, after 2 ms of rest; one that takes less than 0.1 s runs once before, uncounted, since the one before
 it has left its own data in the caches. A ratio is taken within rounds, so that a slow spell of the machine is in both
 of its times. What that leaves is where each model's weights happen to lie in memory: two sessions of one file differ
-by up to a percent for as long as their process lives. So our own ratios are of three processes (two with two threads), which load
-the contenders in different orders, their intervals are drawn from processes first and rounds then, and the plain forward
-pass is there twice: how far that ratio is from 1 is what this method cannot see. Plain passes have the bindings,
-buffers and copies of our engine, so that a ratio has the whole of engine(batch) above and nothing idle below.
+by up to a percent for as long as their process lives. So our own ratios are of three processes (two with two threads),
+which load the contenders in different orders, their intervals are drawn from processes first and rounds then, and the
+plain forward pass is there twice: how far that ratio is from 1 is what this method cannot see. Plain passes have the
+bindings, buffers and copies of our engine, so that a ratio has the whole of engine(batch) above and nothing idle below.
 
 Two clocks. With one thread CPU time is the figure: it is the wall time of an idle machine and is nearly blind to other
 processes. With two it is wall time, for which the machine must be idle: CPU time there hides that one of the threads
@@ -82,8 +82,8 @@ Where that is not there it is left out, and the tables say so.
 
 Other libraries and other precisions are measured at one thread with batches 1 and 4 and at two threads with batch 1:
 they are far enough from ours that the rest would say the same. All of it takes some 35 minutes on two idle cores, 8 of
-them for the exports, which are kept in build/benchmarks until the sources change. What was measured is written after each job, so a run
-that was stopped goes on with --resume.
+them for the exports, which are kept in build/benchmarks until the sources change. What was measured is written after
+each job, so a run that was stopped goes on with --resume.
 example: python benchmarks/run.py --cases resnet50 vit_base --batches 1 4 --threads 1 --output build/mine.json
 """
 
