@@ -34,9 +34,10 @@ def draw(document: dict[str, Any], picture: Path) -> None:
     _draw_peers(below, timings, names)
     for axis in (above, below):
         axis.set_xticks(np.arange(len(names)), names, fontsize=8)
+        axis.set_xlim(-0.5, len(names) - 0.5)
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7.5, ncols=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06))
+        axis.legend(fontsize=7, ncols=8, columnspacing=1.2, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.99))
     part = picture.with_name(f".{picture.name}.part")
     figure.savefig(part, format="png", dpi=130)
     os.replace(part, picture)
@@ -57,7 +58,7 @@ def _draw_own(axis: Axes, timings: list[dict[str, Any]], names: list[str]) -> No
         axis.plot([place - 0.4, place + 0.4], [goals[name]] * 2, color="#3a8a3a", linewidth=1, linestyle="--")
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_ylabel("time / plain forward", fontsize=8)
-    axis.set_title("An explanation against its plain forward pass; dashed: the goal", fontsize=9, loc="left", pad=24)
+    axis.set_title("An explanation against its plain forward pass; dashed: the goal", fontsize=9, loc="left", pad=26)
 
 
 def _points(
@@ -88,4 +89,4 @@ def _draw_peers(axis: Axes, timings: list[dict[str, Any]], names: list[str]) -> 
     axis.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     axis.minorticks_off()
     axis.set_ylabel("CPU time / finercam-rt fp32", fontsize=8)
-    axis.set_title("Others, and reduced precision: batch 1, 1 thread", fontsize=9, loc="left", pad=24)
+    axis.set_title("Others, and reduced precision: batch 1, 1 thread", fontsize=9, loc="left", pad=26)

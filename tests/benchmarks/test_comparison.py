@@ -282,16 +282,16 @@ def test_a_peak_is_of_what_is_used_and_not_of_what_was() -> None:
 def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> None:
     pytest.importorskip("torchcam")
     output = tmp_path / "toy.json"
-    options = ("--cases", "toy_vit", "--batches", 1, 2, "--threads", 1, "--rounds", 4, "--seconds", 1)
+    options = ("--cases", "toy_vit", "--batches", 1, 4, "--threads", 1, "--rounds", 4, "--seconds", 1)
     names = ("torch-cam", "onnxruntime forward again")
     ran = run_script("run.py", *options, "--contenders", *names, "--output", output)
     assert ran.returncode == 0, ran.stderr
     document = records.read(output)
     kinds = [record["kind"] for record in document["records"]]
-    assert (kinds.count("build"), kinds.count("timing"), kinds.count("memory"), len(kinds)) == (1, 3, 3, 7)
+    assert (kinds.count("build"), kinds.count("timing"), kinds.count("memory"), len(kinds)) == (1, 4, 3, 8)
     by_group = {(record["group"], record["batch"]): record for record in tables.of_kind(document, "timing")}
-    assert set(by_group) == {("engine", 1), ("engine", 2), ("peers", 1)}
-    own, peers = by_group["engine", 2], by_group["peers", 1]
+    assert set(by_group) == {("engine", 1), ("engine", 4), ("peers", 1), ("peers", 4)}
+    own, peers = by_group["engine", 4], by_group["peers", 4]
     assert set(own["samples"]) == {OURS, *names[1:], PLAIN}
     assert own["samples"][OURS]["processes"] == [0] * 4 + [1] * 4 + [2] * 4
     assert set(own["ratios"]["cpu"]) == {f"{OURS} / {PLAIN}", f"{names[1]} / {PLAIN}"}
@@ -302,7 +302,7 @@ def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> Non
         assert record["run_peak_mib"]["1"] >= record["imported_mib"] > 10
         assert len(record["processes"]) == (1 if record["contender"] == "torch-cam" else 3)
     text = tables.markdown(document)
-    assert "| toy_vit | 2 | finercam-rt |" in text
+    assert "| toy_vit | 4 | finercam-rt |" in text
     assert "## Export" in text
     assert "## Resident memory" in text
 
