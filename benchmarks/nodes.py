@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.cases import SEED, find_cases
-from comparison.engines import build_of
+from comparison.cases import find_cases, images_of
+from comparison.engines import ENGINE, FORWARD, build_of
 
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -38,21 +38,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         (case,) = find_cases([args.case])
         graphs = build_of(case)
-        if not graphs.engine.exists():
+        if not graphs.folder.exists():
             raise ValueError(f"{args.case} is not exported; run benchmarks/run.py --cases {args.case} first.")
         if min(args.batch, args.threads, args.runs, args.top) < 1:
             raise ValueError("batch, threads, runs and top must be above zero.")
     except ValueError as error:
         print(f"nodes.py: {error}", file=sys.stderr)
         return 2
-    manifest = read_manifest(graphs.engine)
-    images = np.random.default_rng(SEED).standard_normal((args.batch, 3, *manifest.input.size), np.float32)
+    engine_file, forward_file = graphs.graph(ENGINE), graphs.graph(FORWARD)
+    manifest = read_manifest(engine_file)
+    images = images_of(args.batch, manifest.input.size)
     contrast = {
         "target": np.full(args.batch, -1),
         "references": np.full((args.batch, manifest.references), -1),
         "alpha": np.ones(args.batch, np.float32),
     }
-    feeds = {graphs.engine: {"images": images, **contrast}, graphs.forward: {"images": images}}
+    feeds = {engine_file: {"images": images, **contrast}, forward_file: {"images": images}}
     engine, forward = _profile(feeds, args.threads, args.runs)
     print(_table(engine, forward, args.top))
     return 0

@@ -1,8 +1,9 @@
-"""Turn a result file of run.py into a Markdown table (on stdout) and a plot (a PNG beside the file)."""
+"""Turn a result file of run.py into tables and a plot: FILE.md and FILE.png beside it, and the headline on stdout."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,19 +14,27 @@ def main(argv: list[str] | None = None) -> int:
     """0: done. 2: a result file that cannot be read, or no matplotlib."""
     parser = argparse.ArgumentParser(prog="python benchmarks/report.py", description=__doc__)
     parser.add_argument("results", type=Path, metavar="FILE", help="what run.py wrote")
-    parser.add_argument("--no-plot", action="store_true", help="the table only")
+    parser.add_argument("--no-plot", action="store_true", help="the tables only")
     args = parser.parse_args(argv)
     try:
         document = records.read(args.results)
-        print(tables.markdown(document))
+        written = [args.results.with_suffix(".md")]
+        _write(tables.markdown(document), written[0])
         if not args.no_plot:
-            picture = args.results.with_suffix(".png")
-            _plot(document, picture)
-            print(f"\nplot: {picture}", file=sys.stderr)
+            written.append(args.results.with_suffix(".png"))
+            _plot(document, written[1])
     except ValueError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
+    print(tables.headline(document))
+    print(f"\nwritten: {', '.join(map(str, written))}", file=sys.stderr)
     return 0
+
+
+def _write(text: str, path: Path) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 def _plot(document: dict[str, object], picture: Path) -> None:

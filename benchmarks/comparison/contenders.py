@@ -1,8 +1,7 @@
-"""What is compared: each contender turns a batch into its answer, as a user of that library would write it."""
+"""What is compared: each contender turns a batch into its answer; groups of them are timed together."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from comparison.cases import CLS_VIT, Case
+from comparison.engines import Build
+from comparison.timing import Clock
+from comparison.verification import EXACT, Tolerance
 from finercam_rt.manifest import LayerInfo
 
 if TYPE_CHECKING:
     import torch
 
-OURS, PLAIN = "finercam-rt", "onnxruntime forward"
-REFERENCES = 3
-
 
 class Answer(NamedTuple):
-    """logits (N,K) or None; the map (N,h,w) or (N,H,W), raw or normalised, or None: NumPy or torch."""
+    """logits (N,K) or None; the map (N,h,w), (N,H,W) or (N,5,h,w), raw or normalised, or None: NumPy or torch."""
 
     logits: Any
     saliency_map: Any
@@ -32,28 +32,48 @@ Call = Callable[[], Answer]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a contender is made from; model is None where it needs no torch."""
+    """What a contender is made from; model is None where it needs no torch.
 
-    engine: Path
-    forward: Path
+    openvino_xai: the Python of the environment that has it; scratch: a folder for what is exchanged with that process.
+    """
+
+    case: Case
+    graphs: Build
     model: torch.nn.Module | None
     layer: LayerInfo
     threads: int
+    openvino_xai: Path | None = None
+    scratch: Path | None = None
+
+
+class Bound(NamedTuple):
+    """A contender with its batch: call gives the answer; clock, where it has its own, runs it and says the times."""
+
+    call: Call
+    clock: Clock | None = None
+
+
+Bind = Callable[[NDArray[np.float32]], Bound]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A name, how to make it (setting -> batch -> call), and which objective its map has: None for a plain forward.
+    """A name, how to make it, and which map of the oracle it must give: None for a plain forward, "other" for any.
 
-    modules: what it imports; layouts: those of a target layer's output that it reads.
+    modules: what it imports; variant: which graph it needs besides the engine and the plain forward; layouts: those of
+    a target layer's output that it reads; families: of the cases it is for, None for all; batches: the sizes it takes,
+    None for all.
     """
 
     name: str
-    make: Callable[[Setting], Callable[[NDArray[np.float32]], Call]]
-    objective: str | None
-    alpha: float = 0.0
-    modules: Sequence[str] = ("torch",)
+    make: Callable[[Setting], Bind]
+    map_of: str | None
+    modules: Sequence[str]
+    tolerance: Tolerance = EXACT
     layouts: Sequence[str] = ("nchw", "nhwc", "tokens")
+    families: Sequence[str] | None = None
+    batches: Sequence[int] | None = None
+    variant: str | None = None
 
     @property
     def needs_torch(self) -> bool:
@@ -61,155 +81,94 @@ class Contender:
         return "torch" in self.modules
 
 
-def _finercam(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    """engine(batch): prediction, automatic references, map, status."""
-    from finercam_rt import Engine
-
-    engine = Engine(setting.engine, backend="onnxruntime", threads=setting.threads)
-
-    def bind(batch: NDArray[np.float32]) -> Call:
-        def call() -> Answer:
-            outputs = engine(batch)
-            return Answer(outputs.logits, outputs.saliency_map)
-
-        return call
-
-    return bind
+OURS, PLAIN, AGAIN = "finercam-rt", "onnxruntime forward", "onnxruntime forward again"
+FIVE_CONTRASTS, LAYER_CAM = "finercam-rt five contrasts", "finercam-rt Layer-CAM"
+INT8, INT8_PLAIN = "finercam-rt int8", "onnxruntime int8 forward"
+OPENVINO, OPENVINO_PLAIN = "finercam-rt openvino", "openvino forward"
+BF16, BF16_PLAIN = "finercam-rt openvino bf16", "openvino bf16 forward"
+TORCH, TORCHCAM, GRADCAM, CAPTUM = "torch forward", "torch-cam", "grad-cam", "captum"
+XAI, XAI_BF16 = "openvino-xai f32", "openvino-xai bf16"
+PEERS = (TORCH, TORCHCAM, GRADCAM, CAPTUM, XAI, XAI_BF16)
 
 
-def _onnxruntime(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    """The model alone, with the session options, bindings and copy of the result that our engine has."""
-    import onnxruntime
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of two contenders' times and its bound: at_most for our own cost, at_least for a peer's."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = setting.threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(setting.forward), options, providers=["CPUExecutionProvider"])
-    classes = session.get_outputs()[0].shape[1]
-
-    def bind(batch: NDArray[np.float32]) -> Call:
-        binding = session.io_binding()
-        logits = np.empty((len(batch), classes), np.float32)
-        binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-
-        def call() -> Answer:
-            binding.bind_input("images", "cpu", 0, batch.dtype, batch.shape, batch.ctypes.data)
-            session.run_with_iobinding(binding)
-            return Answer(logits.copy(), None)
-
-        return call
-
-    return bind
+    over: str
+    under: str
+    at_most: float | None = None
+    at_least: float | None = None
 
 
-def _torch(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    import torch
+@dataclass(frozen=True)
+class Group:
+    """Contenders that are timed in turn in one process, and in `processes` of them (two at most with several threads).
 
-    model = _model(setting)
+    anchors: those without which there is nothing to compare; ratios: (numerator, denominator); cells: the (threads,
+    batch) that it is measured at, None for all that are asked for.
+    """
 
-    def bind(batch: NDArray[np.float32]) -> Call:
-        images = torch.from_numpy(batch)
+    name: str
+    contenders: Sequence[str]
+    anchors: Sequence[str]
+    ratios: Sequence[tuple[str, str]]
+    processes: int
+    cells: Sequence[tuple[int, int]] | None = None
 
-        def call() -> Answer:
-            with torch.no_grad():
-                return Answer(model(images), None)
+    def repeats(self, threads: int) -> int:
+        """How many processes."""
+        return self.processes if threads == 1 else min(self.processes, 2)
 
-        return call
-
-    return bind
-
-
-def _torchcam(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    """Its extractor is made once, on a copy of the model, so that its hooks slow nobody else."""
-    import torch
-    from torchcam.methods import FinerCAM
-
-    model = copy.deepcopy(_model(setting))
-    options: dict[str, Any] = {}
-    if setting.layer.layout != "nchw":
-        options["reshape_transform"] = reshape_transform(setting.layer)
-    extractor = FinerCAM(model, setting.layer.name, gamma=0.6, num_references=REFERENCES, **options)
-
-    def bind(batch: NDArray[np.float32]) -> Call:
-        images = torch.from_numpy(batch)
-
-        def call() -> Answer:
-            scores = model(images)
-            (saliency_map,) = extractor(scores.argmax(1).tolist(), scores)
-            return Answer(scores.detach(), saliency_map)
-
-        return call
-
-    return bind
+    def batches(self, threads: int, asked: Sequence[int]) -> list[int]:
+        """The batches of this group among those asked for."""
+        return sorted(batch for batch in asked if self.cells is None or (threads, batch) in self.cells)
 
 
-def _gradcam(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    """As torch-cam, made once on a copy of the model."""
-    import torch
-    from pytorch_grad_cam import FinerCAM
-
-    model = copy.deepcopy(_model(setting))
-    transform = None if setting.layer.layout == "nchw" else reshape_transform(setting.layer)
-    cam = FinerCAM(model, [model.get_submodule(setting.layer.name)], reshape_transform=transform)
-
-    def bind(batch: NDArray[np.float32]) -> Call:
-        images = torch.from_numpy(batch)
-        return lambda: Answer(None, cam(input_tensor=images, alpha=1.0))
-
-    return bind
-
-
-def _captum(setting: Setting) -> Callable[[NDArray[np.float32]], Call]:
-    """LayerGradCam of a function that contrasts the best class with the next; its one forward pass gives the logits."""
-    import torch
-    from captum.attr import LayerGradCam
-
-    model = _model(setting)
-    seen: list[torch.Tensor] = []
-
-    def finer(images: torch.Tensor) -> torch.Tensor:
-        seen[:] = [model(images)]
-        ordered = seen[0].sort(1, descending=True).values
-        return ordered[:, 0] - 0.6 * ordered[:, 1 : 1 + REFERENCES].mean(1)
-
-    attribution = LayerGradCam(finer, model.get_submodule(setting.layer.name))
-
-    def bind(batch: NDArray[np.float32]) -> Call:
-        images = torch.from_numpy(batch)
-
-        def call() -> Answer:
-            saliency_map = attribution.attribute(images, relu_attributions=True)
-            return Answer(seen[0].detach(), saliency_map.detach().squeeze(1))
-
-        return call
-
-    return bind
-
-
-CONTENDERS = (
-    Contender(OURS, _finercam, "weighted", 1.0, modules=("finercam_rt", "onnxruntime")),
-    Contender(PLAIN, _onnxruntime, None, modules=("onnxruntime",)),
-    Contender("torch forward", _torch, None),
-    Contender("torch-cam", _torchcam, "mean", 0.6, modules=("torch", "torchcam")),
-    Contender("grad-cam", _gradcam, "weighted", 1.0, modules=("torch", "pytorch_grad_cam")),
-    # of tokens it averages the channels, without an error
-    Contender("captum", _captum, "mean", 0.6, modules=("torch", "captum.attr"), layouts=("nchw",)),
+GROUPS = (
+    Group(
+        "engine",
+        (OURS, PLAIN, AGAIN, FIVE_CONTRASTS, LAYER_CAM),
+        (OURS, PLAIN),
+        ((OURS, PLAIN), (LAYER_CAM, PLAIN), (FIVE_CONTRASTS, OURS), (AGAIN, PLAIN)),
+        processes=3,
+    ),
+    Group(
+        "precision",
+        (OURS, INT8, INT8_PLAIN, OPENVINO, OPENVINO_PLAIN, BF16, BF16_PLAIN),
+        (OURS,),
+        (
+            (OPENVINO, OPENVINO_PLAIN),
+            (BF16, BF16_PLAIN),
+            (INT8, INT8_PLAIN),
+            (OPENVINO, OURS),
+            (BF16, OURS),
+            (INT8, OURS),
+        ),
+        processes=2,
+        cells=((1, 1), (1, 4), (2, 1)),
+    ),
+    Group(
+        "peers",
+        (OURS, INT8, BF16, *PEERS),
+        (OURS,),
+        tuple((peer, own) for own in (OURS, BF16, INT8) for peer in PEERS),
+        processes=1,
+        cells=((1, 1), (1, 4), (2, 1)),
+    ),
 )
 
 
-def reshape_transform(layer: LayerInfo) -> Callable[[Any], Any]:
-    """What torch-cam and grad-cam need to read tokens or channels-last maps: (N,L,C) or (N,h,w,C) -> (N,C,h,w)."""
-
-    def transform(tensor: Any) -> Any:
-        if layer.layout == "tokens":
-            tensor = tensor[:, layer.prefix_tokens :].reshape(len(tensor), *layer.grid, -1)
-        return tensor.permute(0, 3, 1, 2)
-
-    return transform
-
-
-def _model(setting: Setting) -> torch.nn.Module:
-    assert setting.model is not None
-    return setting.model
+def goals_of(case: Case) -> list[Goal]:
+    """What issue 3 asks for of this case, each by the ratio of the table that shows it."""
+    own = [Goal(over, under, at_most=case.goal) for over, under in ((OURS, PLAIN), (OPENVINO, OPENVINO_PLAIN))]
+    own += [Goal(over, under, at_most=case.goal) for over, under in ((BF16, BF16_PLAIN), (INT8, INT8_PLAIN))]
+    own += [Goal(FIVE_CONTRASTS, OURS, at_most=1.03)]
+    if case.family == CLS_VIT:
+        own += [Goal(LAYER_CAM, PLAIN, at_most=1.00)]
+    peers = [Goal(TORCHCAM, OURS, at_least=1.35), Goal(GRADCAM, OURS, at_least=4)]
+    peers += [Goal(TORCHCAM, reduced, at_least=2.5) for reduced in (BF16, INT8)]
+    peers += [Goal(GRADCAM, reduced, at_least=8) for reduced in (BF16, INT8)]
+    if case.name == "vit_base":
+        peers += [Goal(XAI, OURS, at_least=10)]
+    return own + peers

@@ -1,4 +1,4 @@
-"""The two graphs of a case, exported once and kept: the engine, and the same model exported plainly."""
+"""The graphs of a case, exported once and kept: the engines, the same model exported plainly, and what is right."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comparison.cases import Case, load
+import numpy as np
+from numpy.typing import NDArray
+
+from comparison.cases import SEED, Case, images_of, load
 from comparison.memory import high_water_mib
+from comparison.verification import CONTRASTS, oracle
+
+if TYPE_CHECKING:
+    from finercam_rt.export import LoadedModel
 
 OPSET = 18
+ORACLE_IMAGES = 16
+CALIBRATION_IMAGES = 16
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "benchmarks"
-_PACKAGES = ("finercam-rt", "torch", "timm", "onnx", "onnxscript")
-_SOURCES = ("finercam_rt.export", "finercam_rt.manifest", "comparison.cases", "comparison.engines")
+ENGINE, FORWARD = "engine", "forward"
+FIVE, LAYERCAM, INT8, INT8_FORWARD = VARIANTS = "five", "layercam", "int8", "int8_forward"
+"""In the order in which they can be made."""
+_PACKAGES = ("finercam-rt", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
+_SOURCES = (
+    "finercam_rt.export",
+    "finercam_rt.manifest",
+    "comparison.cases",
+    "comparison.engines",
+    "comparison.verification",
+)
 
 
 @dataclass(frozen=True)
@@ -29,15 +47,29 @@ class Build:
 
     folder: Path
 
-    @property
-    def engine(self) -> Path:
-        """The compiled classifier with its explanation."""
-        return self.folder / "engine.onnx"
+    def graph(self, name: str) -> Path:
+        """The ONNX file of this name.
+
+        Raises:
+            FileNotFoundError: it could not be made, and why.
+        """
+        path = self.path(name)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {name} graph: {self.left_out.get(name, 'it was not asked for')}")
+        return path
+
+    def path(self, name: str) -> Path:
+        """Where the graph of this name belongs."""
+        return self.folder / f"{name}.onnx"
 
     @property
-    def forward(self) -> Path:
-        """The classifier alone: images -> logits."""
-        return self.folder / "forward.onnx"
+    def left_out(self) -> dict[str, str]:
+        """Variants that could not be made, and why."""
+        return {path.stem: path.read_text() for path in self.folder.glob("*.txt")}
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the graphs that nobody has tried to make yet."""
+        return [name for name in names if name not in self.left_out and not self.path(name).exists()]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -45,22 +77,25 @@ class Build:
         content: dict[str, Any] = json.loads((self.folder / "build.json").read_text())
         return content
 
+    def oracle(self) -> dict[str, NDArray[Any]]:
+        """What verification.oracle said of the first images; see there."""
+        with np.load(self.folder / "oracle.npz") as content:
+            return dict(content)
+
 
 def build_of(case: Case, folder: Path = FOLDER) -> Build:
     """Where the graphs of `case` belong for these sources and versions, made or not."""
     return Build(folder / f"{case.name}-{_key(case)}")
 
 
-def build(case: Case, destination: Build) -> None:
-    """Export both graphs and write them with their record, all or nothing. Needs torch.
+def build(case: Case, destination: Build, names: Iterable[str] = ()) -> None:
+    """Export what is missing: engine, plain forward, oracle and record, all or nothing; then `names`, each by itself.
+
+    A variant that cannot be made is left out, with the reason. Needs torch.
 
     Raises:
-        ExportError: see export_model.
+        ExportError: see export_model; of the engine.
     """
-    import torch
-
-    from finercam_rt.export import export_model
-
     began = time.perf_counter()
     loaded = load(case)
     load_seconds, loaded_mib = time.perf_counter() - began, high_water_mib()
@@ -68,42 +103,88 @@ def build(case: Case, destination: Build) -> None:
     with tempfile.TemporaryDirectory(dir=destination.folder.parent, prefix=f".{case.name}.") as name:
         draft = Build(Path(name) / "draft")
         draft.folder.mkdir()
-        began, cpu = time.perf_counter(), time.process_time()
-        options: dict[str, Any] = {"target_layer": case.target_layer, "input": loaded.input, "name": loaded.name}
-        manifest = export_model(loaded.model, draft.engine, opset=OPSET, **options)
-        export_seconds, export_cpu = time.perf_counter() - began, time.process_time() - cpu
-        export_mib = high_water_mib()
-        began = time.perf_counter()
-        # two images, because torch.export takes a batch of one for a constant
-        example = torch.zeros(2, 3, *loaded.input.size)
-        torch.onnx.export(
-            loaded.model,
-            (example,),
-            draft.forward,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 16)},),
-        )
-        record = {
-            "load_s": load_seconds,
-            "export_s": export_seconds,
-            "export_cpu_s": export_cpu,
-            "plain_export_s": time.perf_counter() - began,
-            "loaded_peak_mib": loaded_mib,
-            "export_peak_mib": export_mib,
-            "weights_mib": sum(p.numel() * p.element_size() for p in loaded.model.state_dict().values()) / 2**20,
-            "engine_bytes": draft.engine.stat().st_size,
-            "forward_bytes": draft.forward.stat().st_size,
-            "layer": manifest.layers[0].name,
-            "verification": manifest.verification,
-        }
-        (draft.folder / "build.json").write_text(json.dumps(record, indent=1))
-        shutil.rmtree(destination.folder, ignore_errors=True)
-        os.replace(draft.folder, destination.folder)
+        if not destination.folder.exists():
+            record = {"load_s": load_seconds, "loaded_peak_mib": loaded_mib, **_build_base(case, loaded, draft)}
+            (draft.folder / "build.json").write_text(json.dumps(record, indent=1))
+            os.replace(draft.folder, destination.folder)
+        for variant in destination.missing(names):
+            path = Path(name) / f"{variant}.onnx"
+            try:
+                _build_variant(case, loaded, destination, variant, path)
+            except Exception as error:
+                path = Path(name) / f"{variant}.txt"
+                path.write_text(f"{type(error).__name__}: {error}".splitlines()[0])
+            os.replace(path, destination.folder / path.name)
+
+
+def _build_base(case: Case, loaded: LoadedModel, draft: Build) -> dict[str, Any]:
+    began, cpu = time.perf_counter(), time.process_time()
+    manifest = _export(case, loaded, draft.path(ENGINE), {})
+    export_seconds, export_cpu = time.perf_counter() - began, time.process_time() - cpu
+    export_mib = high_water_mib()
+    began = time.perf_counter()
+    _export_plainly(loaded, draft.path(FORWARD))
+    plain_seconds = time.perf_counter() - began
+    images = images_of(ORACLE_IMAGES, loaded.input.size)
+    np.savez(draft.folder / "oracle.npz", **oracle(loaded.model, manifest.layers[0], images))
+    return {
+        "export_s": export_seconds,
+        "export_cpu_s": export_cpu,
+        "plain_export_s": plain_seconds,
+        "export_peak_mib": export_mib,
+        "weights_mib": sum(p.numel() * p.element_size() for p in loaded.model.state_dict().values()) / 2**20,
+        "engine_bytes": draft.path(ENGINE).stat().st_size,
+        "forward_bytes": draft.path(FORWARD).stat().st_size,
+        "layer": manifest.layers[0].name,
+        "verification": manifest.verification,
+    }
+
+
+def _build_variant(case: Case, loaded: LoadedModel, base: Build, name: str, path: Path) -> None:
+    if name == INT8_FORWARD:
+        _logits_alone(base.graph(INT8), path)
+        return
+    noise = np.random.default_rng(SEED).integers(0, 256, (CALIBRATION_IMAGES, *loaded.input.size, 3), np.uint8)
+    options: dict[str, dict[str, Any]] = {
+        FIVE: {"contrasts": CONTRASTS},
+        LAYERCAM: {"method": "layercam"},
+        # forced, because how near it comes is a question to real weights and photographs, and not asked here
+        INT8: {"precision": "int8", "calibration": list(noise), "force": True},
+    }
+    _export(case, loaded, path, options[name])
+
+
+def _export(case: Case, loaded: LoadedModel, path: Path, options: Mapping[str, Any]) -> Any:
+    from finercam_rt.export import export_model
+
+    common: dict[str, Any] = {"target_layer": case.target_layer, "input": loaded.input, "name": loaded.name}
+    return export_model(loaded.model, path, opset=OPSET, **common, **options)
+
+
+def _export_plainly(loaded: LoadedModel, path: Path) -> None:
+    import torch
+
+    # two images, because torch.export takes a batch of one for a constant
+    example = torch.zeros(2, 3, *loaded.input.size)
+    torch.onnx.export(
+        loaded.model,
+        (example,),
+        path,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 16)},),
+    )
+
+
+def _logits_alone(engine: Path, path: Path) -> None:
+    """The part of an engine that predicts: what the plain forward is where its precision is the engine's own doing."""
+    import onnx.utils
+
+    onnx.utils.extract_model(str(engine), str(path), ["images"], ["logits"])
 
 
 def _key(case: Case) -> str:

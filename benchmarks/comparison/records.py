@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from comparison.contenders import OURS, PLAIN
+from comparison.timing import CLOCKS
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("build", "timing", "memory", "failure")
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "build": {"export_s": float, "engine_bytes": int, "forward_bytes": int, "export_peak_mib": float},
-    "timing": {"batch": int, "threads": int, "cpu_ms": dict, "wall_ms": dict, "ratios": dict, "samples": dict},
+    "timing": {
+        "group": str,
+        "batch": int,
+        "threads": int,
+        "cpu_ms": dict,
+        "wall_ms": dict,
+        "ratios": dict,
+        "samples": dict,
+    },
     "memory": {"contender": str, "threads": int, "load_peak_mib": float, "run_peak_mib": dict},
     "failure": {"job": str, "error": str},
 }
@@ -50,11 +59,14 @@ def _check_record(record: dict[str, Any], where: str) -> None:
         if not isinstance(record.get(key), kind_of):
             raise ValueError(f"{where} ({kind}): its {key} is {record.get(key)!r}.")
     if kind == "timing":
-        for clock in ("cpu", "wall"):
-            if f"{OURS} / {PLAIN}" not in record["ratios"].get(clock, {}):
+        for clock in CLOCKS:
+            if OURS not in record[f"{clock}_ms"] or not isinstance(record["ratios"].get(clock), dict):
+                raise ValueError(f"{where}: it has no times of {OURS}, or no ratios ({clock}).")
+            if record["group"] == "engine" and f"{OURS} / {PLAIN}" not in record["ratios"][clock]:
                 raise ValueError(f"{where}: it has no ratio of {OURS} to {PLAIN} ({clock}).")
         for name, samples in record["samples"].items():
-            if not len(samples["cpu_ms"]) == len(samples["wall_ms"]) == len(samples["rounds"]) > 0:
+            lengths = {len(samples[key]) for key in ("cpu_ms", "wall_ms", "rounds", "processes")}
+            if len(lengths) != 1 or 0 in lengths:
                 raise ValueError(f"{where}: the samples of {name} do not fit together.")
 
 

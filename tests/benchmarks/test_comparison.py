@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 import torch
-from comparison import engines, records, tables, verification
-from comparison.cases import CASES, TOY_CASES, find_cases, load
-from comparison.contenders import CONTENDERS, OURS, PLAIN, Answer, Setting
+from comparison import catalogue, engines, memory, records, tables, verification
+from comparison.cases import CASES, CLS_VIT, TOY_CASES, find_cases, images_of, load
+from comparison.catalogue import CONTENDERS, NAMES
+from comparison.contenders import GROUPS, OURS, PLAIN, XAI, XAI_BF16, Answer, Setting, goals_of
+from comparison.verification import EXACT, REDUCED, SANE
+from comparison.worker import unfit
+from comparison.xai_process import openvino_xai
 
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -33,10 +39,11 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module", params=TOY_CASES, ids=lambda case: case.name)
 def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, engines.Build]:
-    """A toy case and its two graphs."""
-    graphs = engines.build_of(request.param, tmp_path_factory.mktemp("graphs"))
-    engines.build(request.param, graphs)
-    return request.param, graphs
+    """A toy case and its graphs; the variants of one of them."""
+    case = request.param
+    graphs = engines.build_of(case, tmp_path_factory.mktemp("graphs"))
+    engines.build(case, graphs, catalogue.variants_of(case, NAMES) if case.family == CLS_VIT else ())
+    return case, graphs
 
 
 def test_names_are_unique_and_families_have_goals() -> None:
@@ -48,9 +55,27 @@ def test_names_are_unique_and_families_have_goals() -> None:
         find_cases(["resnet51"])
 
 
+def test_groups_compare_what_they_measure() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+    assert {name for group in GROUPS for name in group.contenders} == set(NAMES)
+    pairs = {pair for group in GROUPS for pair in group.ratios}
+    for group in GROUPS:
+        assert set(group.anchors) < set(group.contenders)
+        assert {name for pair in group.ratios for name in pair} == set(group.contenders)
+    for case in CASES:  # a goal that no group measures would never be missed
+        assert {(goal.over, goal.under) for goal in goals_of(case)} <= pairs
+    assert GROUPS[0].batches(2, [16, 1]) == [1, 16]
+    assert GROUPS[2].batches(1, [16, 4, 1]) == [1, 4]
+    assert GROUPS[2].batches(3, [1]) == []
+
+
 def test_a_case_loads_the_same_weights_every_time() -> None:
     first, second = (load(TOY_CASES[0]).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_smaller_batch_is_the_beginning_of_a_larger_one() -> None:
+    assert np.array_equal(images_of(4, (8, 8)), images_of(16, (8, 8))[:4])
 
 
 def test_graphs_are_found_again_only_for_the_same_case(tmp_path: Path) -> None:
@@ -60,65 +85,228 @@ def test_graphs_are_found_again_only_for_the_same_case(tmp_path: Path) -> None:
 
 
 def test_a_build_is_recorded(toy: tuple[Any, engines.Build]) -> None:
-    _, graphs = toy
+    case, graphs = toy
     record = graphs.record
-    assert record["engine_bytes"] == graphs.engine.stat().st_size
-    assert record["forward_bytes"] == graphs.forward.stat().st_size
+    assert record["engine_bytes"] == graphs.graph("engine").stat().st_size
+    assert record["forward_bytes"] == graphs.graph("forward").stat().st_size
     assert record["export_peak_mib"] >= record["loaded_peak_mib"] > record["weights_mib"] > 0
-    assert {path.name for path in graphs.folder.iterdir()} == {"engine.onnx", "forward.onnx", "build.json"}
+    assert graphs.left_out == {}
+    assert {path.stem for path in graphs.folder.glob("*.onnx")} == {
+        *("engine", "forward"),
+        *(engines.VARIANTS if case.family == CLS_VIT else ()),
+    }
+    assert graphs.missing(["engine", "other"]) == ["other"]
+    with pytest.raises(FileNotFoundError, match="not asked for"):
+        graphs.graph("other")
     assert [path for path in graphs.folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_variant_that_cannot_be_made_is_left_out_with_the_reason(toy: tuple[Any, engines.Build]) -> None:
+    case, graphs = toy
+    copy = engines.Build(graphs.folder.with_name("copy"))
+    shutil.copytree(graphs.folder, copy.folder)
+    for path in (*copy.folder.glob("*.txt"), copy.path("int8_forward")):
+        path.unlink(missing_ok=True)
+    copy.path("int8").write_bytes(b"")
+    engines.build(case, copy, ["int8_forward"])
+    assert list(copy.left_out) == ["int8_forward"]
+    assert copy.missing(["int8_forward"]) == []
+    with pytest.raises(FileNotFoundError, match=r"there is no int8_forward graph: \w*Error"):
+        copy.graph("int8_forward")
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)
 def test_contenders_are_right_and_wrong_answers_are_refused(toy: tuple[Any, engines.Build], contender: Any) -> None:
     case, graphs = toy
-    layer = read_manifest(graphs.engine).layers[0]
-    if layer.layout not in contender.layouts:
-        pytest.skip(f"{contender.name} does not read {layer.layout} maps")
-    for module in contender.modules:
-        pytest.importorskip(module)
+    manifest = read_manifest(graphs.graph("engine"))
     model = load(case).model
-    size = read_manifest(graphs.engine).input.size
-    batch = np.random.default_rng(1).standard_normal((3, 3, *size), np.float32)
-    images = torch.from_numpy(batch)
-    answer = contender.make(Setting(graphs.engine, graphs.forward, model, layer, 1))(batch)()
-    measured = verification.check(contender, answer, model, layer, images)
-    assert max(value for key, value in measured.items() if key != "maps") < 1e-3
+    setting = Setting(case, graphs, model, manifest.layers[0], threads=1)
+    reason = unfit(contender, setting)
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        bind = contender.make(setting)
+    except FileNotFoundError as error:  # a variant that was left out, or an environment that is not here
+        pytest.skip(str(error))
+    batch = images_of(3, manifest.input.size)
+    expected = graphs.oracle()
+    answer = bind(batch).call()
+    measured = verification.check(answer, expected, contender.map_of, contender.tolerance)
+    if contender.tolerance == EXACT:
+        errors = [measured[key] for key in ("logits_relative_max", "normalised_map_relative_l2") if key in measured]
+        assert errors
+        assert max(errors) < 1e-3
 
     wrong = []
     if answer.logits is not None:
-        wrong.append(Answer(torch.as_tensor(answer.logits).flip(0), answer.saliency_map))
-    if contender.objective is not None:
+        wrong.append(Answer(-torch.as_tensor(answer.logits), answer.saliency_map))
+    if contender.map_of is not None:
         saliency_map = torch.as_tensor(np.asarray(answer.saliency_map))
-        wrong += [Answer(answer.logits, saliency_map.flip(2)), Answer(answer.logits, saliency_map * torch.nan)]
+        wrong.append(Answer(answer.logits, saliency_map * torch.nan))
+        if contender.tolerance == EXACT:
+            wrong.append(Answer(answer.logits, saliency_map.flip(-2)))
     for other in wrong:
         with pytest.raises(ValueError, match="differ"):
-            verification.check(contender, other, model, layer, images)
+            verification.check(other, expected, contender.map_of, contender.tolerance)
+
+
+def test_the_oracle_is_the_formula(toy: tuple[Any, engines.Build]) -> None:
+    """Against the gradient of each activation taken by finite differences, in float64."""
+    case, graphs = toy
+    layer, oracle = read_manifest(graphs.graph("engine")).layers[0], graphs.oracle()
+    model = load(case).model.double()
+    images = torch.from_numpy(images_of(1, read_manifest(graphs.graph("engine")).input.size)).double()
+    offset: list[torch.Tensor] = [torch.zeros(())]
+    seen: list[torch.Tensor] = []
+
+    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        seen[:] = [output]
+        return output + offset[0]
+
+    handle = model.get_submodule(layer.name).register_forward_hook(hook)
+
+    def objective() -> torch.Tensor:
+        scores = model(images)
+        references = scores[:, order[1:4]]
+        return scores[:, order[0]] - (references.softmax(1) * references).sum(1)
+
+    with torch.no_grad():
+        order = model(images)[0].argsort(descending=True)
+        activations = seen[0]
+        # the pooled gradient is what the objective does when a channel is raised everywhere (but in prefix tokens)
+        channels = activations.shape[1 if layer.layout == "nchw" else -1]
+        steps = torch.zeros(channels, *activations.shape[1:], dtype=torch.float64)
+        for channel in range(channels):
+            if layer.layout == "nchw":
+                steps[channel, channel] = 1e-5
+            else:
+                steps[channel, layer.prefix_tokens :, channel] = 1e-5
+        images, values = images.expand(channels, -1, -1, -1), []
+        for sign in (1, -1):
+            offset[0] = sign * steps
+            values.append(objective())
+        weights = (values[0] - values[1]) / 2e-5
+    handle.remove()
+    features = verification.channels_first(activations, layer)[0]
+    expected = torch.relu((weights[:, None, None] * features).sum(0)) / features[0].numel()
+    assert np.allclose(oracle["weighted"][0], expected.numpy(), rtol=1e-3, atol=1e-4 * float(expected.max()))
+    assert np.array_equal(oracle["five"][:, 0], oracle["weighted"])
+    assert not np.allclose(oracle["mean"], oracle["weighted"], rtol=1e-3)
+
+
+def test_reduced_precision_is_held_to_a_cosine_and_other_methods_to_sanity() -> None:
+    rng = np.random.default_rng(0)
+    maps, logits = rng.random((3, 5, 5)), rng.standard_normal((3, 8))
+    expected = {"logits": logits, "weighted": maps}
+    near = Answer(logits * 1.1, maps + 0.1 * rng.random((3, 5, 5)))
+    assert verification.check(near, expected, "weighted", REDUCED)["map_cosine_median"] > 0.95
+    for wrong in (Answer(logits, -maps), Answer(logits * 2, maps)):
+        with pytest.raises(ValueError, match="differ"):
+            verification.check(wrong, expected, "weighted", REDUCED)
+    assert verification.check(Answer(logits, -maps), expected, "other", SANE)["same_class"] == 1
+    with pytest.raises(ValueError, match="constant"):
+        verification.check(Answer(logits, np.ones((3, 5, 5))), expected, "other", SANE)
+
+
+SERVER = """\
+import json, sys, numpy as np
+assert "comparison" not in sys.modules
+print(json.dumps({"arguments": sys.argv[2:]}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    if "bind" in request:
+        images = np.load(request["bind"])["images"]
+        answer = {} if len(images) < 3 else {"error": "one or two images"}
+    elif "save" in request:
+        maps = np.stack([np.full((2, 2), label) for label in range(3)])
+        np.savez(request["save"], logits=np.eye(3)[[1] * len(images)], saliency_map=np.stack([maps] * len(images)))
+        answer = {}
+    else:
+        answer = {"cpu": 2.0, "wall": 3.0}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_another_environment_answers_over_pipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: tuple[Any, engines.Build]
+) -> None:
+    case, graphs = toy
+    (tmp_path / "server.py").write_text(SERVER)
+    monkeypatch.setattr("comparison.xai_process.SERVER", tmp_path / "server.py")
+    setting = Setting(case, graphs, None, read_manifest(graphs.graph("engine")).layers[0], 1)
+    with pytest.raises(FileNotFoundError, match="--help"):
+        openvino_xai("f32")(setting)
+    here = replace(setting, openvino_xai=Path(sys.executable), scratch=tmp_path)
+    bind = openvino_xai("f32")(here)
+    bound = bind(np.zeros((2, 3, 4, 4), np.float32))
+    assert bound.call().saliency_map.tolist() == [[[1, 1], [1, 1]]] * 2  # the predicted class's
+    assert bound.clock is not None
+    assert bound.clock() == (2.0, 3.0)
+    with pytest.raises(RuntimeError, match="one or two images"):
+        bind(np.zeros((3, 3, 4, 4), np.float32))
+
+
+def test_the_openvino_xai_server_says_what_went_wrong(tmp_path: Path) -> None:
+    """In this environment, which lacks the package: an answer, not a traceback."""
+    command = [sys.executable, "-I", BENCHMARKS / "comparison" / "xai_server.py", "none.onnx", "RECIPROCAM", "1", "f32"]
+    ran = subprocess.run(command, capture_output=True, text=True, input="", check=False)
+    assert "error" in json.loads(ran.stdout)
+    assert ran.returncode == 0
+
+
+def test_openvino_xai_is_asked_for_one_image_alone() -> None:
+    assert {catalogue.find_contender(name).batches for name in (XAI, XAI_BF16)} == {(1,)}
+
+
+def test_a_peak_is_of_what_is_used_and_not_of_what_was() -> None:
+    block = bytearray(64 << 20)
+    memory.reset_high_water()
+    before = memory.high_water_mib()
+    del block
+    memory.reset_high_water()
+    assert memory.high_water_mib() < before - 60
+    block = bytearray(32 << 20)
+    del block
+    assert memory.high_water_mib() > memory.resident_mib() + 25
+    # small blocks below the top of the heap are freed to glibc, and given back by the reset alone
+    pieces = [bytes(2000) for _ in range(20_000)]
+    top = bytes(2000)
+    del pieces
+    held = memory.resident_mib()
+    memory.reset_high_water()
+    assert memory.high_water_mib() < held - 20
+    assert len(top) == 2000
 
 
 @pytest.mark.slow
 def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> None:
     pytest.importorskip("torchcam")
     output = tmp_path / "toy.json"
-    options = ("--cases", "toy_vit", "--batches", 1, 2, "--threads", 1, "--rounds", 4, "--seconds", 1)
-    ran = run_script("run.py", *options, "--contenders", "torch-cam", "--output", output)
+    options = ("--cases", "toy_vit", "--batches", 1, 4, "--threads", 1, "--rounds", 4, "--seconds", 1)
+    names = ("torch-cam", "onnxruntime forward again")
+    ran = run_script("run.py", *options, "--contenders", *names, "--output", output)
     assert ran.returncode == 0, ran.stderr
     document = records.read(output)
     kinds = [record["kind"] for record in document["records"]]
-    assert (kinds.count("build"), kinds.count("timing"), kinds.count("memory"), len(kinds)) == (1, 2, 3, 6)
-    for record in tables.of_kind(document, "timing"):
-        assert set(record["samples"]) == {OURS, PLAIN, "torch-cam"}
-        assert record["verification"][OURS]["normalised_map_relative_l2"] < 1e-3
-        assert len(record["samples"][OURS]["cpu_ms"]) == 4
-        assert set(record["ratios"]["cpu"]) == {f"{OURS} / {PLAIN}", f"torch-cam / {OURS}"}
+    assert (kinds.count("build"), kinds.count("timing"), kinds.count("memory"), len(kinds)) == (1, 4, 3, 8)
+    by_group = {(record["group"], record["batch"]): record for record in tables.of_kind(document, "timing")}
+    assert set(by_group) == {("engine", 1), ("engine", 4), ("peers", 1), ("peers", 4)}
+    own, peers = by_group["engine", 4], by_group["peers", 4]
+    assert set(own["samples"]) == {OURS, *names[1:], PLAIN}
+    assert own["samples"][OURS]["processes"] == [0] * 4 + [1] * 4 + [2] * 4
+    assert set(own["ratios"]["cpu"]) == {f"{OURS} / {PLAIN}", f"{names[1]} / {PLAIN}"}
+    assert len(own["ratios"]["cpu"][f"{OURS} / {PLAIN}"]["by_process"]) == 3
+    assert all(found[OURS]["normalised_map_relative_l2"] < 1e-3 for found in own["verification"])
+    assert set(peers["ratios"]["cpu"]) == {f"torch-cam / {OURS}"}
     for record in tables.of_kind(document, "memory"):
-        assert record["run_peak_mib"]["2"] >= record["imported_mib"] > 10
+        assert record["run_peak_mib"]["1"] >= record["imported_mib"] > 10
+        assert len(record["processes"]) == (1 if record["contender"] == "torch-cam" else 3)
     text = tables.markdown(document)
-    assert "toy_vit | 2 |" in text
-    assert "### Export" in text
-    assert "### Resident memory" in text
+    assert "| toy_vit | 4 | finercam-rt |" in text
+    assert "## Export" in text
+    assert "## Resident memory" in text
 
-    again = run_script("run.py", *options, "--contenders", "torch-cam", "--output", output, "--resume")
+    again = run_script("run.py", *options, "--contenders", *names, "--output", output, "--resume")
     assert again.returncode == 0
     assert records.read(output)["records"] == document["records"]
 
@@ -129,17 +317,27 @@ def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> Non
     assert float(engine) - float(plain) == pytest.approx(float(more), abs=2e-3)
 
 
-def test_the_report_makes_a_table_and_a_plot(tmp_path: Path) -> None:
+def test_the_report_makes_tables_and_a_plot(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     records.write(_document(), path)
     table = run_script("report.py", path, "--no-plot")
-    assert table.returncode == 0
-    assert "| toy | 4 | 3.0 (2.0; 1.0) | 2.0 (1.5; 0.5) | **1.500** [1.400, 1.600] |" in table.stdout
-    assert "| 2.50 [2.00, 3.00] |" in table.stdout
-    assert "toy: captum is left out: no tokens" in table.stdout
+    assert table.returncode == 0, table.stderr
+    head, _, row = table.stdout.splitlines()[:3]
+    assert head.startswith("| model | ours, ms | / plain forward, batch 1 | / plain forward, batch 1, 2 threads |")
+    # cpu at one thread, which misses the goal of 0.95; wall at two, which reaches it
+    assert row == "| toy_vit | 3.0 | 1.50 | **0.90** | - | - |"
+    assert "| toy_vit | **2.5** | - | - | - | - | - | - |" in table.stdout
+    text = (tmp_path / "results.md").read_text()
+    assert table.stdout.strip() in text
+    assert "| toy_vit | 1 | finercam-rt | 3.0 (2.0; 1.0) | onnxruntime forward | 2.0 (1.5; 0.5) | 1.500 [1.4" in text
+    assert "| finercam-rt / onnxruntime forward <= 0.95 | 1 of 2 |" in text
+    assert "| toy_vit | batch 1 | finercam-rt / onnxruntime forward <= 0.95 | 1.500 [1.400, 1.600] |" in text
+    assert "toy_vit: captum is left out: no tokens" in text
+    assert "toy_vit, batch 1: torch-cam took more CPU than 1 threads can" in text
     pytest.importorskip("matplotlib")
     assert run_script("report.py", path).returncode == 0
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(tmp_path)) == ["results.json", "results.md", "results.png"]
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
@@ -147,6 +345,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     for script, *arguments in (
         ("run.py", "--cases", "resnet51"),
         ("run.py", "--batches", 0),
+        ("run.py", "--rounds", 1),
+        ("run.py", "--openvino-xai-python", tmp_path / "none"),
         ("nodes.py", "resnet51"),
         ("nodes.py", "toy_vit", "--runs", 0),
         ("report.py", tmp_path / "none.json"),
@@ -162,12 +362,14 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d.update(schema=2), "schema"),
+        (lambda d: d.update(schema=1), "schema"),
         (lambda d: d["records"][0].update(kind="timings"), "kind"),
         (lambda d: d["records"][0]["environment"].pop("cpu"), "cpu"),
         (lambda d: d["records"][0].update(batch="4"), "batch"),
+        (lambda d: d["records"][0].update(threads=None), "threads"),
         (lambda d: d["records"][0]["ratios"]["cpu"].clear(), "ratio"),
-        (lambda d: d["records"][0]["samples"][OURS]["cpu_ms"].pop(), "fit together"),
+        (lambda d: d["records"][0]["cpu_ms"].pop(OURS), "times"),
+        (lambda d: d["records"][0]["samples"][OURS]["processes"].pop(), "fit together"),
     ],
 )
 def test_a_file_that_breaks_the_schema_is_refused(change: Any, says: str, tmp_path: Path) -> None:
@@ -182,21 +384,34 @@ def _document() -> dict[str, Any]:
     keys = ("utc", "cpu", "logical_cpus", "memory_gib", "system", "commit", "sources_changed")
     spread = {"n": 2, "min": 2.0, "median": 3.0, "q1": 2.5, "q3": 3.5, "iqr": 1.0}
     plain = {"n": 2, "min": 1.5, "median": 2.0, "q1": 1.75, "q3": 2.25, "iqr": 0.5}
-    own = {"ratio": 1.5, "low": 1.4, "high": 1.6, "of_minima": 1.33, "rounds": 2}
-    peer = {"ratio": 2.5, "low": 2.0, "high": 3.0, "of_minima": 2.4, "rounds": 2}
-    times = {OURS: spread, PLAIN: plain, "torch-cam": spread}
-    samples = {name: {"cpu_ms": [2.0, 3.0], "wall_ms": [2.0, 3.0], "rounds": [0, 1]} for name in times}
-    record = {
-        "kind": "timing",
-        "asked": {},
-        "case": {"name": "toy", "goal": 1.01},
-        "environment": {**dict.fromkeys(keys), "versions": {"python": "3"}},
-        "batch": 4,
-        "threads": 1,
-        "left_out": {"captum": "no tokens"},
-        "cpu_ms": times,
-        "wall_ms": times,
-        "ratios": {clock: {f"{OURS} / {PLAIN}": own, f"torch-cam / {OURS}": peer} for clock in ("cpu", "wall")},
-        "samples": samples,
-    }
-    return json.loads(json.dumps({"schema": records.SCHEMA, "command": "run", "records": [record]}))
+
+    def ratio(value: float) -> dict[str, Any]:
+        bounds = {"low": value - 0.1, "high": value + 0.1, "of_minima": value}
+        return {"ratio": value, **bounds, "rounds": 2, "by_process": [value]}
+
+    def record(group: str, threads: int, ratios: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        times = {OURS: spread, PLAIN: plain, "torch-cam": spread}
+        samples = {"cpu_ms": [2.0, 3.0], "wall_ms": [2.0, 3.0], "rounds": [0, 1], "processes": [0, 0]}
+        return {
+            "kind": "timing",
+            "asked": {},
+            "case": {"name": "toy_vit", "goal": 0.95},
+            "environment": {**dict.fromkeys(keys), "versions": {"python": "3"}},
+            "group": group,
+            "batch": 1,
+            "threads": threads,
+            "left_out": {"captum": "no tokens"},
+            "not_held_to_threads": ["torch-cam"] if group == "peers" else [],
+            "cpu_ms": times,
+            "wall_ms": times,
+            "ratios": ratios,
+            "samples": dict.fromkeys(times, samples),
+        }
+
+    own, peer = f"{OURS} / {PLAIN}", f"torch-cam / {OURS}"
+    found = [
+        record("engine", 1, {"cpu": {own: ratio(1.5)}, "wall": {own: ratio(0.8)}}),
+        record("engine", 2, {"cpu": {own: ratio(1.5)}, "wall": {own: ratio(0.9)}}),
+        record("peers", 1, {"cpu": {peer: ratio(2.5)}, "wall": {peer: ratio(9.0)}}),
+    ]
+    return json.loads(json.dumps({"schema": records.SCHEMA, "command": "run", "records": found}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
@@ -11,8 +10,9 @@ from comparison import timing
 from comparison.timing import Samples
 
 
-def samples(values: list[float], rounds: list[int] | None = None) -> Samples:
-    return Samples(cpu=values, wall=[2 * v for v in values], rounds=rounds or list(range(len(values))))
+def samples(values: list[float], rounds: list[int] | None = None, processes: list[int] | None = None) -> Samples:
+    numbers = rounds or list(range(len(values)))
+    return Samples(list(values), [2 * v for v in values], numbers, processes or [0] * len(values))
 
 
 def test_spread_of_known_values() -> None:
@@ -23,7 +23,7 @@ def test_the_ratio_is_taken_within_rounds() -> None:
     # the machine slows tenfold half way; the ratio of every pair stays 1.5, that of any two medians need not
     weather = [1.0] * 4 + [10.0] * 4
     found = timing.ratio(samples([1.5 * w for w in weather]), samples(weather))
-    assert found == {"ratio": 1.5, "low": 1.5, "high": 1.5, "of_minima": 1.5, "rounds": 8}
+    assert found == {"ratio": 1.5, "low": 1.5, "high": 1.5, "of_minima": 1.5, "rounds": 8, "by_process": [1.5]}
 
 
 def test_only_rounds_of_both_count() -> None:
@@ -32,13 +32,29 @@ def test_only_rounds_of_both_count() -> None:
     assert found["ratio"] == pytest.approx(3)
     with pytest.raises(ValueError, match="no round in common"):
         timing.ratio(samples([1.0], [0]), samples([1.0], [1]))
+    with pytest.raises(ValueError, match="no round in common"):
+        timing.ratio(samples([1.0], [0], [0]), samples([1.0], [0], [1]))
 
 
 def test_clocks_are_told_apart() -> None:
-    slow = Samples(cpu=[1.0, 1.0], wall=[8.0, 8.0], rounds=[0, 1])
-    fast = Samples(cpu=[1.0, 1.0], wall=[2.0, 2.0], rounds=[0, 1])
+    slow = Samples([1.0, 1.0], [8.0, 8.0], [0, 1], [0, 0])
+    fast = Samples([1.0, 1.0], [2.0, 2.0], [0, 1], [0, 0])
     assert timing.ratio(slow, fast, "cpu")["ratio"] == 1
     assert timing.ratio(slow, fast, "wall")["ratio"] == 4
+
+
+def test_processes_weigh_the_same_whatever_their_rounds() -> None:
+    runs = [{"a": samples([2.0] * 9), "b": samples([1.0] * 9)}, {"a": samples([4.0] * 3), "b": samples([1.0] * 3)}]
+    found = timing.pooled(runs)
+    assert found["a"].processes == [0] * 9 + [1] * 3
+    result = timing.ratio(found["a"], found["b"])
+    assert result["by_process"] == [2, 4]
+    assert (result["ratio"], result["low"], result["high"]) == (3, 2, 4)
+
+
+def test_a_contender_that_failed_in_one_process_is_left_out() -> None:
+    runs = [{"a": samples([2.0]), "b": samples([1.0])}, {"a": samples([2.0])}]
+    assert list(timing.pooled(runs)) == ["a"]
 
 
 def test_the_interval_is_that_of_a_median() -> None:
@@ -47,7 +63,7 @@ def test_the_interval_is_that_of_a_median() -> None:
     pairs = rng.normal(1.2, deviation, count)
     found = timing.ratio(samples(list(pairs)), samples([1.0] * count))
     # the standard error of a median of normal values is 1.2533 deviation / sqrt(count)
-    half = 1.96 * math.sqrt(math.pi / 2) * deviation / math.sqrt(count)
+    half = 1.96 * np.sqrt(np.pi / 2) * deviation / np.sqrt(count)
     assert found["ratio"] == pytest.approx(np.median(pairs))
     assert found["low"] < found["ratio"] < found["high"]
     assert found["high"] - found["low"] == pytest.approx(2 * half, rel=0.35)
@@ -62,23 +78,47 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_contenders_are_interleaved_and_spread_over_the_rounds() -> None:
+def test_the_interval_knows_that_processes_differ() -> None:
+    rng = np.random.default_rng(5)
+
+    def of_three_processes(bias: float) -> tuple[float, bool]:
+        runs = []
+        for _ in range(3):
+            values = rng.normal(1.0 + rng.normal(0, bias), 0.002, 15)
+            runs.append({"a": samples(list(values)), "b": samples([1.0] * 15)})
+        found = timing.pooled(runs)
+        result = timing.ratio(found["a"], found["b"])
+        return result["high"] - result["low"], result["low"] <= 1 <= result["high"]
+
+    biased, fair = ([of_three_processes(bias) for _ in range(60)] for bias in (0.01, 0.0))
+    assert np.median([width for width, _ in biased]) > 3 * np.median([width for width, _ in fair])
+    # three processes are few, so it is too narrow; one that drew rounds alone would cover one in ten
+    assert np.mean([hit for _, hit in biased]) > 0.6
+
+
+def test_contenders_are_interleaved_in_changing_order() -> None:
     order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("a", "b", "peer")}
-    found = timing.interleave(calls, {"a": 6, "b": 6, "peer": 2}, frozenset(), seed=0)
-    assert found["a"].rounds == found["b"].rounds == list(range(6))
-    assert found["peer"].rounds == [0, 3]
-    assert len(order) == 14
-    assert [sorted(order[k : k + 2]) for k in (3, 5)] == [["a", "b"]] * 2  # after round 0 with the peer
-    assert len({tuple(order[k : k + 2]) for k in (3, 5, 10, 12)}) == 2  # in both orders
+
+    def clock(name: str) -> timing.Clock:
+        return lambda: (order.append(name), (1.0, 2.0))[1]
+
+    found = timing.interleave({name: clock(name) for name in ("a", "b", "c")}, 6, frozenset(), seed=0)
+    assert found["a"] == Samples([1.0] * 6, [2.0] * 6, list(range(6)), [0] * 6)
+    rounds = [tuple(order[k : k + 3]) for k in range(0, 18, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(rounds)) > 2
 
 
 def test_a_short_call_is_preceded_by_one_that_does_not_count() -> None:
     order: list[str] = []
-    calls = {name: (lambda name=name: order.append(name)) for name in ("short", "long")}
-    found = timing.interleave(calls, {"short": 3, "long": 3}, frozenset({"short"}))
+
+    def clock(name: str) -> timing.Clock:
+        return lambda: (order.append(name), (float(len(order)), 0.0))[1]
+
+    found = timing.interleave({name: clock(name) for name in ("short", "long")}, 3, frozenset({"short"}))
     assert len(found["short"].cpu) == len(found["long"].cpu) == 3
     assert (order.count("short"), order.count("long")) == (6, 3)
+    assert [order[int(at) - 2 : int(at)] for at in found["short"].cpu] == [["short", "short"]] * 3
 
 
 def test_cpu_time_does_not_count_waiting() -> None:
@@ -88,9 +128,7 @@ def test_cpu_time_does_not_count_waiting() -> None:
 
 
 def test_rounds_fit_the_budget() -> None:
-    seconds = {"ours": 0.2, "plain": 0.2, "slow": 2.0, "quick": 0.01}
-    plan = timing.plan_rounds(seconds, ("ours", "plain"), budget=20, limit=25)
-    assert plan == {"ours": 25, "plain": 25, "slow": 3, "quick": 3}  # 12 s for the first two, 8 s for 2.02 s a round
-    small = timing.plan_rounds(seconds, ("ours", "plain"), budget=0.1, limit=25)
-    assert small == {"ours": 5, "plain": 5, "slow": 3, "quick": 3}
-    assert set(timing.plan_rounds(seconds, ("ours", "plain"), budget=0.1, limit=2).values()) == {2}
+    assert timing.plan_rounds([0.5, 2.0], budget=25, least=3, most=100) == 9
+    assert timing.plan_rounds([0.01], budget=1, least=3, most=100) == 45  # each twice, and a rest
+    assert timing.plan_rounds([0.5], budget=0.1, least=3, most=100) == 3
+    assert timing.plan_rounds([0.5], budget=100, least=3, most=7) == 7
