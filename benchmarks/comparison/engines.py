@@ -24,7 +24,7 @@ from comparison.verification import CONTRASTS, oracle
 if TYPE_CHECKING:
     from finercam_rt.export import LoadedModel
 
-OPSET = 18
+OPSET = 20
 ORACLE_IMAGES = 16
 CALIBRATION_IMAGES = 16
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "benchmarks"
