@@ -70,12 +70,19 @@ class OnnxRuntimeBackend:
             ) from None
         if threads is not None and threads < 1:
             raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
+        if manifest.precision == "bf16":
+            raise BackendError(
+                f"{path}: its trunk is in bf16, which ONNX Runtime does not compute on the CPU; use "
+                "backend='openvino', or export it with --precision fp32 or int8."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = physical_cores_granted() if threads is None else threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         # Spinning workers burn the cores that other threads of the process need; facts/runtimes.md, section 3.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        # Without VNNI, sums of two products of uint8 and int8 saturate in 16 bits; this takes slower, exact kernels there.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = _ONLY_FATAL
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

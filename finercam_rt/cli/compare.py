@@ -8,17 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
-from finercam_rt.comparison import compare_maps
+from finercam_rt.comparison import Agreement, compare_explained, mean_agreement
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.images import load_image
 
 _BELOW = 1
-_MEASURES = ("cosine", "spearman", "top_overlap")
+_MEASURES = Agreement._fields
 
 _EPILOG = """\
 The maps compared are those of the class that A predicts against the references that A chooses, so that they differ by
@@ -60,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not compared:
         reason = records[0].get("error") or f"status {records[0]['status']}"
         raise InputError(f"none of the {len(records)} images has a map in both engines; the first: {reason}")
-    means = {name: float(np.mean([record[name] for record in compared])) for name in _MEASURES}
-    means["class_agreement"] = float(np.mean([r["same_class"] for r in records if "same_class" in r]))
+    means = mean_agreement(records)
     lowest = {name: min(compared, key=lambda record, name=name: record[name]) for name in _MEASURES}  # type: ignore[misc]
     if args.json:
         print(json.dumps({"mean": means, "compared": len(compared), "images": records}, indent=1, ensure_ascii=False))
@@ -71,8 +68,11 @@ def run(args: argparse.Namespace) -> int:
         for name in _MEASURES:
             worst = lowest[name]
             print(f"{name.replace('_', ' '):16} mean {means[name]:.4f}, least {worst[name]:.4f} ({worst['image']})")
+        print(f"{'logit error':16} mean {means['logit_error']:.2e}, relative")
     failed = [
-        name for name, value in means.items() if (least := getattr(args, f"min_{name}")) is not None and value < least
+        name
+        for name in (*_MEASURES, "class_agreement")
+        if (least := getattr(args, f"min_{name}")) is not None and means[name] < least
     ]
     for name in failed:
         print(
@@ -122,13 +122,6 @@ def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None)
         second = b.explain(
             photographs, target=first.target.tolist(), references=first.references, alpha=first.alpha.tolist()
         )
-        for row, (position, _) in enumerate(images):
-            record: dict[str, Any] = {
-                "image": str(files[position]),
-                "same_class": bool(first.target[row] == second.logits[row].argmax()),
-                "status": [first.status[row], second.status[row]],
-            }
-            if record["status"] == ["ok", "ok"]:
-                record |= compare_maps(first.saliency_map[row], second.saliency_map[row], first.size)._asdict()
-            found[position] = record
+        for (position, _), record in zip(images, compare_explained(first, second, first.size), strict=True):
+            found[position] = {"image": str(files[position]), **record}
     return [found[position] for position in range(len(files))]
