@@ -20,7 +20,7 @@ def with_precision(trunk: fx.GraphModule, precision: str) -> nn.Module:
     """The trunk with weights and arithmetic of a precision: images float32 -> boundary, its floating values float32.
 
     Args:
-        trunk: images -> boundary. It is not changed: the weights are copies.
+        trunk: images -> boundary, its weights buffers of its own, as `cut` makes it. It is not changed.
         precision: "fp16" or "bf16".
     """
     return _Reduced(trunk, DTYPES[precision])
