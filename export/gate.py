@@ -21,10 +21,11 @@ Feeds = Mapping[str, NDArray[Any]]
 Runner = Callable[[Feeds], dict[str, NDArray[Any]]]
 """The graph's inputs by name, to its outputs by name."""
 
-LEAST = {"cosine": 0.98, "spearman": 0.93, "top_overlap": 0.82, "class_agreement": 0.95}
+LEAST = {"cosine": 0.985, "spearman": 0.94, "top_overlap": 0.85, "class_agreement": 0.95}
 MOST_LOGIT_ERROR = 0.15
-"""Means over the images. Real bird models in int8 reach 0.99, 0.96, 0.90, 0.99 and 0.06; with symmetric activations,
-percentile ranges or quantised attention, whose maps look different, they fall below one of these."""
+"""Means over the images. Two real bird models in int8 reach 0.993, 0.96, 0.91, 0.996 and 0.06. What was tried and left
+out falls below one of these: symmetric activations (cosine 0.97, Spearman 0.93), ranges from percentiles (cosine 0.97
+and less) and quantised attention (cosine 0.981)."""
 
 _BATCH = 8
 
@@ -44,6 +45,7 @@ def run_file(path: Path) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # see the ONNX Runtime backend
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
