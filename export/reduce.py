@@ -99,11 +99,13 @@ def reduce(
     Raises:
         ExportError: the precision cannot be had, or the maps and classes differ from the twin's by too much.
     """
-    draft = twin.with_name(f"{precision}.onnx")
+    folder = twin.parent / "reduced"  # of its own: the twin may have any name
+    folder.mkdir()
+    draft = folder / "draft.onnx"
     opset = max(manifest.opset, BF16_OPSET) if precision == "bf16" else manifest.opset
     line = f"precision: the trunk in {precision}"
     if precision == "int8":
-        graph, line = quantize(twin, twin.parent, samples.calibration, automatic(manifest, 1))
+        graph, line = quantize(twin, folder, samples.calibration, automatic(manifest, 1))
     else:
         reduced = with_precision(trunk, precision)
         graph = emit(reduced, opset=opset)
