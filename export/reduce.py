@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -99,8 +100,7 @@ def reduce(
     Raises:
         ExportError: the precision cannot be had, or the maps and classes differ from the twin's by too much.
     """
-    folder = twin.parent / "reduced"  # of its own: the twin may have any name
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=twin.parent))  # of its own: the twin may have any name
     draft = folder / "draft.onnx"
     opset = max(manifest.opset, BF16_OPSET) if precision == "bf16" else manifest.opset
     line = f"precision: the trunk in {precision}"
