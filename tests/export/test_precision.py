@@ -213,7 +213,7 @@ def test_a_trunk_in_half_precision_keeps_its_conversions_and_its_source() -> Non
     source, conv = nn.Module(), nn.Conv2d(3, 4, 3).requires_grad_(False)
     source.register_buffer("weight", conv.weight.data)  # flat buffers, as `cut` makes them
     source.register_buffer("bias", conv.bias.data)
-    graph = torch.fx.Graph(torch.fx.GraphModule(source, torch.fx.Graph()))
+    graph = torch.fx.Graph()
     call, aten = graph.call_function, torch.ops.aten
     images = graph.placeholder("images")
     convolved = call(aten.conv2d.default, (images, graph.get_attr("weight"), graph.get_attr("bias")))
