@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 INPUTS = ("images", "target", "references", "alpha")
 OPSETS = (18, 19, 20)
+TRUNK, TAIL = "trunk/", "tail/"
+"""What the names of the nodes begin with: before and behind the target layer's output."""
 
 
 class _Explained(nn.Module):
-    def __init__(self, trunk: fx.GraphModule, tail: fx.GraphModule) -> None:
+    def __init__(self, trunk: nn.Module, tail: fx.GraphModule) -> None:
         super().__init__()
         self.trunk = trunk
         self.tail = tail
@@ -31,12 +33,14 @@ class _Explained(nn.Module):
     def forward(
         self, images: torch.Tensor, target: torch.Tensor, references: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        outputs: tuple[torch.Tensor, ...] = self.tail(tuple(self.trunk(images)), target, references, alpha)
-        return outputs
+        boundary = tuple(self.trunk(images))
+        outputs: tuple[torch.Tensor, ...] = self.tail(boundary, target, references, alpha)
+        # the boundary too, so that the nodes before it are known in the ONNX graph; _name_parts takes it off again
+        return *outputs, *(value for value in boundary if isinstance(value, torch.Tensor))
 
 
 def emit(
-    trunk: fx.GraphModule,
+    trunk: nn.Module,
     tail: fx.GraphModule,
     example: torch.Tensor,
     outputs: Sequence[str],
@@ -76,12 +80,13 @@ def emit(
                 verbose=False,
                 opset_version=opset,
                 input_names=list(INPUTS),
-                output_names=list(outputs),
+                output_names=list(outputs),  # the boundary behind them keeps names of the exporter's
             )
     except Exception as error:
         raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
     assert exported is not None
     model: onnx_ir.Model = exported.model
+    _name_parts(model, len(outputs))
     _check_operations(model)
     _read_weights_as_stored(model)
     _drop_stack_traces(model)
@@ -103,6 +108,20 @@ def save(model: onnx_ir.Model, manifest: Manifest, path: Path) -> None:
         raise ExportError(f"{path} cannot be written ({error.strerror or first_line(error)}).") from error
     except ValueError as error:
         raise ExportError(f"the model does not fit into one ONNX file of 2 GiB ({first_line(error)}).") from error
+
+
+def _name_parts(model: onnx_ir.Model, outputs: int) -> None:
+    """Take the boundary off the outputs, and call the nodes trunk/... and tail/...: what quantises asks for names."""
+    waiting = [value.producer() for value in model.graph.outputs[outputs:]]
+    del model.graph.outputs[outputs:]
+    trunk: set[onnx_ir.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in trunk:
+            trunk.add(node)
+            waiting.extend(value.producer() for value in node.inputs if value is not None)
+    for node in model.graph.all_nodes():
+        node.name = f"{TRUNK if node in trunk else TAIL}{node.name}"
 
 
 def _check_operations(model: onnx_ir.Model) -> None:

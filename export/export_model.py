@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +22,10 @@ from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
+from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
+from finercam_rt.images import ImageSource
 from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -45,6 +48,9 @@ def export_model(
     images: torch.Tensor | None = None,
     name: str | None = None,
     opset: int = 20,
+    precision: str = "fp32",
+    calibration: Sequence[ImageSource] = (),
+    force: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Compile `model` and its Finer-CAM map into one ONNX file that holds its manifest.
@@ -68,6 +74,11 @@ def export_model(
         images: (N,3,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
         name: the model's name in the manifest; its class name by default.
         opset: ONNX opset, 18 to 20.
+        precision: of the trunk, one of manifest.PRECISIONS; what lies behind the target layer stays in fp32. The engine
+            is compared with its fp32 twin, and fails below the thresholds of export/gate.py.
+        calibration: photographs like those that the engine will see, 8 at least for int8, whose ranges are taken from
+            up to 128 of them; others of them, up to 64, are what the twins are compared on, where there are no images.
+        force: whether to write an engine that differs from its twin by more; its manifest says so.
         on_stage: called with a short phrase when a stage begins.
 
     Returns:
@@ -75,6 +86,7 @@ def export_model(
 
     Raises:
         ExportError: the model, the layer or an operation cannot be compiled, or the result differs from the model.
+        InputError: a photograph of `calibration` cannot be read.
     """
     destination = Path(path)
     names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
@@ -82,6 +94,7 @@ def export_model(
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     example = _example(input, images)
+    samples = take_samples(precision, calibration, input, images)
 
     on_stage("finding the target layer")
     layers = tuple(find_target_layer(model, name, example[:2], layout) for name in names)
@@ -118,15 +131,15 @@ def export_model(
         producer=_producer(),
     )
     on_stage("writing ONNX")
-    graph = emit(
-        split.trunk,
-        tail.graph_module,
-        example[:2],
-        manifest.outputs,
+    write = partial(
+        emit,
+        tail=tail.graph_module,
+        example=example[:2],
+        outputs=manifest.outputs,
         contrasts=contrasts,
         references=references,
-        opset=opset,
     )
+    graph = write(split.trunk, opset=opset)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         draft = Path(folder) / destination.name
         save(graph, manifest, draft)
@@ -134,6 +147,9 @@ def export_model(
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
             measured = verify(engine, model, example)
         manifest = dataclasses.replace(manifest, verification=measured)
+        if precision != "fp32":
+            on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")
+            graph, manifest = reduce(split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force)
         save(graph, manifest, draft)
         os.replace(draft, destination)
     return manifest

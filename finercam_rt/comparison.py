@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from finercam_rt import ops
 
 TOP_SHARE = 0.05
+OK = ops.Status.OK.label
 
 
 class Agreement(NamedTuple):
@@ -18,6 +20,52 @@ class Agreement(NamedTuple):
     cosine: float
     spearman: float
     top_overlap: float
+
+
+class Explained(Protocol):
+    """What is compared, one row an image: logits (N,K), raw maps (N,h,w) and the maps' status; an Explanation is."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(N,K)."""
+
+    @property
+    def saliency_map(self) -> NDArray[np.float32]:
+        """(N,h,w), raw."""
+
+    @property
+    def status(self) -> Sequence[str]:
+        """Of each map."""
+
+
+def compare_explained(a: Explained, b: Explained, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A record an image: same_class (predicted), logit_error, status of both, and the `Agreement` where both are ok.
+
+    logit_error is |b - a| / |a|, L2 norms over the logits. Both must have explained the same classes against the same
+    references, and differ by the engines alone; size is that of the input, (H,W).
+    """
+    records: list[dict[str, Any]] = []
+    for row, (first, second) in enumerate(zip(a.logits.astype(np.float64), b.logits.astype(np.float64), strict=True)):
+        record: dict[str, Any] = {
+            "same_class": bool(first.argmax() == second.argmax()),
+            "logit_error": float(np.linalg.norm(second - first) / max(float(np.linalg.norm(first)), 1e-30)),
+            "status": [a.status[row], b.status[row]],
+        }
+        if record["status"] == [OK, OK]:
+            record |= compare_maps(a.saliency_map[row], b.saliency_map[row], size)._asdict()
+        records.append(record)
+    return records
+
+
+def mean_agreement(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over the records of `compare_explained`: of the maps where there are two, of classes and logits over all.
+
+    NaN where there is nothing to average.
+    """
+    names = (*Agreement._fields, "logit_error", "same_class")
+    means = {name: _mean([record[name] for record in records if name in record]) for name in names}
+    means["class_agreement"] = means.pop("same_class")
+    return means
 
 
 def compare_maps(a: NDArray[np.float32], b: NDArray[np.float32], size: tuple[int, int]) -> Agreement:
@@ -34,6 +82,10 @@ def compare_maps(a: NDArray[np.float32], b: NDArray[np.float32], size: tuple[int
         spearman=_correlation(_ranks(x), _ranks(y)),
         top_overlap=len(tops[0] & tops[1]) / count,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

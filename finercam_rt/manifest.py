@@ -32,7 +32,8 @@ METHODS = (
     "eigencam",
 )
 HEADS = ("graph",)
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 

@@ -25,8 +25,9 @@ EXPORT_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript"}
 EXPORT_COMMANDS = {"cli/export.py", "cli/demo.py"}
 """The subcommands that need the export stage; they load it when they run, not when they are imported."""
 
-VERIFYING = {"verify.py", "export_model.py"}
-"""The files of the export stage that load an engine."""
+VERIFYING = {"verify.py": {"engine", "contrast"}, "export_model.py": {"engine", "images"}}
+COMPARING = {"gate.py": {"comparison", "ops"}, "reduce.py": {"images", "preprocess"}}
+"""What files of the export stage use of the runtime besides: an engine, photographs, how far two engines agree."""
 
 INCLUDES = {
     "core": {"core"},
@@ -110,7 +111,7 @@ def test_backends_are_loaded_only_when_chosen(backend):
 @pytest.mark.parametrize("path", sorted(EXPORT.rglob("*.py")), ids=lambda path: path.name)
 def test_export_imports(path):
     """The export stage uses the manifest of the runtime; an engine is loaded where it is verified before it is kept."""
-    allowed = {"manifest", "errors", "export"} | ({"engine", "contrast"} if path.name in VERIFYING else set())
+    allowed = {"manifest", "errors", "export"} | (VERIFYING | COMPARING).get(path.name, set())
     for module, _ in imports(path):
         parts = module.split(".")
         if parts[0] == "finercam_rt" and len(parts) > 1:

@@ -13,13 +13,15 @@ import numpy as np
 from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
-from finercam_rt.comparison import compare_maps
+from finercam_rt.comparison import Agreement, compare_explained, mean_agreement
+from finercam_rt.contrast import Contrast
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
+from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
 
 _BELOW = 1
-_MEASURES = ("cosine", "spearman", "top_overlap")
+_MEASURES = Agreement._fields
 
 _EPILOG = """\
 The maps compared are those of the class that A predicts against the references that A chooses, so that they differ by
@@ -67,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if not compared:
         reason = records[0].get("error") or f"status {records[0]['status']}"
         raise InputError(f"none of the {len(records)} images has a map in both engines; the first: {reason}")
-    means = {name: float(np.mean([record[name] for record in compared])) for name in _MEASURES}
-    means["class_agreement"] = float(np.mean([r["same_class"] for r in records if "same_class" in r]))
+    means = mean_agreement(records)
     lowest = {name: min(compared, key=lambda record, name=name: record[name]) for name in _MEASURES}  # type: ignore[misc]
     if args.json:
         print(json.dumps({"mean": means, "compared": len(compared), "images": records}, indent=1, ensure_ascii=False))
@@ -78,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
         for name in _MEASURES:
             worst = lowest[name]
             print(f"{name.replace('_', ' '):16} mean {means[name]:.4f}, least {worst[name]:.4f} ({worst['image']})")
+        print(f"{'logit error':16} mean {means['logit_error']:.2e}, relative")
     failed = [
-        name for name, value in means.items() if (least := getattr(args, f"min_{name}")) is not None and value < least
+        name
+        for name in (*_MEASURES, "class_agreement")
+        if (least := getattr(args, f"min_{name}")) is not None and means[name] < least
     ]
     for name in failed:
         print(
@@ -93,7 +97,7 @@ def _check_comparable(a: Engine, b: Engine) -> None:
     for what, first, second in (
         ("classes", a.manifest.num_classes, b.manifest.num_classes),
         ("class names", a.manifest.classes, b.manifest.classes),
-        ("grid", a.manifest.layers[0].grid, b.manifest.layers[0].grid),
+        ("grid", a.manifest.grid, b.manifest.grid),
         ("references", a.manifest.references, b.manifest.references),
     ):
         if first != second:
@@ -115,6 +119,21 @@ def _compare_all(a: Engine, b: Engine, files: list[Path], alpha: float | None) -
     return records
 
 
+def _one_contrast(explanation: Explanation) -> Explanation:
+    """Of several contrasts the first: why the predicted class."""
+    return explanation if explanation.contrasts is None else explanation.contrast(0)
+
+
+def _same(explanation: Explanation, engine: Engine) -> dict[str, Any]:
+    """The arguments that ask an engine for the contrast of each image that was explained."""
+    rows = zip(explanation.target.tolist(), explanation.references.tolist(), explanation.alpha.tolist(), strict=True)
+    if engine.manifest.contrasts > 1:
+        used = [(target, [index for index in references if index >= 0], alpha) for target, references, alpha in rows]
+        return {"contrasts": [[Contrast(*row)] for row in used]}
+    targets, references, alphas = zip(*rows, strict=True)
+    return {"target": list(targets), "references": np.array(references), "alpha": list(alphas)}
+
+
 def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None) -> list[dict[str, Any]]:
     """One record a file: its agreement, or its status, or its error."""
     images, found = [], {}
@@ -125,17 +144,8 @@ def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None)
             found[position] = {"image": str(file), "error": str(error)}
     if images:
         photographs = [image for _, image in images]
-        first = a.explain(photographs, alpha=alpha)
-        second = b.explain(
-            photographs, target=first.target.tolist(), references=first.references, alpha=first.alpha.tolist()
-        )
-        for row, (position, _) in enumerate(images):
-            record: dict[str, Any] = {
-                "image": str(files[position]),
-                "same_class": bool(first.target[row] == second.logits[row].argmax()),
-                "status": [first.status[row], second.status[row]],
-            }
-            if record["status"] == ["ok", "ok"]:
-                record |= compare_maps(first.saliency_map[row], second.saliency_map[row], first.size)._asdict()
-            found[position] = record
+        first = _one_contrast(a.explain(photographs, alpha=alpha))
+        second = _one_contrast(b.explain(photographs, **_same(first, b)))
+        for (position, _), record in zip(images, compare_explained(first, second, first.size), strict=True):
+            found[position] = {"image": str(files[position]), **record}
     return [found[position] for position in range(len(files))]

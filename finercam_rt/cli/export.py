@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, InputSpec, Manifest
+from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from finercam_rt.export import LoadedModel
 
 STAGES = 6
-"""Loading, and the five that export_model names."""
+"""Loading, and the five that export_model names; a reduced precision has one more."""
 
 _EPILOG = """\
 model specifications:
@@ -97,6 +98,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     image.add_argument("--std", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
     image.add_argument("--interpolation", choices=INTERPOLATIONS, help="resizing of photographs")
     image.add_argument("--crop-pct", metavar="SHARE", type=float, help="input size / resized shorter edge")
+    precision = parser.add_argument_group("precision")
+    precision.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the part before the target layer (default: fp32); the result is compared with fp32",
+    )
+    precision.add_argument(
+        "--calibration",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="typical photographs, or folders: int8 takes its ranges from them; the comparison uses others of them",
+    )
+    precision.add_argument("--force", action="store_true", help="write it even where its maps differ from fp32's")
     parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 20 (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.set_defaults(run=run)
@@ -115,6 +132,9 @@ def run(args: argparse.Namespace) -> int:
         "arguments": dict(_model_argument(text) for text in args.model_arg),
     }
     classes = None if args.classes is None else read_class_names(args.classes)
+    photographs = list(find_photographs(args.calibration, None))
+    if args.precision == "fp32" and (photographs or args.force):
+        raise ExportError("--calibration and --force belong to a reduced --precision; name one, or leave them out.")
     export = import_export()
 
     def load() -> LoadedModel:
@@ -135,6 +155,9 @@ def run(args: argparse.Namespace) -> int:
         layer_maps=args.layer_maps,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
         opset=args.opset,
+        precision=args.precision,
+        calibration=photographs,
+        force=args.force,
     )
     print(manifest.to_json() if args.json else summary(manifest, args.output, time.perf_counter() - began))
     return 0
@@ -158,7 +181,7 @@ def import_export() -> Any:
 
 def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Path, **options: Any) -> Manifest:
     """Load and export with a bar over the stages; options are export_model's."""
-    with progress(STAGES, "stages", "exporting") as bar:
+    with progress(STAGES + (options.get("precision", "fp32") != "fp32"), "stages", "exporting") as bar:
         bar.begin("loading the model")
         loaded = load()
         manifest: Manifest = export.export_model(
@@ -184,8 +207,22 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{manifest.method}, objective {manifest.objective}, {manifest.references} references{several}\n"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
+        f"{_agreement(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"
     )
+
+
+def _agreement(manifest: Manifest) -> str:
+    """How a reduced precision agrees with fp32, in a line; nothing for fp32."""
+    if manifest.precision == "fp32":
+        return ""
+    measured = manifest.verification["precision"]
+    below = f"; BELOW THE THRESHOLD: {', '.join(low)}" if (low := measured.get("below_threshold")) else ""
+    figures = ", ".join(
+        f"{name.replace('_', ' ')} {'none' if measured[name] is None else f'{measured[name]:.4f}'}"
+        for name in ("cosine", "spearman", "top_overlap", "class_agreement")
+    )
+    return f"  {manifest.precision} against fp32 on {measured['images']}: {figures}{below}\n"
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
