@@ -12,6 +12,7 @@ from finercam_rt.backends.interface import Interface, Value, checked_interface, 
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import Manifest
+from finercam_rt.processor import sums_of_int8_saturate
 
 _ONLY_FATAL = 4
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -66,8 +67,8 @@ class OnnxRuntimeBackend:
         # Spinning workers burn the cores that other threads of the process need; facts/runtimes.md, section 3.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         # Without VNNI, sums of two products of uint8 and int8 saturate in 16 bits (24 % off in the logits of an int8
-        # MobileNet); this takes exact kernels there, and changes nothing elsewhere.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        # MobileNet). The exact kernels take twice as long, with VNNI too, which does not need them.
+        options.add_session_config_entry("session.x64quantprecision", "1" if sums_of_int8_saturate() else "0")
         options.log_severity_level = _ONLY_FATAL
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
