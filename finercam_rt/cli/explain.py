@@ -37,8 +37,8 @@ _EPILOG = f"""\
 For each image it writes NAME.overlay.png (the crop that the model saw, under its map), NAME.heatmap.png (the map
 alone) and NAME.npy (the raw map, float32, comparable between images), and for all of them {RECORDS}. NAME is the
 image's path within its folder, without suffix. A map that explains nothing (its status is not "ok") is not drawn.
-An engine of several contrasts writes these for each, as NAME.1, NAME.2, ..., and NAME.contrasts.png with all of them;
-one that gives the maps of several layers, NAME.LAYER.overlay.png, NAME.LAYER.heatmap.png and NAME.LAYER.npy as well.
+An engine of several contrasts writes these for each, as NAME.contrast-1, NAME.contrast-2, ..., and all of them in
+NAME.contrasts.png; one that gives the maps of several layers writes NAME.layer-LAYER as well.
 
 exit codes: 0 all images explained; 1 some could not be: each has a line on stderr and its error in {RECORDS};
 2 nothing done and nothing written: a wrong argument, a missing file, or no image could be explained.
@@ -168,7 +168,8 @@ def _one(explanation: Explanation, row: int, name: Path, args: argparse.Namespac
     parts = [(record, explanation, name.as_posix())]
     if explanation.contrasts is not None:
         parts = [
-            (part, explanation.contrast(p), f"{name.as_posix()}.{p + 1}") for p, part in enumerate(record["contrasts"])
+            (part, explanation.contrast(p), f"{name.as_posix()}.contrast-{p + 1}")
+            for p, part in enumerate(record["contrasts"])
         ]
     for part, one, stem in parts:
         if args.output is not None:
@@ -180,7 +181,8 @@ def _one(explanation: Explanation, row: int, name: Path, args: argparse.Namespac
                 sys.stderr,
             )
         if not args.json:
-            bar.write(_line({**record, **part}, explanation.classes))
+            several = "" if explanation.contrasts is None else f", alpha {part['alpha']:g}"
+            bar.write(_line({**record, **part}, explanation.classes, several))
     if explanation.contrasts is not None and args.output is not None:
         record["files"] = {"contrasts": f"{name.as_posix()}.contrasts.png"}
         _write_png(args.output / record["files"]["contrasts"], _sheet(explanation, row, record, args))
@@ -196,7 +198,8 @@ def _write(explanation: Explanation, row: int, stem: str, args: argparse.Namespa
         np.save(stream, explanation.saliency_map[row])
     if explanation.layer_maps:
         paths["layers"] = {
-            layer: _write(explanation.layer(layer), row, f"{stem}.{layer}", args) for layer in explanation.layer_maps
+            layer: _write(explanation.layer(layer), row, f"{stem}.layer-{layer}", args)
+            for layer in explanation.layer_maps
         }
     return paths
 
@@ -206,11 +209,10 @@ def _sheet(explanation: Explanation, row: int, record: dict[str, Any], args: arg
     classes = explanation.classes
     maps, legend = [], []
     for p, part in enumerate(record["contrasts"]):
-        maps.append((f"{p + 1}: {classes.short_name(part['target']['index'])}", explanation.saliency_map[row, p]))
+        target = classes.short_name(part["target"]["index"])
+        maps.append((f"{p + 1}: {target}", explanation.saliency_map[row, p]))
         against = ", ".join(classes.short_name(item["index"]) for item in part["references"]) or "nothing"
-        legend.append(
-            f"{p + 1}: why {classes.short_name(part['target']['index'])}, against {against}, alpha {part['alpha']:g}"
-        )
+        legend.append(f"{p + 1}: why {target}, against {against}, alpha {part['alpha']:g}")
     assert explanation.images is not None
     return figure(explanation.images[row], maps, legend, args.colormap, args.opacity)
 
@@ -223,7 +225,7 @@ def _write_png(path: Path, image: Image.Image) -> None:
         image.save(stream, format="PNG", compress_level=_PNG_LEVEL)
 
 
-def _line(record: dict[str, Any], classes: Classes) -> str:
+def _line(record: dict[str, Any], classes: Classes, strength: str) -> str:
     """One image for reading: what it is, what it was contrasted with, and whether the map explains anything."""
 
     def named(item: dict[str, Any]) -> str:
@@ -235,7 +237,7 @@ def _line(record: dict[str, Any], classes: Classes) -> str:
         line = f"{record['image']}: predicted {named(record['predicted'])}; explained {named(record['target'])}"
     if record["references"]:
         line += f", against {', '.join(named(item) for item in record['references'])}"
-    return f"{line}; map {record['status']}"
+    return f"{line}{strength}; map {record['status']}"
 
 
 def _summary(explained: int, failed: int, seconds: dict[str, float], out: Path) -> str:

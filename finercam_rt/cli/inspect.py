@@ -66,8 +66,9 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     rows += [
         ("method", manifest.method),
         ("objective", f"{manifest.objective}, alpha {DEFAULT_ALPHA[manifest.objective]:g} unless given"),
-        ("references", f"{manifest.references} an image"),
+        ("references", f"{manifest.references} a contrast"),
         ("contrasts", f"{manifest.contrasts} an image"),
+        ("outputs", ", ".join(manifest.outputs)),
         ("graph", f"head {manifest.head}, {manifest.precision}, opset {manifest.opset}"),
     ]
     rows += [("verified" if i == 0 else "", text) for i, text in enumerate(_flat(manifest.verification) or [""])]

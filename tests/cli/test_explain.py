@@ -277,3 +277,53 @@ def test_output_is_the_same_for_any_batch_size(finercam, toy, photographs, tmp_p
         maps.append(np.stack([np.load(path) for path in sorted(out.rglob("*.npy"))]))
     assert np.abs(maps[0] - maps[1]).max() < 1e-5
     assert np.abs(maps[0] - maps[2]).max() < 1e-5
+
+
+def test_several_contrasts(finercam, make_toy, photographs, tmp_path):
+    """The top classes by default; then pairs of classes; then strengths: each with its own files and record."""
+    toy, out = make_toy(contrasts=6), tmp_path / "out"
+    parts = three(*(f"b.contrast-{p}" for p in range(1, 7)))
+    ran = finercam("explain", toy.path, photographs / "b.png", "-o", out)
+    assert ran.code == 0
+    assert tree(out) == {"explanations.json", "b.contrasts.png", *parts}
+    record = json.loads((out / "explanations.json").read_text())["images"][0]
+    logits = [part["target"]["logit"] for part in record["contrasts"]]
+    assert logits == sorted(logits, reverse=True)
+    assert record["predicted"]["index"] == record["contrasts"][0]["target"]["index"]
+    explanation = Engine(toy.path).explain([photographs / "b.png"])
+    for p, part in enumerate(record["contrasts"]):
+        assert np.abs(np.load(out / part["files"]["saliency_map"]) - explanation.saliency_map[0, p]).max() < 1e-6
+        overlay = np.asarray(Image.open(out / part["files"]["overlay"])).astype(int)
+        assert np.abs(overlay - np.asarray(explanation.contrast(p).overlay(0))).max() <= 1
+    assert Image.open(out / record["files"]["contrasts"]).size[0] > 6 * 48
+    assert ran.out.count("alpha 1; map") == 6
+
+    ran = finercam("explain", toy.path, photographs / "b.png", "--json", "--why-not", "magpie", "linnet", 6)
+    pairs = json.loads(ran.out)["images"][0]["contrasts"]
+    asked = [(part["target"]["index"], *(item["index"] for item in part["references"])) for part in pairs]
+    assert asked == [(0, 1), (0, 6), (1, 0), (1, 6), (6, 0), (6, 1)]
+
+    arguments = ("--alpha", 0, "--alpha", 2, "--target", "magpie", "--target", 6)
+    ran = finercam("explain", toy.path, photographs / "b.png", "--json", *arguments)
+    sweep = json.loads(ran.out)["images"][0]["contrasts"]
+    assert [(part["target"]["index"], part["alpha"]) for part in sweep] == [(0, 0), (0, 2), (6, 0), (6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "arguments", "says"),
+    [
+        (1, ("--alpha", 0, "--alpha", 1), "explains one contrast an image"),
+        (1, ("--top", 1), "export it with --contrasts"),
+        (3, ("--top", 4), "4 contrasts are too many"),
+        (3, ("--top", 0), "there are no contrasts"),
+        (3, ("--why-not", "magpie"), "at least two classes"),
+        (3, ("--why-not", "magpie", "kite", "linnet"), "6 contrasts are too many"),
+        (3, ("--why-not", "magpie", "kite", "--target", "linnet"), "leave --target"),
+        (3, ("--why-not", "magpie", "magpye"), "magpye"),
+    ],
+)
+def test_contrasts_refused(finercam, make_toy, photographs, tmp_path, contrasts, arguments, says):
+    out = tmp_path / "out"
+    ran = finercam("explain", make_toy(contrasts=contrasts).path, photographs / "b.png", "-o", out, *arguments)
+    ran.refused(says)
+    assert tree(out) == set()

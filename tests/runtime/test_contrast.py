@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finercam_rt.classes import Classes
-from finercam_rt.contrast import ContrastResolver
+from finercam_rt.contrast import Contrast, ContrastResolver, Rank, alpha_sweep, top_classes, why_not
 from finercam_rt.errors import InputError
 
 RESOLVER = ContrastResolver(Classes(("a", "b", "c", "d", "e"), 5), references=3, default_alpha=0.6)
@@ -124,3 +124,64 @@ def test_an_engine_without_references():
         assert resolver.resolve(2, None, references, None).references.shape == (2, 0)
     with pytest.raises(InputError, match="R = 0"):
         resolver.resolve(2, None, [0], None)
+
+
+SEVERAL = ContrastResolver(RESOLVER.classes, references=3, default_alpha=1.0, contrasts=4)
+
+
+def test_the_top_classes_are_what_is_not_given():
+    got = SEVERAL.resolve(2, None, None, None)
+    assert got.target.tolist() == [[-1, -2, -3, -4]] * 2
+    assert (got.references == -1).all()
+    assert got.references.shape == (2, 4, 3)
+    assert (got.alpha == 1).all()
+    few = ContrastResolver(Classes(None, 3), 2, 1.0, contrasts=5).resolve(1, None, None, 0.5)
+    assert few.target.tolist() == [[-1, -2, -3]]
+    assert few.alpha.tolist() == [[0.5] * 3]
+
+
+def test_a_target_asks_for_one_contrast():
+    got = SEVERAL.resolve(2, ["a", 3], ["b"], [0.5, 2])
+    assert got.target.tolist() == [[0], [3]]
+    assert got.references.tolist() == [[[1, -2, -2]]] * 2
+    assert got.alpha.tolist() == [[0.5], [2]]
+    assert got.padded(4).target.tolist() == [[0] * 4, [3] * 4]
+
+
+def test_contrasts_for_all_images_and_for_each():
+    one = [Contrast("a", ["b"], 0.5), Contrast(None, [], 2), Contrast(Rank(3))]
+    got = SEVERAL.resolve(2, None, None, None, one)
+    assert got.target.tolist() == [[0, -1, -3]] * 2
+    assert got.references.tolist() == [[[1, -2, -2], [-2, -2, -2], [-1, -1, -1]]] * 2
+    assert got.alpha.tolist() == [[0.5, 2, 1]] * 2
+    each = SEVERAL.resolve(2, None, None, None, [why_not(["a", "b"]), alpha_sweep([0, 1], "c")])
+    assert each.target.tolist() == [[0, 1], [2, 2]]
+    assert each.references.tolist() == [[[1, -2, -2], [0, -2, -2]], [[-1] * 3] * 2]
+    assert each.alpha.tolist() == [[1, 1], [0, 1]]
+    assert [c.target for c in top_classes(2)] == [Rank(1), Rank(2)]
+
+
+@pytest.mark.parametrize(
+    ("resolver", "arguments", "says"),
+    [
+        (SEVERAL, {"contrasts": [Contrast()], "target": "a"}, "give those or contrasts"),
+        (SEVERAL, {"contrasts": []}, "there are no contrasts"),
+        (SEVERAL, {"contrasts": [[], []]}, "an image has no contrasts"),
+        (SEVERAL, {"contrasts": top_classes(5)}, "5 contrasts are too many: the engine was exported with P = 4"),
+        (SEVERAL, {"contrasts": [Contrast(Rank(5))]}, "no rank 5: this engine ranks classes from 1 to 4"),
+        (SEVERAL, {"contrasts": [Contrast(Rank(0))]}, "no rank 0"),
+        (SEVERAL, {"contrasts": [Contrast("a", ["a"])]}, "is the target itself"),
+        (SEVERAL, {"contrasts": [Contrast("a", ["b", "b"])]}, "given twice"),
+        (SEVERAL, {"contrasts": [Contrast("nothing")]}, "no class 'nothing'"),
+        (SEVERAL, {"contrasts": [Contrast("a", alpha=-1)]}, "alpha is -1"),
+        (SEVERAL, {"contrasts": ["a", "b"]}, "is not a Contrast"),
+        (SEVERAL, {"contrasts": [[Contrast()], [Contrast(), Contrast()]]}, "1 to 2 contrasts"),
+        (SEVERAL, {"contrasts": [[Contrast()]]}, "contrasts has 1 values for 2 images"),
+        (ContrastResolver(Classes(None, 7), 3, 1.0), {"contrasts": [Contrast()]}, "explains one contrast an image"),
+    ],
+)
+def test_several_refused(resolver, arguments, says):
+    given = {"target": None, "references": None, "alpha": None, **arguments}
+    with pytest.raises(InputError) as caught:
+        resolver.resolve(2, **given)
+    assert says in str(caught.value)

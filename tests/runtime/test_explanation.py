@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from finercam_rt import Explanation, InputError
+from finercam_rt import Engine, Explanation, InputError, alpha_sweep
 from finercam_rt.classes import Classes
 from finercam_rt.explanation import concatenate
 
@@ -135,3 +135,29 @@ def test_concatenate():
     assert both.names == e.names * 2
     assert both.images is None
     assert concatenate([e, e]).images.shape == (6, 30, 40, 3)
+
+
+def test_several_contrasts_are_drawn_one_by_one(make_toy):
+    toy = make_toy(contrasts=3)
+    photograph = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    with Engine(toy.path) as engine:
+        whole = engine.explain([photograph] * 2, batch_size=1, contrasts=alpha_sweep([0, 1, 2], "magpie"))
+        one = Engine(make_toy("one.onnx").path).explain([photograph], target="magpie", alpha=1)
+    assert whole.contrasts == 3
+    assert whole.saliency_map.shape == (2, 3, 4, 6)
+    assert [len(row) for row in whole.status] == [3, 3]
+    part = whole.contrast(1)
+    assert part.contrasts is None
+    np.testing.assert_allclose(part.saliency_map[0], one.saliency_map[0], rtol=1e-5, atol=1e-6)
+    assert np.array_equal(part.overlay(0), one.overlay(0))
+    assert part.record(0)["alpha"] == 1
+    assert [each["alpha"] for each in whole.record(0)["contrasts"]] == [0, 1, 2]
+    for call in (whole.overlay, whole.heatmap):
+        with pytest.raises(InputError, match=r"3 contrasts an image; draw one with contrast\(p\)"):
+            call(0)
+    with pytest.raises(InputError, match="no contrast 3: the explanation has 3"):
+        whole.contrast(3)
+    with pytest.raises(InputError, match="one contrast an image"):
+        part.contrast(0)
+    with pytest.raises(InputError, match="export it with --layer-maps"):
+        part.layer("conv")
