@@ -81,7 +81,9 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
     layer = _infer_layout(model, name, activations.shape, example, request)
     top = logits.topk(min(2, logits.shape[1]), dim=1).values
     objective = top[:, 0].sum() - 0.5 * top[:, 1:].sum()
-    (gradients,) = torch.autograd.grad(objective, activations, allow_unused=True)
+    gradients = None
+    if objective.requires_grad:
+        (gradients,) = torch.autograd.grad(objective, activations, allow_unused=True)
     if gradients is None:
         raise ExportError(f"the logits do not depend on layer {name!r}; choose a layer before the head.")
     if layer.layout == "tokens":

@@ -330,13 +330,13 @@ def test_the_arithmetic_in_pytorch_is_that_of_the_file(made: Any) -> None:
     from finercam_rt.export.capture import capture
     from finercam_rt.export.cut import cut
     from finercam_rt.export.fold import fold_batch_norms
-    from finercam_rt.export.vjp import explained_tail
+    from finercam_rt.export.vjp import Request, explained_tail
 
     model, layer = _model("cnn")
     path, manifest = made("cnn", "fp16")
     example = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(2))
-    split = cut(fold_batch_norms(capture(model, layer, example))[0])
-    tail = explained_tail(split, manifest.layers[0], "weighted", 3, "gradcam").graph_module
+    split = cut(fold_batch_norms(capture(model, [layer], example))[0])
+    tail = explained_tail(split, manifest.layers, Request("gradcam", "weighted", 3)).graph_module
     feeds = {
         "images": example.numpy(),
         "target": np.full(3, -1),
