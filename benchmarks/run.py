@@ -166,7 +166,6 @@ def _begin(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _jobs(cases: list[Case], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    # not resolved: the link of a virtual environment is what makes it one
     python = args.openvino_xai_python or (OPENVINO_XAI if OPENVINO_XAI.exists() else None)
     for case in cases:
         # found once, at the start: the sources may be edited while this runs
@@ -181,7 +180,8 @@ def _jobs(cases: list[Case], args: argparse.Namespace) -> Iterator[dict[str, Any
                 options = {
                     "rounds": args.rounds,
                     "seconds": args.seconds,
-                    "openvino_xai": str(python.absolute()) if python else None,
+                    # relative: the record is for others too, and resolved it would not be a virtual environment
+                    "openvino_xai": os.path.relpath(python, HERE.parent) if python else None,
                 }
                 if batches:
                     yield {"job": "timing", "threads": threads, "batches": batches, **asked, **options, **common}

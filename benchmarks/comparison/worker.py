@@ -68,7 +68,7 @@ def time_group(
     left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = load(case).model if needs_torch else None
-        python = Path(openvino_xai) if openvino_xai else None
+        python = Path(__file__).parents[2] / openvino_xai if openvino_xai else None
         setting = Setting(case, graphs, model, layer, threads, python, Path(scratch))
         made: dict[str, Bind] = {}
         for contender in table:

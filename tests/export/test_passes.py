@@ -26,12 +26,12 @@ CHANNELS, GRID, TOKENS = 12, (4, 6), 25
 class Tail(nn.Module):
     """A trunk of one layer, named `tap`, then whatever the test puts behind it; images (N,3,8,12)."""
 
-    def __init__(self, layout: str) -> None:
+    def __init__(self, layout: str, prefix: int = 1) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.prefix = layout, prefix
         self.stem = nn.Conv2d(3, CHANNELS, 2, 2)
         self.tap = nn.Identity()
-        self.cls = nn.Parameter(torch.randn(1, 1, CHANNELS))
+        self.cls = nn.Parameter(torch.randn(1, prefix, CHANNELS))
 
     def forward(self, images: Any) -> Any:
         x = self.stem(images).tanh()
@@ -98,8 +98,8 @@ class TwiceUsed(Tail):
 class Block(Tail):
     """The last block of a ViT: fused projections, attention, MLP; `read` says how the head reads the tokens."""
 
-    def __init__(self, read: str, scale: bool = False) -> None:
-        super().__init__("tokens")
+    def __init__(self, read: str, scale: bool = False, prefix: int = 1) -> None:
+        super().__init__("tokens", prefix)
         self.read = read
         self.qkv = nn.Linear(CHANNELS, 3 * CHANNELS)
         self.proj = nn.Linear(CHANNELS, CHANNELS)
@@ -119,9 +119,9 @@ class Block(Tail):
             "index": lambda: x[:, 0],
             "slice": lambda: x[:, 0:1].squeeze(1),
             "last": lambda: x[:, -1],
-            "mean": lambda: x[:, 1:].mean(1),
+            "mean": lambda: x[:, self.prefix :].mean(1),
             "two": lambda: (x[:, 0] + x[:, 1]) / 2,
-            "both": lambda: torch.cat([x[:, 0], x[:, 1:].mean(1)], 1),
+            "both": lambda: torch.cat([x[:, 0], x[:, self.prefix :].mean(1)], 1),
             "gather": lambda: x.index_select(1, torch.tensor([0])).flatten(1),
         }
         return self.head(readings[self.read]())
@@ -135,6 +135,9 @@ TAILS: dict[str, Any] = {
     "twice used": TwiceUsed,
     **{f"block, {read}": lambda read=read: Block(read) for read in READINGS},
     "block, layer scale": lambda: Block("index", scale=True),
+    "block, no prefix token": lambda: Block("mean", prefix=0),
+    "block, class token and registers": lambda: Block("both", prefix=5),
+    "block, class token of several": lambda: Block("index", prefix=5),
 }
 
 
@@ -148,14 +151,14 @@ def _split(make: Any) -> tuple[Any, Split, Any]:
     return model, cut(capture(model, ["tap"], images)), images
 
 
-def _positions(activations: Any, layout: str) -> tuple[list[int], Any]:
-    """The shape of delta, and the mask: the class token takes no part."""
-    channel = 1 if layout == "nchw" else activations.ndim - 1
+def _positions(activations: Any, model: Tail) -> tuple[list[int], Any]:
+    """The shape of delta, and the mask: prefix tokens take no part."""
+    channel = 1 if model.layout == "nchw" else activations.ndim - 1
     shape = [size if i in (0, channel) else 1 for i, size in enumerate(activations.shape)]
     mask = torch.ones([1] * activations.ndim)
-    if layout == "tokens":
-        mask = torch.ones(1, TOKENS, 1)
-        mask[:, 0] = 0
+    if model.layout == "tokens":
+        mask = torch.ones(1, activations.shape[1], 1)
+        mask[:, : model.prefix] = 0
     return shape, mask
 
 
@@ -173,13 +176,13 @@ def test_pooled_gradients_and_logits_equal_autograd(name: str, sunk: bool) -> No
     (gradients,) = torch.autograd.grad(expected, leaf, seed)
     assert torch.allclose(expected, model(images), rtol=0, atol=1e-12)
 
-    shape, mask = _positions(activations, model.layout)
+    shape, mask = _positions(activations, model)
     delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (logits,) = LiftedTail(tail).run(Lifted(activations, delta, mask), *carried)
     logits = logits.merged() if isinstance(logits, Lifted) else logits
     (pooled,) = torch.autograd.grad(logits, delta, seed)
 
-    kept = gradients[:, 1:] if model.layout == "tokens" else gradients
+    kept = gradients[:, model.prefix :] if model.layout == "tokens" else gradients
     dims = [i for i, size in enumerate(shape) if size == 1]
     assert torch.allclose(logits, expected, rtol=0, atol=1e-12)
     assert pooled.abs().max() > 1e-6
@@ -201,7 +204,7 @@ def test_the_pair_is_carried_to_the_first_operation_that_is_not_linear(name: str
     model, split, images = _split(TAILS[name])
     with torch.no_grad():
         activations, *carried = split.trunk(images)
-    shape, mask = _positions(activations, model.layout)
+    shape, mask = _positions(activations, model)
     tail = LiftedTail(sink_selections(split.tail)[0])
     tail.run(Lifted(activations, torch.zeros(shape, dtype=torch.float64, requires_grad=True), mask), *carried)
     assert tail.merged_at == merged_at
