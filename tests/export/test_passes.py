@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from torch.nn import functional as F  # noqa: E402
 
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import Split, cut  # noqa: E402
+from finercam_rt.export.fold import fold_batch_norms  # noqa: E402
 from finercam_rt.export.head import take_head  # noqa: E402
 from finercam_rt.export.lift import Lifted, LiftedTail, match_dimensions  # noqa: E402
 from finercam_rt.export.sink import sink_selections  # noqa: E402
+
+from .oracle import perturb  # noqa: E402
 
 aten = torch.ops.aten
 CHANNELS, GRID, TOKENS = 12, (4, 6), 25
@@ -151,7 +155,7 @@ def _split(make: Any) -> tuple[Any, Split, Any]:
     return model, cut(capture(model, ["tap"], images)), images
 
 
-def _positions(activations: Any, model: Tail) -> tuple[list[int], Any]:
+def _positions(activations: Any, model: Any) -> tuple[list[int], Any]:
     """The shape of delta, and the mask: prefix tokens take no part."""
     channel = 1 if model.layout == "nchw" else activations.ndim - 1
     shape = [size if i in (0, channel) else 1 for i, size in enumerate(activations.shape)]
@@ -187,6 +191,54 @@ def test_pooled_gradients_and_logits_equal_autograd(name: str, sunk: bool) -> No
     assert torch.allclose(logits, expected, rtol=0, atol=1e-12)
     assert pooled.abs().max() > 1e-6
     assert torch.allclose(pooled, kept.sum(dims, keepdim=True), rtol=0, atol=1e-12)
+
+
+REAL: dict[str, tuple[str, str, int, dict[str, Any]]] = {
+    "test_resnet": ("layer3", "nchw", 0, {}),
+    "test_efficientnet": ("blocks.2", "nchw", 0, {}),
+    "test_convnext": ("stages.2", "nchw", 0, {}),
+    "test_vit": ("blocks.5.norm1", "tokens", 1, {"img_size": 64}),
+    "deit_tiny_distilled_patch16_224": ("blocks.1.norm1", "tokens", 2, {"img_size": 64, "depth": 2}),
+    "vit_small_patch14_reg4_dinov2": ("blocks.1.norm1", "tokens", 5, {"img_size": 56, "depth": 2}),
+    "swin_tiny_patch4_window7_224": ("layers.2", "nhwc", 0, {"img_size": 64, "depths": (1, 1, 2, 1)}),
+}
+"""Real architectures: layer, layout, prefix tokens (of the distilled model two that its heads read), arguments."""
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_tails_of_real_architectures_equal_autograd(name: str) -> None:
+    """All passes before the trace, in float64, from the images on: pooled gradients and logits to 1e-11."""
+    timm = pytest.importorskip("timm", reason="the export's models come from timm")
+    layer, layout, prefix, arguments = REAL[name]
+    torch.manual_seed(0)
+    model = perturb(timm.create_model(name, num_classes=7, **arguments)).double()
+    size = arguments.get("img_size", 64)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    taps: list[Any] = []
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        taps.append(output.detach().clone().requires_grad_())
+        return taps[-1] * 1
+
+    handle = model.get_submodule(layer).register_forward_hook(hook)
+    expected = model.requires_grad_(False)(images)
+    handle.remove()
+    seed = torch.randn_like(expected)
+    (gradients,) = torch.autograd.grad(expected, taps[0], seed)
+
+    split = cut(fold_batch_norms(capture(model, [layer], images))[0])
+    with torch.no_grad():
+        activations, *carried = split.trunk(images)
+    shape, mask = _positions(activations, SimpleNamespace(layout=layout, prefix=prefix))
+    delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    (logits,) = LiftedTail(sink_selections(split.tail)[0]).run(Lifted(activations, delta, mask), *carried)
+    logits = logits.merged() if isinstance(logits, Lifted) else logits
+    (pooled,) = torch.autograd.grad(logits, delta, seed)
+    dims = [i for i, length in enumerate(shape) if length == 1]
+    wanted = (gradients * mask).sum(dims, keepdim=True)
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-11 * float(expected.detach().abs().max()))
+    assert wanted.abs().max() > 0
+    assert torch.allclose(pooled, wanted, rtol=0, atol=1e-11 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(
