@@ -85,3 +85,16 @@ def test_mistakes(
     finercam("compare", toy.path, toy.path, "--images", photographs, "--alpha", "-1").refused("alpha is -1")
     other = make_toy("one.onnx", references=1)
     finercam("compare", toy.path, other.path, "--images", photographs).refused("differ in their references")
+
+
+def test_engines_of_several_contrasts_are_asked_for_the_first(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    """Of both, of either: why the predicted class, so an engine agrees with its twin of one contrast."""
+    one, several = make_toy("one.onnx").path, make_toy("several.onnx", contrasts=3).path
+    for a, b in ((several, several), (one, several), (several, one)):
+        ran = finercam("compare", a, b, "--images", photographs, "--json")
+        assert ran.code == 0
+        means = json.loads(ran.out)["mean"]
+        assert means["class_agreement"] == 1
+        assert min(means["cosine"], means["spearman"], means["top_overlap"]) > 0.9999
