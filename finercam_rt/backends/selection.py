@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -20,6 +21,8 @@ from finercam_rt.backends.protocol import Backend
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import Manifest
 from finercam_rt.processor import processor
+
+_LOG = logging.getLogger(__name__)
 
 Measure = Callable[[Sequence[Callable[[], object]]], list[float]]
 """Functions to the wall seconds of a call of each."""
@@ -46,7 +49,7 @@ def choose(
     A runtime that cannot take the graph, or whose result differs from the first one's, is passed over. With more than
     one left they run in turns for about a second (`measure`), and the answer is kept in the user's cache folder
     for this engine, processor, number of threads and these versions. A cache that cannot be read or written costs
-    only the time to measure again.
+    only the time to measure again. It takes seconds, so the log says that it begins.
     """
     cache = _cache_file()
     key = _key(path, manifest, openers, threads)
@@ -56,6 +59,7 @@ def choose(
             return openers[known]()
         except (BackendError, EngineError):
             pass  # it worked when it was measured: find out again
+    _LOG.info("measuring which of %s is faster for %s; the answer is remembered.", " and ".join(openers), path)
     name = _measured(openers, manifest, measure or in_turns)
     _remember(cache, key, name)
     return openers[name]()  # anew, without what the measurement has bound and compiled

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
@@ -26,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        code: int = args.run(args)
+        with _log_on_stderr():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except FinerCAMError as error:
@@ -39,6 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (`| head`) has gone; the interpreter would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """What the runtime has to say while it works, as lines of the command."""
+    log, handler = logging.getLogger(finercam_rt.__name__), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("finercam: %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:

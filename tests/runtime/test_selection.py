@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finercam_rt import Engine
 from finercam_rt.backends import describe_auto, selection
@@ -317,3 +318,20 @@ class TestRealRuntimes:
             Engine(toy.path, compute="bf16")
         with pytest.raises(BackendError, match="no compute 'fp16'"):
             Engine(toy.path, compute="fp16")
+
+
+def test_the_command_says_that_it_measures_and_only_then(toy, tmp_path, capfd):
+    """On stderr, so that --json stays JSON."""
+    pytest.importorskip("openvino")
+    from finercam_rt.cli.main import main
+
+    photograph = tmp_path / "a.png"
+    Image.new("RGB", (48, 32), (90, 20, 200)).save(photograph)
+    errors = []
+    for _ in range(2):
+        assert main(["explain", str(toy.path), str(photograph), "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out)["images"]
+        errors.append(err)
+    assert "finercam: measuring which of onnxruntime and openvino is faster" in errors[0]
+    assert "measuring" not in errors[1]
