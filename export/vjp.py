@@ -143,8 +143,7 @@ class _Taps:
             self._leaves[index] = delta
             return Lifted(activations, delta, _mask(activations, layer))
         if self._needs == "gradients":
-            # behind another target layer it is no leaf, and already requires gradients
-            self._leaves[index] = activations if activations.requires_grad else activations.requires_grad_()
+            self._leaves[index] = activations.requires_grad_()
         return activations
 
     def values(self) -> list[torch.Tensor]:

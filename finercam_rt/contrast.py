@@ -171,14 +171,15 @@ class ContrastResolver:
                 f"{len(questions)} contrasts are too many: the engine was exported with P = {self.contrasts}; give at "
                 f"most {self.contrasts}, or export with --contrasts {len(questions)}."
             )
+        # checked as if they were those of one image, so that the rules and the sentences are the same
+        single = dataclasses.replace(self, contrasts=1)
         resolved = []
         for question in questions:
             if not isinstance(question, Contrast):
                 raise InputError(f"{question!r} is not a Contrast; give a list of them, or one list for each image.")
             rank = question.target if isinstance(question.target, Rank) else None
             target = None if isinstance(question.target, Rank) else question.target
-            # checked as if they were those of one image, so that the rules and the sentences are the same
-            one = dataclasses.replace(self, contrasts=1).resolve(1, target, question.references, question.alpha)
+            one = single.resolve(1, target, question.references, question.alpha)
             resolved.append(one if rank is None else one._replace(target=np.array([-self._place(rank)])))
         if not resolved:
             raise InputError("an image has no contrasts; give at least one.")

@@ -22,7 +22,7 @@ from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contra
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels, status_of
 from finercam_rt.images import ImageSource, load_image, source_name
-from finercam_rt.manifest import DEFAULT_ALPHA, OUTPUTS, Manifest
+from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.preprocess import Preprocessor
 
@@ -312,10 +312,7 @@ class Engine:
             buffers["reference_classes"][part].copy(),
             contrast.alpha.copy(),
             status,
-            {
-                layer.name: buffers[output][part].copy()
-                for layer, output in zip(self.manifest.layers, self.manifest.outputs[len(OUTPUTS) :], strict=False)
-            },
+            {layer.name: buffers[output][part].copy() for output, layer in self.manifest.layer_outputs.items()},
         )
 
     def _conflicts(self, contrast: ContrastArrays, outputs: Outputs) -> list[int]:

@@ -110,8 +110,12 @@ class Manifest:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the graph's outputs, in order."""
-        several = range(len(self.layers) if self.layer_maps else 0)
-        return (*OUTPUTS, *(f"layer_map_{index}" for index in several))
+        return (*OUTPUTS, *self.layer_outputs)
+
+    @property
+    def layer_outputs(self) -> dict[str, LayerInfo]:
+        """The outputs that are raw maps of one layer each, by name."""
+        return {f"layer_map_{index}": layer for index, layer in enumerate(self.layers) if self.layer_maps}
 
     def to_json(self) -> str:
         """The manifest as JSON text with sorted keys."""

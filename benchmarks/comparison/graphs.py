@@ -64,7 +64,10 @@ def onnxruntime_forward(graph: str) -> Callable[[Setting], Bind]:
 
 
 def openvino_forward(precision: str) -> Callable[[Setting], Bind]:
-    """The plain ONNX file, with the options, buffers and copies of our backend; one image has a graph of its own."""
+    """The plain ONNX file, with the buffers and copies of our backend; one image has a graph of its own.
+
+    One stream is enough for the one caller there is; our backend opens as many as its threads leave cores for.
+    """
 
     def make(setting: Setting) -> Bind:
         import openvino

@@ -48,7 +48,7 @@ def expected_interface(manifest: Manifest) -> Interface:
         "target_class": (_INT64, contrasts),
         "reference_classes": (_INT64, references),
     }
-    for name, layer in zip(manifest.outputs[len(outputs) :], manifest.layers, strict=False):
+    for name, layer in manifest.layer_outputs.items():
         outputs[name] = (_FLOAT32, (*contrasts, *layer.grid))
     return Interface(
         inputs={

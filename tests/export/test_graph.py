@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from finercam_rt.engine import Engine
 from finercam_rt.export import export_model
+from finercam_rt.export.emit import TRUNK
 from finercam_rt.manifest import METADATA_KEY, InputSpec, Manifest, from_json
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -240,3 +242,13 @@ def test_the_model_is_left_as_it_was(small: tuple[Path, Manifest, nn.Module]) ->
         assert torch.equal(value, other), key
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_trunk_keeps_its_fused_operations(exported: ExportedFactory) -> None:
+    """Up to the last block's first norm: each norm, activation and softmax is one node, as in the plain export."""
+    item = exported("vit_small_patch14_dinov2", "weighted")
+    assert item.layer.name == "blocks.11.norm1"
+    trunk = Counter(node.op_type for node in onnx.load(item.path).graph.node if node.name.startswith(TRUNK))
+    kinds = {"LayerNormalization": 2 * 11 + 1, "Gelu": 11, "Softmax": 11, "Conv": 1}
+    assert {kind: trunk[kind] for kind in kinds} == kinds
+    assert not {"Erf", "Tanh", "ReduceMean", "ReduceSum", "Exp"} & set(trunk)
