@@ -60,6 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--model-arg", metavar="NAME=VALUE", action="append", default=[], help="an argument of the model's constructor"
     )
     model.add_argument("--classes", metavar="FILE", type=Path, help="class names, one a line")
+    model.add_argument("--logits", metavar="NAME", help="name or position of the logits among several outputs")
+    model.add_argument(
+        "--input",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a constant for an input besides the image; a list is one image's row",
+    )
     layer = parser.add_argument_group("target layer")
     layer.add_argument(
         "--target-layer",
