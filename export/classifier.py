@@ -16,6 +16,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
+from finercam_rt.export.shared_names import SharedNames
 
 IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "inputs")
 """What forward methods call their images, the surest first."""
@@ -109,50 +110,35 @@ class _CallersGradientMode(TorchFunctionMode):
 class _Call:
     """How the user's model is called, and which of its outputs is read."""
 
-    model: nn.Module
     image: str | None
     constants: Mapping[str, Any]
     output: str | None = None
     switched_off: bool = False
 
 
-class _Adapter(nn.Module):
-    """Calls the user's model, and has its children, parameters and buffers: the same dictionaries, so the same names.
-
-    A child holding the model would put its own name before all others. What else the model has is found here too.
-    Everything of the adapter's own is in one attribute, whose name no user's layer has.
-    """
+class _Adapter(SharedNames):
+    """Calls the user's model; all of its own is in one attribute, whose name no layer has."""
 
     def __init__(self, model: nn.Module, image: str | None, constants: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.__dict__["_finercam_call"] = _Call(model, image, constants)
-        self.__dict__.update(_modules=model._modules, _parameters=model._parameters, _buffers=model._buffers)
-        self.__dict__["_non_persistent_buffers_set"] = model._non_persistent_buffers_set
-        self.__dict__["training"] = False
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            call = self.__dict__.get("_finercam_call")
-            if call is None:  # while it is being copied
-                raise
-            return getattr(call.model, name)
+        super().__init__(model)
+        self.__dict__["_adapter_call"] = _Call(image, constants)
 
     def read_from(self, name: str) -> None:
         """Make the output of this name the logits."""
-        self._finercam_call.output = name
+        self._call().output = name
+
+    def _call(self) -> _Call:
+        found: _Call = self.__dict__["_adapter_call"]
+        return found
 
     def forward(self, images: torch.Tensor) -> Any:
         """The logits (N,K) float32; until `read_from`, whatever the model returns."""
-        call = self.__dict__["_finercam_call"]
+        call, model = self._call(), self.__dict__["_shared_model"]
         constants = {key: _for_each(value, images) for key, value in call.constants.items()}
         mode = _CallersGradientMode()
-        with mode, torch.compiler.set_stance("force_eager"):  # type: ignore[no-untyped-call]
-            if call.image is None:
-                output = call.model(images, **constants)
-            else:
-                output = call.model(**{call.image: images}, **constants)
+        with mode, torch.compiler.set_stance("force_eager"):
+            arguments = ((images,), {}) if call.image is None else ((), {call.image: images})
+            output = model(*arguments[0], **arguments[1], **constants)
         call.switched_off |= mode.switched_off
         if call.output is None:
             return output
@@ -309,7 +295,7 @@ def _run_once(adapter: _Adapter, example: torch.Tensor) -> tuple[object, bool]:
             f"layer {inference[0]!r} runs under torch.inference_mode(), where there is no gradient; take that out of "
             "the model's forward, or write torch.no_grad()."
         )
-    return output, adapter._finercam_call.switched_off
+    return output, adapter._call().switched_off
 
 
 def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[str, torch.Tensor]:

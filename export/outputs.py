@@ -51,10 +51,11 @@ def with_feature_map(output: Any, value: torch.Tensor) -> Any:
     key = _feature_key(output)
     if key is None:
         return value
-    if isinstance(output, Mapping):  # transformers' ModelOutput is both a dictionary and a dataclass
-        return type(output)(**{**output, key: value})
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):  # transformers' ModelOutput is a mapping too
         return dataclasses.replace(output, **{key: value})
+    if isinstance(output, Mapping):
+        mapping: Any = type(output)
+        return mapping({name: value if str(name) == key else other for name, other in output.items()})
     if hasattr(output, "_replace"):
         return output._replace(**{key: value})
     return type(output)([value, *output[1:]])

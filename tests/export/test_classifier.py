@@ -176,7 +176,11 @@ def test_several_inputs(kind: type[Body], inputs: dict[str, Any], expected: Any)
 @pytest.mark.parametrize(
     ("kind", "inputs", "message"),
     [
-        (TwoInputs, {}, "input 'metadata', besides the image, has no default; give it a constant with --input metadata="),
+        (
+            TwoInputs,
+            {},
+            "input 'metadata', besides the image, has no default; give it a constant with --input metadata=",
+        ),
         (TwoInputs, {"meta": 1}, "no input 'meta'; it has 'metadata', 'image', 'scale'"),
         (TwoInputs, {"metadata": ["a"]}, "not a list of numbers"),
         (Unclear, {}, "the inputs 'left', 'right', and which is the image is not clear"),
@@ -422,7 +426,7 @@ def test_models_that_are_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_under_inference_mode_nothing_can_be_exported(tmp_path: Path) -> None:
-    with torch.inference_mode(), pytest.raises(ExportError, match="runs under torch.inference_mode"):
+    with torch.inference_mode(), pytest.raises(ExportError, match=r"runs under torch\.inference_mode"):
         _export(body(), tmp_path / "x.onnx")
 
 
