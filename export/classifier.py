@@ -181,7 +181,9 @@ def _check(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise ExportError(f"{where} is TorchScript, whose layers cannot be looked into; give the module of it.")
         package = type(module).__module__
-        if ".quantized" in package or package.startswith(("bitsandbytes", "torchao")):
+        if (package.startswith("torch.") and ".quantized" in package) or package.startswith(
+            ("bitsandbytes", "torchao")
+        ):
             raise _quantised(where)
         if module.training:
             raise ExportError(

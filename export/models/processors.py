@@ -50,9 +50,15 @@ def input_of_processor(transformers: Any, folder: Path, config: Any, request: Mo
         raise ExportError(
             f"{folder}: its image processor cannot be loaded ({first_line(error)}); save it again."
         ) from error
-    for spec in _candidates(processor):
-        if _equal(processor, spec):
-            return spec if request.input_size is None else replace(spec, size=request.input_size)
+    try:
+        found = next((spec for spec in _candidates(processor) if _equal(processor, spec)), None)
+    except Exception as error:
+        raise ExportError(
+            f"{folder}: its {type(processor).__name__} does not run on a photograph ({first_line(error)}); save it "
+            "again."
+        ) from error
+    if found is not None:
+        return found if request.input_size is None else replace(found, size=request.input_size)
     raise ExportError(
         f"{folder}: what its {type(processor).__name__} does to photographs cannot be expressed (a resize and a crop "
         "to one size, then mean and std per channel); change preprocessor_config.json, or give py: with --input-size, "

@@ -254,6 +254,8 @@ def test_folders_that_are_refused(saved: Any, tmp_path: Path) -> None:
     _refused(r"has no preprocessor_config\.json", spec)
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Nonesuch"}')
     _refused("its image processor cannot be loaded", spec)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "image_mean": [1]}')
+    _refused("ViTImageProcessorPil does not run on a photograph .*; save it again", spec)
     _refused("the model has 6 classes; leave --num-classes out", spec, num_classes=4)
     _refused("leave --model-arg out", spec, arguments={"hidden_size": 8})
     config.write_text(json.dumps({**good, "architectures": ["ViTModel"]}))

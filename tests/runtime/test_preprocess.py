@@ -52,7 +52,7 @@ def timms(image: Image.Image, spec: InputSpec) -> np.ndarray:
     return transform(image).numpy()
 
 
-@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("crop_mode", sorted(set(CROP_MODES) - {"center_floor"}))  # that one is transformers'
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(56, 56), (48, 64), (65, 41)])
 def test_equals_timm(size, interpolation, crop_mode):
