@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.outputs import feature_map, with_feature_map
 from finercam_rt.export.quiet import quiet
 
 MAX_BATCH = 1 << 16
@@ -43,16 +44,19 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
     dropout are gone.
 
     Args:
-        model: in evaluation mode.
-        layers: names of the target layers' modules; the output of each must be one tensor.
+        model: images -> logits (N,K), as `as_classifier` gives it.
+        layers: names of the target layers' modules; of an output with several values the feature map is marked.
         example: (N,3,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
 
     Raises:
         ExportError: torch.export cannot trace the model, or a layer does not run exactly once.
     """
+
+    def mark(index: int, layer: str) -> Callable[[nn.Module, object, Any], Any]:
+        return lambda _module, _inputs, output: with_feature_map(output, tap(feature_map(output, layer), index))
+
     handles = [
-        model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output, i=index: tap(output, i))
-        for index, layer in enumerate(layers)
+        model.get_submodule(layer).register_forward_hook(mark(index, layer)) for index, layer in enumerate(layers)
     ]
     try:
         with torch.no_grad(), quiet():
@@ -60,6 +64,8 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
                 model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
             )
             graph_module = program.run_decompositions({}).module()
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(
             f"torch.export cannot capture the model with a dynamic batch ({first_line(error)}); "
@@ -97,8 +103,7 @@ def _drop_guards(graph_module: torch.fx.GraphModule) -> None:
 def _only_output(graph_module: torch.fx.GraphModule) -> torch.fx.Node:
     (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
     value: Any = output.args[0]
-    while isinstance(value, (tuple, list)) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, torch.fx.Node) or value.meta["val"].ndim != 2:
-        raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
+    while isinstance(value, (tuple, list)):
+        (value,) = value
+    assert isinstance(value, torch.fx.Node)
     return value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.outputs import feature_map, with_feature_map
 
 
 def run_with_gradients(
@@ -15,21 +17,18 @@ def run_with_gradients(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs, which autograd can differentiate with respect to, and the logits (N,K) computed from them.
 
-    Only the part of the model after the layers is recorded, whatever the parameters require.
+    Only the part of the model after the layers is recorded, whatever the parameters require. `model` is images ->
+    logits (N,K), as `as_classifier` gives it; of a layer that returns several values it is the feature map.
     """
     taps: list[list[torch.Tensor]] = [[] for _ in layers]
 
-    def hook(index: int) -> Callable[[nn.Module, object, object], torch.Tensor]:
-        def enter(_module: nn.Module, _inputs: object, output: object) -> torch.Tensor:
-            if not isinstance(output, torch.Tensor):
-                raise ExportError(
-                    f"target layer {layers[index]!r} gives a {type(output).__name__}, not a tensor; choose a layer "
-                    "that gives one."
-                )
+    def hook(index: int) -> Callable[[nn.Module, object, Any], Any]:
+        def enter(_module: nn.Module, _inputs: object, output: Any) -> Any:
+            found = feature_map(output, layers[index])
             # behind another layer it depends on that one's output, and must go on to do so
-            value = output.clone() if output.requires_grad else output.detach().clone().requires_grad_()
+            value = found.clone() if found.requires_grad else found.detach().clone().requires_grad_()
             taps[index].append(value)
-            return value.clone()  # what follows may work in place, which a leaf forbids
+            return with_feature_map(output, value.clone())  # what follows may work in place, which a leaf forbids
 
         return enter
 
@@ -50,8 +49,6 @@ def run_with_gradients(
             raise ExportError(
                 f"target layer {layer!r} runs {len(found)} times in one forward pass; choose a layer that runs once."
             )
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
     return [found[0] for found in taps], logits
 
 

@@ -8,9 +8,10 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import capture
+from finercam_rt.export.classifier import ClassifierRequest, as_classifier
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
@@ -34,7 +36,7 @@ VERIFICATION_IMAGES = 5
 
 
 def export_model(
-    model: nn.Module,
+    model: nn.Module | torch.export.ExportedProgram,
     path: str | os.PathLike[str],
     *,
     target_layer: str | Sequence[str] = "auto",
@@ -46,6 +48,8 @@ def export_model(
     contrasts: int = 1,
     layer_maps: bool = False,
     layout: LayoutRequest = UNPINNED,
+    output: str | int | None = None,
+    inputs: Mapping[str, Any] | None = None,
     images: torch.Tensor | None = None,
     name: str | None = None,
     opset: int = 20,
@@ -60,7 +64,10 @@ def export_model(
     (relative L2 error at most 1e-4).
 
     Args:
-        model: float32, on the CPU, in evaluation mode; images (N,3,H,W) -> logits (N,K), K >= 2. It is not changed.
+        model: on the CPU, in evaluation mode; its image input is (N,3,H,W), its logits are (N,K), K >= 2, alone or
+            among other outputs. Wrappers of torch.compile and DataParallel, frozen weights, weights of another
+            floating type and a forward under no_grad are all right; so is a torch.export program with a dynamic
+            batch. It is not changed; see export/classifier.py.
         path: where the engine goes, usually NAME.onnx.
         target_layer: the module whose output the map is drawn from, or "auto". With several of them the map is the
             mean of their maps, each min-max normalised and resized to the largest grid.
@@ -72,6 +79,9 @@ def export_model(
         contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
         layer_maps: whether the raw map of each of several target layers is an output of its own as well.
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
+        output: the name or position of the logits among several outputs, where they are not called "logits" nor the
+            only (N,K) tensor.
+        inputs: constants for the model's other inputs, by name; a list or a tensor is that of one image.
         images: (N,3,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
         name: the model's name in the manifest; its class name by default.
         opset: ONNX opset, 18 to 20.
@@ -91,16 +101,16 @@ def export_model(
     """
     destination = Path(path)
     names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
-    _check_arguments(model, destination, names, method, objective, references, contrasts, opset)
+    _check_arguments(destination, names, method, objective, references, contrasts, opset)
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, images)
 
     on_stage("finding the target layer")
-    layers = tuple(find_target_layer(model, name, example[:2], layout) for name in names)
-    with torch.no_grad():
-        num_classes = model(example[:2]).shape[1]
+    classifier = as_classifier(model, example[:2], ClassifierRequest(output, inputs or {}))
+    layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
+    num_classes = classifier.num_classes
     if num_classes < 2:
         raise ExportError(
             "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
@@ -112,12 +122,12 @@ def export_model(
     references = min(references, num_classes - 1)
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
-    captured, folded = fold_batch_norms(capture(model, [layer.name for layer in layers], example[:2]))
+    captured, folded = fold_batch_norms(capture(classifier.module, [layer.name for layer in layers], example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
     tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps))
     manifest = Manifest(
-        model=ModelInfo(name or type(model).__name__, _weights_sha256(model)),
+        model=ModelInfo(name or type(classifier.source).__name__, _weights_sha256(classifier.source)),
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
@@ -128,7 +138,7 @@ def export_model(
         contrasts=contrasts,
         layer_maps=layer_maps,
         opset=opset,
-        passes=(*folded, *tail.passes),
+        passes=(*classifier.notes, *folded, *tail.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")
@@ -146,7 +156,7 @@ def export_model(
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, model, example)
+            measured = verify(engine, classifier.module, example)
         manifest = dataclasses.replace(manifest, verification=measured)
         if precision != "fp32":
             on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")
@@ -157,7 +167,6 @@ def export_model(
 
 
 def _check_arguments(
-    model: nn.Module,
     destination: Path,
     target_layers: Sequence[str],
     method: str,
@@ -166,15 +175,6 @@ def _check_arguments(
     contrasts: int,
     opset: int,
 ) -> None:
-    if model.training or any(module.training for module in model.modules()):
-        raise ExportError(
-            "the model is in training mode, where dropout and batch norm change the map; call model.eval()."
-        )
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ExportError(f"weight {key!r} is {str(tensor.dtype)[6:]}; convert the model with model.float().")
-        if tensor.device.type != "cpu":
-            raise ExportError(f"weight {key!r} is on {tensor.device}; move the model with model.cpu().")
     if method not in METHODS:
         raise ExportError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}.")
     if objective not in OBJECTIVES:

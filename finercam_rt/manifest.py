@@ -35,7 +35,7 @@ HEADS = ("graph",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash", "border")
+CROP_MODES = ("center", "center_floor", "squash", "border")
 
 DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6}
 """The contrast strength of each objective where the caller gives none: its public code's, its paper's."""
@@ -54,8 +54,9 @@ class InputSpec:
     """How a photograph becomes the graph's input.
 
     size is (height, width) in pixels; mean and std are per RGB channel for values in [0, 1]; the shorter edge is
-    resized to floor(size / crop_pct) with `interpolation`, and the centre is cropped. crop_mode "squash" resizes both
-    edges instead; "border" resizes the longer edge and pads with the mean colour.
+    resized to floor(size / crop_pct) with `interpolation`, and the centre is cropped. crop_mode "center_floor" rounds
+    the crop's offset down, as transformers does; "squash" resizes both edges instead; "border" resizes the longer edge
+    and pads with the mean colour.
     """
 
     size: tuple[int, int]

@@ -53,7 +53,7 @@ class Preprocessor:
         resample = _RESAMPLING[self.spec.interpolation]
         resized = image if image.size == (width, height) else image.resize((width, height), resample)
         fill = tuple(round(255 * v) for v in self.spec.mean) if self.spec.crop_mode == "border" else (0, 0, 0)
-        _centre(np.asarray(resized), view, fill)
+        _centre(np.asarray(resized), view, fill, floor=self.spec.crop_mode == "center_floor")
         for channel in range(3):
             np.take(self._levels[channel], view[:, :, channel], out=out[channel], mode="clip")
 
@@ -66,7 +66,7 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
     height, width = size
     if spec.crop_mode == "squash":
         return scale[0], scale[1]
-    if spec.crop_mode == "center" and scale[0] == scale[1]:
+    if spec.crop_mode in ("center", "center_floor") and scale[0] == scale[1]:
         if width <= height:
             return int(scale[0] * height / width), scale[0]
         return scale[0], int(scale[0] * width / height)
@@ -76,22 +76,22 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
     return round(height / ratio), round(width / ratio)
 
 
-def _centre(image: NDArray[np.uint8], view: NDArray[np.uint8], fill: tuple[int, ...]) -> None:
+def _centre(image: NDArray[np.uint8], view: NDArray[np.uint8], fill: tuple[int, ...], floor: bool) -> None:
     """Copy the centre of `image` (h,w,3) into `view` (H,W,3); where the image is smaller, `fill` surrounds it."""
-    rows, columns = (_span(image.shape[axis], view.shape[axis]) for axis in (0, 1))
+    rows, columns = (_span(image.shape[axis], view.shape[axis], floor) for axis in (0, 1))
     if rows[1] - rows[0] < view.shape[0] or columns[1] - columns[0] < view.shape[1]:
         view[...] = np.asarray(fill, dtype=np.uint8)
     source = image[rows[0] : rows[1], columns[0] : columns[1]]
     view[rows[2] : rows[2] + source.shape[0], columns[2] : columns[2] + source.shape[1]] = source
 
 
-def _span(edge: int, crop: int) -> tuple[int, int, int]:
+def _span(edge: int, crop: int, floor: bool) -> tuple[int, int, int]:
     """(start, end) of what is copied, and where it lands: torchvision's center_crop along one edge.
 
     Where the edge is shorter, the padding before it is (crop - edge) // 2. Otherwise the offset is
-    round((edge - crop) / 2), halves to even.
+    round((edge - crop) / 2), halves to even, or rounded down, as transformers does it.
     """
     if edge < crop:
         return 0, edge, (crop - edge) // 2
-    start = round((edge - crop) / 2.0)
+    start = (edge - crop) // 2 if floor else round((edge - crop) / 2.0)
     return start, start + crop, 0

@@ -26,7 +26,11 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/demo.py"}
 """The subcommands that need the export stage; they load it when they run, not when they are imported."""
 
 VERIFYING = {"verify.py": {"engine", "contrast"}, "export_model.py": {"engine", "images"}}
-COMPARING = {"gate.py": {"comparison", "ops"}, "reduce.py": {"images", "preprocess"}}
+COMPARING = {
+    "gate.py": {"comparison", "ops"},
+    "reduce.py": {"images", "preprocess"},
+    "processors.py": {"preprocess"},
+}
 """What files of the export stage use of the runtime besides: an engine, photographs, how far two engines agree."""
 
 INCLUDES = {

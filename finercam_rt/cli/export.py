@@ -27,11 +27,15 @@ _EPILOG = """\
 model specifications:
   timm:NAME                    any classifier of timm
   torchvision:NAME             any classifier of torchvision
+  FOLDER, hf:NAME              what transformers or timm saved (config.json and weights); NAME with --pretrained
+  PROGRAM.pt2                  what torch.export.save wrote, with a dynamic batch; open only what you trust
   py:PACKAGE.MODULE:CALLABLE   a function of yours that returns a torch.nn.Module in evaluation mode
+  hub:FOLDER:CALLABLE          an entry point of the hubconf.py in a local folder
 
 examples:
   finercam export timm:resnet50 -o r50.onnx --checkpoint weights.pth --classes labels.txt
   finercam export py:birds.model:load -o birds.onnx --input-size 224 --classes birds.txt
+  finercam export timm:vit_base_patch14_dinov2 -o birds.onnx --pretrained --input-size 448 --linear-head birds.pth
 """
 
 
@@ -60,6 +64,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--model-arg", metavar="NAME=VALUE", action="append", default=[], help="an argument of the model's constructor"
     )
     model.add_argument("--classes", metavar="FILE", type=Path, help="class names, one a line")
+    model.add_argument(
+        "--linear-head",
+        metavar="FILE",
+        type=Path,
+        help="a state dict of one linear layer, put on the backbone's tokens",
+    )
+    model.add_argument(
+        "--pool",
+        choices=("mean", "cls", "cls+mean"),
+        default="mean",
+        help="what the linear head reads: the mean of the normalised patch tokens (default), the class token, or both",
+    )
+    model.add_argument("--logits", metavar="NAME", help="name or position of the logits among several outputs")
+    model.add_argument(
+        "--input",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a constant for an input besides the image; a list is one image's row",
+    )
     layer = parser.add_argument_group("target layer")
     layer.add_argument(
         "--target-layer",
@@ -129,8 +153,11 @@ def run(args: argparse.Namespace) -> int:
         "random_weights": args.random_weights,
         "num_classes": args.num_classes,
         "input_size": _size(args.input_size),
-        "arguments": dict(_model_argument(text) for text in args.model_arg),
+        "arguments": dict(_assignment("--model-arg", text) for text in args.model_arg),
+        "linear_head": args.linear_head,
+        "pool": args.pool,
     }
+    inputs = dict(_assignment("--input", text) for text in args.input)
     classes = None if args.classes is None else read_class_names(args.classes)
     photographs = list(find_photographs(args.calibration, None))
     if args.precision == "fp32" and (photographs or args.force):
@@ -140,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> LoadedModel:
         loaded: LoadedModel = export.load_model(export.ModelRequest(**request))
         spec = _input_spec(loaded.input, args)
-        return replace(loaded, input=spec, classes=classes or loaded.classes)
+        return replace(loaded, input=spec, classes=classes or loaded.classes, inputs={**loaded.inputs, **inputs})
 
     grid = None if args.grid is None else (args.grid[0], args.grid[1])
     manifest = export_with_progress(
@@ -154,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
         contrasts=args.contrasts,
         layer_maps=args.layer_maps,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
+        output=args.logits,
         opset=args.opset,
         precision=args.precision,
         calibration=photographs,
@@ -190,6 +218,7 @@ def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Pat
             input=loaded.input,
             classes=loaded.classes,
             name=loaded.name,
+            inputs=loaded.inputs,
             on_stage=bar.begin,
             **options,
         )
@@ -205,11 +234,19 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
         f"  target layer {layers}, {manifest.layers[0].layout}, map {manifest.grid[0]} x {manifest.grid[1]}; "
         f"{manifest.method}, objective {manifest.objective}, {manifest.references} references{several}\n"
+        f"{_adapted(manifest)}"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"{_agreement(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"
     )
+
+
+def _adapted(manifest: Manifest) -> str:
+    """What of the model was not taken as it is, a line each."""
+    prefix = "classifier: "
+    lines = [line[len(prefix) :] for line in manifest.passes if line.startswith(prefix)]
+    return "".join(f"  {line}\n" for line in lines)
 
 
 def _agreement(manifest: Manifest) -> str:
@@ -249,10 +286,11 @@ def _size(values: list[int] | None) -> tuple[int, int] | None:
     return values[0], values[-1]
 
 
-def _model_argument(text: str) -> tuple[str, Any]:
+def _assignment(option: str, text: str) -> tuple[str, Any]:
+    """NAME=VALUE; what is no Python literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise ExportError(f"--model-arg {text!r} is not NAME=VALUE.")
+        raise ExportError(f"{option} {text!r} is not NAME=VALUE.")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -142,7 +142,6 @@ def test_a_zero_gradient_names_the_layer_to_use() -> None:
         ("twice", r"target layer 'twice' runs 2 times in one forward pass; choose a layer that runs once"),
         ("never", r"target layer 'never' runs 0 times in one forward pass; choose a layer that runs once"),
         ("beside", r"the logits do not depend on layer 'beside'; choose a layer before the head"),
-        ("several", r"target layer 'several' gives a tuple, not a tensor; choose a layer that gives one"),
     ],
 )
 def test_layers_that_cannot_be_drawn(name: str, message: str) -> None:

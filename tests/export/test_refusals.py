@@ -49,13 +49,13 @@ class FixedBatch(CNN):
     def forward(self, x):
         return super().forward(x.reshape(2, 3, *x.shape[2:]))
 
-class Dictionary(CNN):
+class SeveralLogits(CNN):
     def forward(self, x):
-        return {"logits": super().forward(x)}
+        return super().forward(x), super().forward(x) * 2
 
-class Pair(CNN):
-    def forward(self, x):
-        return super().forward(x), x
+class Metadata(CNN):
+    def forward(self, x, metadata):
+        return super().forward(x) + metadata
 
 class Dense(CNN):
     def forward(self, x):
@@ -68,11 +68,11 @@ class Layers(CNN):
 
     def forward(self, x):
         x = self.stem(x)
-        return self.head(self.features(self.several(self.twice(self.twice(x)))[0]).mean((2, 3)))
+        return self.head(self.features(self.several(self.twice(self.twice(x)))[1]).mean((2, 3)))
 
 class Several(nn.Module):
     def forward(self, x):
-        return x, x
+        return [x], x
 
 class FixedSize(CNN):
     def __init__(self):
@@ -93,13 +93,12 @@ def broken_weights():
 def good(): return CNN().eval()
 def branching(): return Branching().eval()
 def fixed_batch(): return FixedBatch().eval()
-def dictionary(): return Dictionary().eval()
-def pair(): return Pair().eval()
+def several_logits(): return SeveralLogits().eval()
+def metadata(): return Metadata().eval()
 def dense(): return Dense().eval()
 def layers(): return Layers().eval()
 def fixed_size(): return FixedSize().eval()
 def one_class(): return CNN(1).eval()
-def half(): return CNN().eval().half()
 def training(): return CNN()
 def text(): return "a model"
 def failing(): raise RuntimeError("the weights server is down\\nand this is the second line")
@@ -234,20 +233,22 @@ def test_checkpoints(refused: Refused, tmp_path: Path) -> None:
         ("good", ["--target-layer", "head"], ("'head'", "(2, 7), is not a feature map")),
         ("layers", ["--target-layer", "twice"], ("'twice' runs 2 times",)),
         ("layers", ["--target-layer", "never"], ("'never' runs 0 times",)),
-        ("layers", ["--target-layer", "several"], ("'several' gives a tuple",)),
+        ("layers", ["--target-layer", "several"], ("'several' gives a tuple whose first value is a list",)),
         ("good", ["--target-layer", "features", "--layout", "tokens"], ("is not a feature map",)),
         ("good", ["--target-layer", "features", "--grid", "5", "5"], ("is not a feature map",)),
         ("branching", [], ("torch.export cannot capture the model", "data-dependent")),
-        ("dictionary", [], ("must return one tensor of logits (N,K)",)),
-        ("pair", [], ("must return one tensor of logits (N,K)",)),
-        ("dense", [], ("must return one tensor of logits (N,K)",)),
+        ("several_logits", [], ("'0' (2, 7), '1' (2, 7)", "--logits NAME")),
+        ("several_logits", ["--logits", "2"], ("no output '2'",)),
+        ("metadata", [], ("input 'metadata'", "--input metadata=VALUE")),
+        ("good", ["--input", "metadata"], ("'metadata' is not NAME=VALUE",)),
+        ("good", ["--input", "metadata=3"], ("no input 'metadata'; it has 'x'",)),
+        ("dense", [], ("must return logits (N,K)", "(2, 24, 6, 8)")),
         (
             "fixed_size",
             ["--input-size", "96", "96"],
             ("does not run on an input of shape (2, 3, 96, 96)", "input size"),
         ),
         ("one_class", [], ("the model has one class", "at least two logits")),
-        ("half", [], ("is float16", "model.float()")),
         ("training", [], ("training mode", ".eval()")),
         ("broken_weights", [], ("not finite",)),
         ("good", ["--opset", "17"], ("opset 17 is not supported", "18, 19, 20")),

@@ -1,0 +1,50 @@
+"""torchvision:NAME."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finercam_rt.export.models.request import (
+    LoadedModel,
+    ModelRequest,
+    build,
+    check_known,
+    crop_share,
+    import_or_refuse,
+)
+from finercam_rt.export.models.weights import requested_weights, with_weights
+from finercam_rt.manifest import InputSpec
+
+
+def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
+    """Any classifier of torchvision, prepared for as its newest weights are."""
+    models: Any = import_or_refuse("torchvision.models", 'install it with `pip install "finercam-rt[export]"`')
+    check_known(name, models.list_models(module=models), "torchvision")
+    weights = models.get_model_weights(name).DEFAULT
+
+    def make(num_classes: int | None) -> nn.Module:
+        arguments = dict(request.arguments)
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        chosen = weights if request.pretrained else None
+        return build(lambda: models.get_model(name, weights=chosen, **arguments), f"torchvision:{name}")
+
+    model = with_weights(make, requested_weights(request), request)
+    transform = weights.transforms()
+    crop, resize = transform.crop_size[0], transform.resize_size[0]
+    size = request.input_size or (crop, crop)
+    spec = InputSpec(
+        size=size,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=str(transform.interpolation.value),
+        crop_pct=crop_share(crop, resize),
+    )
+    categories = weights.meta.get("categories")
+    with torch.no_grad():
+        count = model(torch.zeros(1, 3, *size)).shape[1]
+    classes = tuple(categories) if categories and len(categories) == count else None
+    return LoadedModel(model, f"torchvision:{name}", spec, classes)

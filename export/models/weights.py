@@ -1,0 +1,179 @@
+"""Checkpoints: read, found to fit, and put into a model."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.capture import first_line
+from finercam_rt.export.models.request import ModelRequest
+
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict, and the file that it came from."""
+
+    state: dict[str, torch.Tensor]
+    path: Path
+
+
+Convert: TypeAlias = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def requested_weights(request: ModelRequest) -> Weights | None:
+    """The checkpoint that was asked for, if one was."""
+    return None if request.checkpoint is None else Weights(load_state_dict(request.checkpoint), request.checkpoint)
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of weights in a folder that timm saved.
+
+    Raises:
+        ExportError: there is none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ExportError(f"{folder} has no model.safetensors nor pytorch_model.bin; give --checkpoint FILE.")
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth, .pt or .safetensors checkpoint by name, on the CPU.
+
+    A state dict inside a training checkpoint is found under its usual keys; wrappers' prefixes are removed.
+
+    Raises:
+        ExportError: no such file, not a checkpoint, damaged, or one that holds code instead of tensors.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such checkpoint file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ExportError(
+            f"{path}: not a checkpoint of tensors alone (it may hold a whole model, or TorchScript); "
+            "save model.state_dict() and give that."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ExportError(f"{path}: the checkpoint cannot be read ({first_line(error)}).") from None
+    except Exception as error:
+        raise ExportError(f"{path}: not a checkpoint ({type(error).__name__}: {first_line(error)}).") from None
+    for key in STATE_DICT_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise ExportError(f"{path}: holds no state dict of tensors; save model.state_dict() and give that.")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key[len(prefix) :]: value for key, value in content.items()}
+    return dict(content)
+
+
+def with_weights(
+    make: Callable[[int | None], nn.Module],
+    weights: Weights | None,
+    request: ModelRequest,
+    convert: Convert = lambda model, state: state,
+) -> nn.Module:
+    """The model of `make`, for as many classes as its weights have, with them, in evaluation mode.
+
+    convert: what makes weights in other names or for another input size fit the model; used where they do not fit.
+    """
+    model = make(request.num_classes)
+    if weights is not None:
+        stored = _stored_classes(model, weights.state)
+        if request.num_classes is None and request.linear_head is None and stored is not None:
+            model = make(stored)
+        state = weights.state
+        if request.linear_head is not None:
+            state = _without_head(model, state)
+        if not _fits(model, state):
+            state = _converted(convert, model, state)
+        load_into(model, state, weights.path)
+    if request.random_weights:
+        fill_zero_weights(model)
+    return model.eval()
+
+
+def _fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    own = model.state_dict()
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    return needed <= set(state) <= set(own) and all(state[key].shape == own[key].shape for key in state)
+
+
+def _converted(convert: Convert, model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By the library's own rule; what it cannot make anything of stays, to be refused with its own names."""
+    try:
+        converted = convert(model, state)
+    except Exception:
+        return state
+    return converted if all(isinstance(value, torch.Tensor) for value in converted.values()) else state
+
+
+def _without_head(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A backbone has no use for the classifier that it was published with."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    heads = config.get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    return {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
+
+
+def fill_zero_weights(model: nn.Module) -> None:
+    """Some libraries begin with a head of zeros, whose logits depend on nothing and could not be explained."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02, generator=generator)
+
+
+def _stored_classes(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
+    """The checkpoint's number of classes, where it is another one than the model's."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    head = config.get("classifier") or (linear[-1] if linear else None)  # timm says which layer it is
+    weight = state.get(f"{head}.weight")
+    own = model.state_dict().get(f"{head}.weight")
+    if weight is None or (own is not None and own.shape[0] == weight.shape[0]):
+        return None
+    return weight.shape[0]
+
+
+def load_into(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Put all weights of a checkpoint into the model.
+
+    Raises:
+        ExportError: there are others, or some are missing, or of another shape; the message names the first.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    if missing or unexpected:
+        first = f"first missing {missing[0]!r}" if missing else f"first unexpected {unexpected[0]!r}"
+        raise ExportError(
+            f"{path}: belongs to another architecture ({len(missing)} weights missing, {len(unexpected)} unexpected, "
+            f"{first}); give the model that it was trained with."
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ExportError(
+                f"{path}: weight {key!r} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}; give "
+                "the num_classes, input size and model arguments that it was trained with."
+            )
+    model.load_state_dict(state, strict=False)
