@@ -23,7 +23,8 @@ from finercam_rt.export.classifier import ClassifierRequest, as_classifier
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
-from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
+from finercam_rt.export.layers import find_target_layer
+from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.export.layers import find_target_layer
+from finercam_rt.export.readings import LayoutRequest
 
 from .models import Odd, SmallCNN, TokenModel
 from .oracle import noise, perturb

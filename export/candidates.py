@@ -1,0 +1,172 @@
+"""Where a model could be explained: the outputs that everything the logits know of the image passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.capture import first_line
+from finercam_rt.export.outputs import feature_map
+from finercam_rt.export.readings import position_count
+
+_Tensor = tuple[Any, int]
+"""A value of the autograd graph: the node that made it, and which of its outputs it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one or several modules give, named by the best of them.
+
+    names: all of them. shape: with the batch. step: its turn in the forward pass, from 0. cut: whether every path from
+    the image to the logits passes through it, as it does through a block's output and not through a query or a gate.
+    reads: the step of the place whose value it was given as it is; -1 where that is none.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    step: int
+    cut: bool
+    reads: int = -1
+
+
+@dataclass
+class _Record:
+    value: _Tensor
+    names: list[str]
+    shape: tuple[int, ...]
+    given: _Tensor | None
+
+
+@dataclass
+class _Trace:
+    """Module outputs in order of completion, and how often each module ran."""
+
+    records: dict[_Tensor, _Record] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+
+    def hook(self, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+        def enter(_module: nn.Module, inputs: Any, output: Any) -> None:
+            self.runs[name] = self.runs.get(name, 0) + 1
+            try:
+                tensor = feature_map(output, name)
+            except ExportError:
+                return
+            if tensor.grad_fn is None or isinstance(module, nn.Identity):
+                return
+            value = (tensor.grad_fn, tensor.output_nr)
+            given = next((v for v in inputs if isinstance(v, torch.Tensor) and v.grad_fn is not None), None)
+            if value not in self.records:
+                source = None if given is None else (given.grad_fn, given.output_nr)
+                self.records[value] = _Record(value, [], tuple(tensor.shape), source)
+            self.records[value].names.append(name)
+
+        return enter
+
+
+def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
+    """The outputs of all modules that run once, in the order of the forward pass, from one run under autograd.
+
+    Nothing is kept for a backward pass. Modules that hold stages of several resolutions lend their output no name.
+
+    Args:
+        model: images (N,3,H,W) -> logits (N,K), in evaluation mode.
+        example: (N,3,H,W) float32.
+
+    Raises:
+        ExportError: the model does not run on the example, or its logits are not finite.
+    """
+    trace = _Trace()
+    handles = [module.register_forward_hook(trace.hook(name, module)) for name, module in model.named_modules() if name]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    images = example.clone().requires_grad_()
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never):
+            logits = model(images)
+    except Exception as error:
+        raise ExportError(
+            f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
+            "give the input size that it takes."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_()
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
+    if not logits.isfinite().all():
+        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+    return _places(trace, _cuts((logits.grad_fn, logits.output_nr), trace.records), example.shape)
+
+
+def _never(_packed: object) -> torch.Tensor:
+    raise AssertionError("nothing is differentiated here")
+
+
+def _places(trace: _Trace, cuts: set[_Tensor], input_shape: Sequence[int]) -> list[Place]:
+    counts = {
+        name: position_count(record.shape, input_shape) for record in trace.records.values() for name in record.names
+    }
+    steps = {value: step for step, value in enumerate(trace.records)}
+    places = []
+    for value, record in trace.records.items():
+        names = [name for name in record.names if trace.runs[name] == 1]
+        if names:
+            fitting = [name for name in names if not _holds_several_resolutions(name, counts)] or names
+            best = min(reversed(fitting), key=lambda name: name.count("."))
+            reads = -1 if record.given is None else steps.get(record.given, -1)
+            places.append(Place(best, tuple(names), record.shape, steps[value], value in cuts, reads))
+    return places
+
+
+def _holds_several_resolutions(name: str, counts: dict[str, int]) -> bool:
+    """Whether a module is a sequence of stages of several resolutions: its last child is then the better name."""
+    inside = [count for inner, count in counts.items() if inner.rpartition(".")[0] == name and count]
+    return bool(inside) and max(inside) >= 2 * min(inside)
+
+
+def _cuts(logits: _Tensor, values: Iterable[_Tensor]) -> set[_Tensor]:
+    """Which of the values lie on every path of the autograd graph from the logits to the image, by counting paths."""
+    order = _topological(logits[0])
+    to_image: dict[Any, int] = {}
+    for node in reversed(order):
+        sources = _sources(node)
+        to_image[node] = sum(to_image[source] for source, _ in sources) if sources else 1
+    from_logits: dict[_Tensor, int] = {logits: 1}
+    through: dict[Any, int] = {logits[0]: 1}
+    for node in order:
+        for source in _sources(node):
+            from_logits[source] = from_logits.get(source, 0) + through[node]
+            through[source[0]] = through.get(source[0], 0) + through[node]
+    total = to_image[logits[0]]
+    return {value for value in values if from_logits.get(value, 0) * to_image.get(value[0], 0) == total}
+
+
+def _sources(node: Any) -> list[_Tensor]:
+    return [(source, index) for source, index in node.next_functions if source is not None]
+
+
+def _topological(root: Any) -> list[Any]:
+    """All nodes behind a root, each before those that it was computed from."""
+    done: dict[Any, None] = {}
+    entered = {root}
+    stack = [(root, iter(_sources(root)))]
+    while stack:
+        node, sources = stack[-1]
+        for source, _ in sources:
+            if source not in entered:
+                entered.add(source)
+                stack.append((source, iter(_sources(source))))
+                break
+        else:
+            done[node] = None
+            stack.pop()
+    return list(reversed(done))

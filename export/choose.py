@@ -1,0 +1,104 @@
+"""Which layer "auto" is: the last feature map that all passes through, or the usual one of a vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from finercam_rt.export.candidates import Place, find_places
+from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.readings import has_positions, position_count
+
+GROUP = 6
+"""Maps whose gradients are taken in one run."""
+
+DENSE = 0.5
+"""The least share of the positions that must have a gradient: a maximum over positions gives it to few of them."""
+
+OTHERS = 16
+"""How many more tokens than positions a model of one resolution may have."""
+
+
+def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
+    """The places to try, best first, and whether the gradient was seen to reach its positions.
+
+    Only outputs that every path from the image to the logits passes through are feature maps of the whole model; of
+    these the last one whose gradient reaches the patches is the best. Where it is a vision transformer's, the first
+    normalisation of the block behind it (or, of a model of one resolution, of its last block) goes before it: it is
+    what Finer-CAM's authors use, and behind it the patches reach a class token through the attention alone. Of branches
+    that never meet in a feature map it is the normalisation that runs last.
+
+    Raises:
+        ExportError: the model does not run on the example, or its logits are not finite.
+    """
+    places = find_places(model, example)
+    positioned = [place for place in places if has_positions(place.shape, example.shape)]
+    maps = [place for place in positioned if place.cut]
+    norms = [place for place in positioned if _is_block_norm(model, place)]
+    sparse: list[Place] = []
+    for end in range(len(maps), 0, -GROUP):
+        group = maps[max(0, end - GROUP) : end]
+        beside = [norm for norm in norms if norm.reads in {place.step for place in group}]
+        shares, classes = _gradient_shares(model, [*group, *beside], example)
+        dense = [place for place in reversed(group) if shares[place] >= DENSE]
+        if dense:
+            sparse += [place for place in group if place.step > dense[0].step]
+            # a map of class scores is the logits laid out, not what they were made from
+            dense.sort(key=lambda place: classes in (place.shape[1], place.shape[-1]))
+            usual = _block_norm(dense[0], [n for n in beside if shares[n] >= DENSE], maps, example, bool(sparse))
+            earlier = [place for place in reversed(maps) if place.step < group[0].step]
+            return [(place, True) for place in (*usual, *dense)] + [(place, False) for place in earlier]
+        sparse += group
+    if maps:
+        return [(place, False) for place in reversed(maps)]
+    return [(place, False) for place in reversed(norms)]
+
+
+def class_gradients(logits: torch.Tensor, activations: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    """Of the best class against the second best, at each of the activations; None where the logits do not depend."""
+    top = logits.topk(min(2, logits.shape[1]), dim=1).values
+    objective = top[:, 0].sum() - 0.5 * top[:, 1:].sum()
+    if not objective.requires_grad:
+        return tuple(None for _ in activations)
+    return torch.autograd.grad(objective, list(activations), allow_unused=True)
+
+
+def _gradient_shares(
+    model: nn.Module, places: Sequence[Place], example: torch.Tensor
+) -> tuple[dict[Place, float], int]:
+    """The share of each place's positions, or tokens, that the logits' gradient reaches; the number of classes."""
+    activations, logits = run_with_gradients(model, [place.name for place in places], example)
+    shares = {}
+    for place, gradient in zip(places, class_gradients(logits, activations), strict=True):
+        channel_axes = (1, 3) if len(place.shape) == 4 else (2,)
+        shares[place] = 0.0
+        if gradient is not None:
+            shares[place] = max(float(gradient.abs().amax(a).gt(0).float().mean()) for a in channel_axes)
+    return shares, logits.shape[1]
+
+
+def _block_norm(
+    last: Place, norms: Sequence[Place], maps: Sequence[Place], example: torch.Tensor, skipped: bool
+) -> list[Place]:
+    """The first normalisation of a transformer's last block: the one that reads `last`, the last map with a gradient.
+
+    Where no later map was skipped for want of one, the head reads all tokens, and the block is the one before `last`;
+    only of a model of one resolution is its normalisation as good as its output.
+    """
+    if len(last.shape) != 3:
+        return []
+    if skipped:
+        return [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape][-1:]
+    counts = [position_count(place.shape, example.shape) for place in maps]
+    if max(counts) - min(counts) > OTHERS:
+        return []
+    return [norm for norm in norms if norm.reads < last.step and norm.shape == last.shape][-1:]
+
+
+def _is_block_norm(model: nn.Module, place: Place) -> bool:
+    """Whether a place is a normalisation beside an attention, as in a transformer's block."""
+    block = model.get_submodule(place.name.rpartition(".")[0])
+    beside = (f"{name} {type(child).__name__}".lower() for name, child in block.named_children())
+    return "norm" in type(model.get_submodule(place.name)).__name__.lower() and any("att" in text for text in beside)

@@ -1,0 +1,231 @@
+"""The layout of a layer's output: the readings that its shape allows, and the one that where it looks proves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export.probe import (
+    APART,
+    PAIRS,
+    RELIABLE,
+    Fit,
+    Looker,
+    Reading,
+    Sight,
+    agreement,
+    fit,
+    map_readings,
+    token_readings,
+)
+from finercam_rt.manifest import LayerInfo
+
+MAX_PREFIX_TOKENS = 16
+"""More than these are looked for only where the grid is given."""
+
+
+class LayerError(ExportError):
+    """A layer that no map can be drawn from: the reason, and what else to do where no layer near it is better."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        """Both without a full stop: they become one sentence."""
+        super().__init__(f"{reason}; {advice}.")
+        self.reason, self.advice = reason, advice
+
+
+@dataclass(frozen=True)
+class LayoutRequest:
+    """What the caller pinned of the layout; None is found from the shapes and proved."""
+
+    layout: str | None = None
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int | None = None
+
+    def allows(self, reading: Reading) -> bool:
+        """Whether a reading is one that no map is refused for and agrees with what was pinned."""
+        return (
+            reading.supported
+            and self.layout in (None, reading.layout)
+            and self.grid in (None, reading.grid)
+            and self.prefix_tokens in (None, reading.prefix_tokens)
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to be found."""
+        if self.layout != "tokens":
+            return self.layout is not None
+        return self.grid is not None and self.prefix_tokens is not None
+
+
+UNPINNED = LayoutRequest()
+
+
+def has_positions(shape: Sequence[int], input_shape: Sequence[int]) -> bool:
+    """Whether a shape can be read as one row an image, of positions whose grid is the image divided by one stride."""
+    return len(shape) > 2 and shape[0] == input_shape[0] and position_count(shape, input_shape) > 0
+
+
+def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
+    """How many positions, or tokens, an output has at first sight; 0 where it has none."""
+    image = (input_shape[2], input_shape[3])
+    if len(shape) not in (3, 4):
+        return 0
+    if len(shape) == 3:
+        return shape[1] if any(True for _ in token_grids(shape[1], image)) else 0
+    grids = [grid for grid in ((shape[2], shape[3]), (shape[1], shape[2])) if _divides(grid, image)]
+    return math.prod(grids[0]) if grids else 0
+
+
+def token_grids(count: int, image: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The grids of `count` tokens, prefix and suffix tokens included, that are the image divided by one stride.
+
+    The other tokens are few, and fewer than the positions.
+    """
+    height, width = image
+    seen = set()
+    for stride in range(1, max(image)):
+        for grid in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
+            cells = grid[0] * grid[1]
+            if grid not in seen and 1 < cells <= count <= min(cells + MAX_PREFIX_TOKENS, 2 * cells):
+                seen.add(grid)
+                yield grid
+
+
+def _divides(grid: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether a grid of more than one position is the image divided by one stride, up to borders."""
+    if grid[0] * grid[1] < 2 or any(cells > pixels for cells, pixels in zip(grid, image, strict=True)):
+        return False
+    # up to two cells may be lost or gained at the borders: unpadded convolutions and pooling do that
+    largest = min(size / (cells - 2) if cells > 2 else math.inf for size, cells in zip(image, grid, strict=True))
+    smallest = max(size / (cells + 2) for size, cells in zip(image, grid, strict=True))
+    return smallest <= largest
+
+
+def prove(
+    looker: Looker, name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest
+) -> LayerInfo:
+    """The reading of a layer's output that is pinned or possible and that agrees with where its positions look.
+
+    A reading is proved where it explains what is seen (SURE) and every other, mirrored, turned, shifted by a token or
+    of another layout, explains it worse (APART). A complete request is believed where nothing is seen clearly.
+
+    Args:
+        looker: knows where the layer's positions look.
+        name: the layer.
+        shape: of its output for an input of `input_shape`, (N,3,H,W).
+        request: what the caller pinned.
+
+    Raises:
+        LayerError: no reading is possible, or what is seen contradicts all that are, or it shows none clearly.
+    """
+    everything = _possible(name, shape, input_shape, request)
+    allowed = [reading for reading in everything if request.allows(reading)]
+    output = f"the output of layer {name!r}, of shape {tuple(shape)}"
+    if not allowed:
+        pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
+        raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
+    sights: list[Sight] = []
+    for pair in range(PAIRS):
+        sights.append(looker.sight(name, pair))
+        fits = {reading: fit(reading, _sum(sights)) for reading in everything}
+        best = _best(fits)
+        if _is_clear(best, fits):
+            break
+    else:
+        return _unclear(output, name, allowed, fits, sights, request)
+    if best in allowed:
+        return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
+    if best.supported:
+        raise LayerError(
+            f"{output}, is not what the layout, grid or prefix tokens given say: where it looks in the image shows "
+            f"{best}",
+            "give those, or leave them out",
+        )
+    raise LayerError(
+        f"{output}, has its positions in an order that no map is drawn from: where it looks in the image shows {best}",
+        "choose another layer",
+    )
+
+
+def _possible(name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
+    image = (input_shape[2], input_shape[3])
+    if len(shape) not in (3, 4):
+        return []
+    if shape[0] != input_shape[0]:
+        what = "folds windows or heads into the batch"
+        if len(shape) == 3 and shape[1] == input_shape[0]:
+            what = "has the batch in its second axis"
+        raise LayerError(
+            f"the output of layer {name!r}, of shape {tuple(shape)} for {input_shape[0]} images, {what}",
+            "choose a layer with one row an image",
+        )
+    if len(shape) == 4:
+        found = map_readings(shape)
+    else:
+        pinned = [] if request.grid is None else [request.grid]
+        found = (
+            reading
+            for layout, count in (("tokens", shape[1]), ("channels_first_tokens", shape[2]))
+            for grid in dict.fromkeys([*token_grids(count, image), *pinned])
+            for reading in token_readings(layout, count, grid)
+        )
+    return [r for r in found if all(cells <= pixels for cells, pixels in zip(r.grid, image, strict=True))]
+
+
+def _sum(sights: Sequence[Sight]) -> Sight:
+    total = sights[0]
+    for sight in sights[1:]:
+        total = total + sight
+    return total
+
+
+def _best(fits: dict[Reading, Fit]) -> Reading:
+    """The reading that explains most; of readings that hold one another's rows, the largest that explains as much."""
+    best = min(fits, key=lambda reading: fits[reading].misfit)
+    larger = [r for r in fits if _holds(r, best) and fits[r].misfit <= APART * fits[best].misfit]
+    return max([best, *larger], key=lambda reading: math.prod(reading.grid))
+
+
+def _is_clear(best: Reading, fits: dict[Reading, Fit]) -> bool:
+    others = [fits[r].misfit for r in fits if r != best and not _holds(best, r)]
+    return fits[best].sure and min(others, default=2.0) >= APART * fits[best].misfit
+
+
+def _holds(larger: Reading, smaller: Reading) -> bool:
+    """Whether the smaller one is the larger one without some of its first and last rows (or columns, of such)."""
+    line, lines = (0, 1) if larger.columns else (1, 0)
+    apart = smaller.prefix_tokens - larger.prefix_tokens
+    length = larger.grid[line]
+    return (
+        larger != smaller
+        and (larger.layout, larger.columns, larger.mirrored) == (smaller.layout, smaller.columns, smaller.mirrored)
+        and smaller.grid[line] == length
+        and apart >= 0
+        and apart % length == 0
+        and apart // length + smaller.grid[lines] <= larger.grid[lines]
+    )
+
+
+def _unclear(
+    output: str,
+    name: str,
+    allowed: Sequence[Reading],
+    fits: dict[Reading, Fit],
+    sights: Sequence[Sight],
+    request: LayoutRequest,
+) -> LayerInfo:
+    best = min(allowed, key=lambda reading: reading.prefix_tokens)
+    if agreement(best, sights[0], sights[1]) >= RELIABLE and not fits[best].sure:
+        raise LayerError(
+            f"{output}, has positions that look at places of the image in another order than that of {best}",
+            "choose another layer",
+        )
+    if request.complete:
+        return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
+    raise LayerError(
+        f"where {output} looks in the image does not show whether it is {best}",
+        "say what it is with layout, grid and prefix tokens, or choose another layer",
+    )
