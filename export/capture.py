@@ -55,16 +55,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
         for index, layer in enumerate(layers)
     ]
     try:
-        with torch.no_grad(), quiet():
-            program = torch.export.export(
-                model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
-            )
-            graph_module = program.run_decompositions({}).module()
-    except Exception as error:
-        raise ExportError(
-            f"torch.export cannot capture the model with a dynamic batch ({first_line(error)}); "
-            "rewrite that part of its forward without data-dependent Python or a fixed batch size."
-        ) from error
+        graph_module = _exported(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -79,6 +70,28 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
             )
     marks = sorted(taps, key=lambda node: int(node.args[1]))
     return Captured(graph_module, tuple(marks), _only_output(graph_module))
+
+
+def _exported(model: nn.Module, example: torch.Tensor) -> Any:
+    """The graph of the model's forward, followed as it runs, or else out of its bytecode.
+
+    The first is quick. The second knows that len(x) and int(x.shape[0]) are the batch and not a number.
+    """
+    first: Exception | None = None
+    for strict in (False, True):
+        try:
+            with torch.no_grad(), quiet():
+                program = torch.export.export(
+                    model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
+                )
+                return program.run_decompositions({}).module()
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    raise ExportError(
+        f"torch.export cannot capture the model with a dynamic batch ({first_line(first)}); "
+        "rewrite that part of its forward without data-dependent Python or a fixed batch size."
+    ) from first
 
 
 def first_line(error: BaseException) -> str:

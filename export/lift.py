@@ -150,6 +150,12 @@ def _constant(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor
         return function(*args)
 
 
+def _equal(mask: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two masks are the same."""
+    with _disable_current_modes():
+        return torch.equal(mask, other)
+
+
 def _spread(mask: torch.Tensor, sizes: Sequence[int | torch.SymInt], dims: Sequence[int]) -> torch.Tensor:
     """The mask at the value's full size along `dims`."""
     wanted = [int(sizes[i]) if i in dims else size for i, size in enumerate(mask.shape)]
@@ -360,8 +366,7 @@ def _add(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
         negative = target is aten.sub.Tensor and args[1] is pairs[0]
         return Lifted(value, -pairs[0].delta if negative else pairs[0].delta, pairs[0].mask)
     first, second = pairs
-    same = first.mask.shape == second.mask.shape and bool(_constant(torch.eq, first.mask, second.mask).all())
-    if not same or not _same_shape(first.delta, second.delta):
+    if not _equal(first.mask, second.mask) or not _same_shape(first.delta, second.delta):
         return None
     return Lifted(value, target(first.delta, second.delta), first.mask)
 
