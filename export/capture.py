@@ -12,6 +12,7 @@ from torch.export import Dim
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.rewrite import CAPTURED, rewrite
 
 MAX_BATCH = 1 << 16
 
@@ -61,6 +62,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
             handle.remove()
     assert isinstance(graph_module, torch.fx.GraphModule)
     _drop_guards(graph_module)
+    rewrite(graph_module, CAPTURED)
     taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
     for index, layer in enumerate(layers):
         times = sum(node.args[1] == index for node in taps)

@@ -11,6 +11,8 @@ from torch import fx
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
+from finercam_rt.export.refusal import refusing
+from finercam_rt.export.rewrite import TRUNK, attribute, rewrite
 
 aten = torch.ops.aten
 
@@ -30,6 +32,7 @@ class Split:
     outer: tuple[int, ...] = (0,)
 
 
+@refusing("cutting the graph at the target layer")
 def cut(captured: Captured) -> Split:
     """Cut at the marks; what crosses the cut beside the activations (a residual stream, a batch size) is carried.
 
@@ -51,6 +54,7 @@ def cut(captured: Captured) -> Split:
     ]
     crossing = [*(_source(mark) for mark in marks), *carried]
     trunk = _extract(captured.graph_module, [n for n in nodes if n not in tail], images, crossing)
+    rewrite(trunk, TRUNK)
     inside = [n for n in nodes if (n in tail and n not in marks) or n.op == "get_attr"]
     rest = _extract(captured.graph_module, inside, [*marks, *carried], [captured.logits])
     return Split(trunk, rest, tuple(node.meta["val"] for node in crossing), tuple(outer))
@@ -94,7 +98,7 @@ def _extract(
     for node in graph.nodes:
         if node.op == "get_attr":
             name = str(node.target).replace(".", "_")
-            root.register_buffer(name, _attribute(source, str(node.target)).detach())
+            root.register_buffer(name, attribute(source, str(node.target)).detach())
             node.target = name
     graph.lint()
     return fx.GraphModule(root, graph)
@@ -107,12 +111,3 @@ def _forget_strides(node: fx.Node) -> None:
     if node.target is aten.adaptive_avg_pool2d.default and set(cast("Sequence[int]", node.args[1])) == {1}:
         # global pooling of channels-last values goes through as_strided, which has no exportable derivative
         node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
-
-
-def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    if not isinstance(value, torch.Tensor):
-        raise ExportError(f"the captured graph holds {path!r}, which is no tensor; the model cannot be compiled.")
-    return value
