@@ -11,8 +11,9 @@ from torch import nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.constants import fold_constants
 from finercam_rt.export.quiet import quiet
-from finercam_rt.export.rewrite import CAPTURED, rewrite
+from finercam_rt.export.rewrite import rewrite
 
 MAX_BATCH = 1 << 16
 
@@ -62,7 +63,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
             handle.remove()
     assert isinstance(graph_module, torch.fx.GraphModule)
     _drop_guards(graph_module)
-    rewrite(graph_module, CAPTURED)
+    fold_constants(graph_module)
     taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
     for index, layer in enumerate(layers):
         times = sum(node.args[1] == index for node in taps)
@@ -71,6 +72,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
                 f"target layer {layer!r} runs {times} times in one forward pass; choose a layer that runs once."
             )
     marks = sorted(taps, key=lambda node: int(node.args[1]))
+    rewrite(graph_module, marks)
     return Captured(graph_module, tuple(marks), _only_output(graph_module))
 
 

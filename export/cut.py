@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,7 +12,7 @@ from torch import fx
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
 from finercam_rt.export.refusal import refusing
-from finercam_rt.export.rewrite import TRUNK, attribute, rewrite
+from finercam_rt.export.rewrite import attribute
 
 aten = torch.ops.aten
 
@@ -54,7 +54,6 @@ def cut(captured: Captured) -> Split:
     ]
     crossing = [*(_source(mark) for mark in marks), *carried]
     trunk = _extract(captured.graph_module, [n for n in nodes if n not in tail], images, crossing)
-    rewrite(trunk, TRUNK)
     inside = [n for n in nodes if (n in tail and n not in marks) or n.op == "get_attr"]
     rest = _extract(captured.graph_module, inside, [*marks, *carried], [captured.logits])
     return Split(trunk, rest, tuple(node.meta["val"] for node in crossing), tuple(outer))
@@ -108,6 +107,3 @@ def _forget_strides(node: fx.Node) -> None:
     """Replace what rests on the strides of the captured run, which need not be those of the run that is traced next."""
     if node.target is aten.view.default:
         node.target = aten.reshape.default
-    if node.target is aten.adaptive_avg_pool2d.default and set(cast("Sequence[int]", node.args[1])) == {1}:
-        # global pooling of channels-last values goes through as_strided, which has no exportable derivative
-        node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)

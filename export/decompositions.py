@@ -24,12 +24,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
         aten.unfold_backward.default: _unfold_backward,
-        aten.upsample_nearest2d_backward.default: _resize_backward(aten.upsample_nearest2d.default),
-        aten._upsample_nearest_exact2d_backward.default: _resize_backward(aten._upsample_nearest_exact2d.default),
-        aten.upsample_bilinear2d_backward.default: _resize_backward(aten.upsample_bilinear2d.default),
-        aten.upsample_bicubic2d_backward.default: _resize_backward(aten.upsample_bicubic2d.default),
-        aten._upsample_bilinear2d_aa_backward.default: _resize_backward(aten._upsample_bilinear2d_aa.default),
-        aten._upsample_bicubic2d_aa_backward.default: _resize_backward(aten._upsample_bicubic2d_aa.default),
     }
 
 
@@ -189,23 +183,6 @@ def _unfold_backward(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, s
         places = torch.arange(count)[:, None] * step + torch.arange(size)
         matrix = functional.one_hot(places.flatten(), length).float()
     return (grad.movedim(dim, -2).flatten(-2) @ matrix).movedim(-1, dim)
-
-
-def _resize_backward(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Of a resize that works on rows and columns apart: R_h^T G R_w, its matrices found by resizing unit vectors."""
-
-    def backward(
-        grad: torch.Tensor, output_size: Sequence[int], input_size: Sequence[int], *options: Any
-    ) -> torch.Tensor:
-        *rest, scale_h, scale_w = options if len(options) > 1 else (*options, None, None)
-        with _disable_current_modes():
-            height, width = int(input_size[2]), int(input_size[3])
-            down, across = int(output_size[0]), int(output_size[1])
-            rows = forward(torch.eye(height)[None, :, :, None], [down, 1], *rest, scale_h, None)[0, :, :, 0]
-            columns = forward(torch.eye(width)[None, :, None, :], [1, across], *rest, None, scale_w)[0, :, 0, :]
-        return rows @ grad @ columns.T
-
-    return backward
 
 
 def _surround(x: torch.Tensor, dim: int, first: int, size: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,18 @@ from finercam_rt.errors import ExportError
 aten = torch.ops.aten
 
 
-def rewrite(graph_module: fx.GraphModule, rules: dict[Any, Rule]) -> None:
-    """Replace, in place, the operations that have a rule by what the rule makes of them."""
+def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
+    """Replace, in place, the operations that have a rule by what the rule makes of them.
+
+    What follows a mark will be differentiated; what does not goes to the exporter as it is.
+    """
     rewriter = Rewriter(graph_module)
+    behind = set(marks)
     for node in list(graph_module.graph.nodes):
+        if any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+    for node in list(graph_module.graph.nodes):
+        rules = {**RULES, **(TAIL if node in behind else TRUNK)}
         rule = rules.get(node.target) if node.op == "call_function" else None
         found = None if rule is None else rule(rewriter.at(node), node)
         if found is not None:
@@ -65,12 +73,16 @@ class Rewriter:
         """A constant of one element as a number; None for anything else."""
         if isinstance(value, (int, float)):
             return float(value)
+        found = self.tensor(value)
+        return float(found) if found is not None and found.numel() == 1 else None
+
+    def tensor(self, value: Any) -> torch.Tensor | None:
+        """A constant; None for anything else."""
         while isinstance(value, fx.Node) and value.target in _COPIES:
             value = value.args[0]
         if not isinstance(value, fx.Node) or value.op != "get_attr":
             return None
-        found = attribute(self._module, str(value.target))
-        return float(found) if found.numel() == 1 else None
+        return attribute(self._module, str(value.target))
 
     def _value(self, node: fx.Node) -> Any:
         if "val" in node.meta:
@@ -185,21 +197,27 @@ def _attention(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewriter.emit(aten.matmul.default, rewriter.emit(aten.softmax.int, scores, -1), value)
 
 
-def _adaptive_avg_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Windows of one size are an average pooling, others two products with constant matrices."""
-    x, size = node.args
-    sizes, wanted = x.meta["val"].shape[-2:], _pair(size)  # type: ignore[union-attr]
-    if wanted == (1, 1):
-        return None  # global pooling
-    if all(old % new == 0 for old, new in zip(sizes, wanted, strict=True)):
+def _adaptive_avg_pool(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """All positions: a mean. Windows of one size: an average pooling. Others: products with constant matrices.
+
+    As captured, the global one of channels-last values goes through as_strided, behind which autograd is lost.
+    """
+    x: Any = node.args[0]
+    wanted = [int(size) for size in node.args[1]]  # type: ignore[union-attr, arg-type]
+    dims = list(range(-len(wanted), 0))
+    sizes = [int(size) for size in x.meta["val"].shape[-len(wanted) :]]
+    if set(wanted) == {1}:
+        return rewriter.emit(aten.mean.dim, x, dims, True)
+    if len(wanted) == 2 and all(old % new == 0 for old, new in zip(sizes, wanted, strict=True)):
         kernel = [old // new for old, new in zip(sizes, wanted, strict=True)]
         return rewriter.emit(aten.avg_pool2d.default, x, kernel, kernel)
-    rows, columns = (
-        rewriter.constant(functional.adaptive_avg_pool1d(torch.eye(old)[None], new)[0])
-        for old, new in zip(sizes, wanted, strict=True)
-    )
-    across = rewriter.emit(aten.matmul.default, x, columns)
-    return rewriter.emit(aten.matmul.default, rewriter.emit(aten.transpose.int, rows, 0, 1), across)
+    for dim, old, new in zip(dims, sizes, wanted, strict=True):
+        matrix = functional.adaptive_avg_pool1d(torch.eye(old)[None], new)[0]
+        if dim == -1:
+            x = rewriter.emit(aten.matmul.default, x, rewriter.constant(matrix))
+        else:
+            x = rewriter.emit(aten.matmul.default, rewriter.constant(matrix.T.contiguous()), x)
+    return x  # type: ignore[no-any-return]
 
 
 def _adaptive_max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -259,17 +277,90 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-CAPTURED: dict[Any, Rule] = {
+def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """R_h X R_w^T, for a resize that works on rows and columns apart; the matrices are its answers to unit vectors.
+
+    The derivative of the operation itself scatters, which TensorRT cannot do.
+    """
+    target: Any = node.target
+    x: Any = node.args[0]
+    height, width = (int(size) for size in x.meta["val"].shape[-2:])
+    down, across = (int(size) for size in node.meta["val"].shape[-2:])
+    if target.overloadpacket in _ALIGNED:
+        options, scales = [bool(node.args[2])], node.args[3:]
+    else:
+        options, scales = [], node.args[2:]
+    if target._overloadname == "vec":
+        scales = tuple(scales[0]) if scales and scales[0] is not None else ()  # type: ignore[arg-type]
+    scale_h, scale_w = (*scales, None, None)[:2]
+    resize = target.overloadpacket.default
+    # of full size along the other axis: PyTorch's antialiased resizes are wrong for a width of 1
+    tall = torch.eye(height)[:, None, :, None].expand(-1, -1, -1, width).contiguous()
+    wide = torch.eye(width)[:, None, None, :].expand(-1, -1, height, -1).contiguous()
+    rows = resize(tall, [down, width], *options, scale_h, None)[:, 0, :, 0].T.contiguous()
+    columns = resize(wide, [height, across], *options, None, scale_w)[:, 0, 0, :]
+    if height != down:
+        x = rewriter.emit(aten.matmul.default, rewriter.constant(rows), x)
+    if width != across:
+        x = rewriter.emit(aten.matmul.default, x, rewriter.constant(columns))
+    return x  # type: ignore[no-any-return]
+
+
+def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
+    if node.target is aten.index_select.default:
+        x, dim, index = node.args
+    else:
+        x, indices = node.args
+        given = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[union-attr, arg-type]
+        if len(given) != 1:
+            return None
+        dim, index = given[0], indices[given[0]]  # type: ignore[union-attr, index]
+    places = rewriter.tensor(index)
+    value = x.meta["val"]  # type: ignore[union-attr]
+    size = value.shape[dim]  # type: ignore[index]
+    if places is None or places.ndim != 1 or places.dtype != torch.int64 or not isinstance(size, int):
+        return None
+    if not value.is_floating_point():
+        return None
+    matrix = rewriter.constant(functional.one_hot(places % size, size).T.to(value.dtype))
+    last = rewriter.emit(aten.transpose.int, x, dim, -1)
+    return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, matrix), dim, -1)
+
+
+_ALIGNED = {
+    aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+    aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa,
+}
+_RESIZES = {*_ALIGNED, aten.upsample_nearest2d, aten._upsample_nearest_exact2d}
+
+
+RULES: dict[Any, Rule] = {
     aten.copy.default: _copy,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.clamp.Tensor: _clamp,
-    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
 }
-"""Of the whole graph."""
+"""For all of the graph."""
 
 TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
-"""Of what is not differentiated, and goes to the exporter as it is."""
+"""For what goes to the exporter as it is."""
+
+TAIL: dict[Any, Rule] = {
+    **{
+        getattr(resize, name): _resize
+        for resize in _RESIZES
+        for name in resize.overloads()
+        if name in ("default", "vec")
+    },
+    aten.index.Tensor: _constant_index,
+    aten.index_select.default: _constant_index,
+}
+"""For what is differentiated."""

@@ -76,7 +76,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     def run(
         boundary: tuple[Any, ...], target: torch.Tensor, reference_classes: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        derivative = Staged(traced)
+        derivative = Staged(traced, 1 + len(layers))
         result, *activations = derivative.start(boundary)
         logits = result if head is None else functional.linear(result, head.weight, head.bias)
         chosen = contrast(logits, target, reference_classes, alpha, request.objective)
@@ -104,6 +104,8 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
         traced, delayed = delay_broadcasts(traced)
         graph_module = _trace(run, split.boundary, target, reference_classes, alpha)
+    except ExportError:
+        raise
     except Exception as error:
         place = f" at {interpreter.at}" if interpreter.at else ""
         reason = f"{type(error).__name__}: {first_line(error)}"
