@@ -11,8 +11,10 @@ from torch import nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.constants import fold_constants
 from finercam_rt.export.outputs import feature_map, with_feature_map
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.rewrite import rewrite
 
 MAX_BATCH = 1 << 16
 
@@ -59,23 +61,13 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
         model.get_submodule(layer).register_forward_hook(mark(index, layer)) for index, layer in enumerate(layers)
     ]
     try:
-        with torch.no_grad(), quiet():
-            program = torch.export.export(
-                model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
-            )
-            graph_module = program.run_decompositions({}).module()
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"torch.export cannot capture the model with a dynamic batch ({first_line(error)}); "
-            "rewrite that part of its forward without data-dependent Python or a fixed batch size."
-        ) from error
+        graph_module = _exported(model, example)
     finally:
         for handle in handles:
             handle.remove()
     assert isinstance(graph_module, torch.fx.GraphModule)
     _drop_guards(graph_module)
+    fold_constants(graph_module)
     taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
     for index, layer in enumerate(layers):
         times = sum(node.args[1] == index for node in taps)
@@ -84,7 +76,32 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
                 f"target layer {layer!r} runs {times} times in one forward pass; choose a layer that runs once."
             )
     marks = sorted(taps, key=lambda node: int(node.args[1]))
+    rewrite(graph_module, marks)
     return Captured(graph_module, tuple(marks), _only_output(graph_module))
+
+
+def _exported(model: nn.Module, example: torch.Tensor) -> Any:
+    """The graph of the model's forward, followed as it runs, or else out of its bytecode.
+
+    The first is quick. The second knows that len(x) and int(x.shape[0]) are the batch and not a number.
+    """
+    first: Exception | None = None
+    for strict in (False, True):
+        try:
+            with torch.no_grad(), quiet():
+                program = torch.export.export(
+                    model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
+                )
+                return program.run_decompositions({}).module()
+        except ExportError:
+            raise
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    raise ExportError(
+        f"torch.export cannot capture the model with a dynamic batch ({first_line(first)}); "
+        "rewrite that part of its forward without data-dependent Python or a fixed batch size."
+    ) from first
 
 
 def first_line(error: BaseException) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
+from finercam_rt.export.refusal import refusing
+from finercam_rt.export.rewrite import attribute
 
 aten = torch.ops.aten
 
@@ -30,6 +32,7 @@ class Split:
     outer: tuple[int, ...] = (0,)
 
 
+@refusing("cutting the graph at the target layer")
 def cut(captured: Captured) -> Split:
     """Cut at the marks; what crosses the cut beside the activations (a residual stream, a batch size) is carried.
 
@@ -94,7 +97,7 @@ def _extract(
     for node in graph.nodes:
         if node.op == "get_attr":
             name = str(node.target).replace(".", "_")
-            root.register_buffer(name, _attribute(source, str(node.target)).detach())
+            root.register_buffer(name, attribute(source, str(node.target)).detach())
             node.target = name
     graph.lint()
     return fx.GraphModule(root, graph)
@@ -104,15 +107,3 @@ def _forget_strides(node: fx.Node) -> None:
     """Replace what rests on the strides of the captured run, which need not be those of the run that is traced next."""
     if node.target is aten.view.default:
         node.target = aten.reshape.default
-    if node.target is aten.adaptive_avg_pool2d.default and set(cast("Sequence[int]", node.args[1])) == {1}:
-        # global pooling of channels-last values goes through as_strided, which has no exportable derivative
-        node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
-
-
-def _attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    if not isinstance(value, torch.Tensor):
-        raise ExportError(f"the captured graph holds {path!r}, which is no tensor; the model cannot be compiled.")
-    return value

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._decomp import core_aten_decompositions
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 aten = torch.ops.aten
 
@@ -22,6 +23,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.native_layer_norm.default: _layer_norm,
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
+        aten.unfold_backward.default: _unfold_backward,
     }
 
 
@@ -171,6 +173,16 @@ def _select_backward(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, i
     """Zeros around the cotangent, where the usual form scatters."""
     dim = dim % len(input_sizes)
     return _surround(grad.unsqueeze(dim), dim, index % input_sizes[dim], input_sizes[dim])
+
+
+def _unfold_backward(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> torch.Tensor:
+    """Windows (..., count, ..., size) along `dim` summed at their places: a product with a matrix of zeros and ones."""
+    dim = dim % len(input_sizes)
+    length, count = input_sizes[dim], grad.shape[dim]
+    with _disable_current_modes():
+        places = torch.arange(count)[:, None] * step + torch.arange(size)
+        matrix = functional.one_hot(places.flatten(), length).float()
+    return (grad.movedim(dim, -2).flatten(-2) @ matrix).movedim(-1, dim)
 
 
 def _surround(x: torch.Tensor, dim: int, first: int, size: int) -> torch.Tensor:

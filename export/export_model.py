@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from finercam_rt.engine import Engine
-from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import capture
+from finercam_rt.errors import BackendError, EngineError, ExportError
+from finercam_rt.export.capture import capture, first_line
 from finercam_rt.export.classifier import ClassifierRequest, as_classifier
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
@@ -26,6 +26,7 @@ from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
+from finercam_rt.export.refusal import refusing
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.images import ImageSource
@@ -109,7 +110,8 @@ def export_model(
 
     on_stage("finding the target layer")
     classifier = as_classifier(model, example[:2], ClassifierRequest(output, inputs or {}))
-    layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
+    with refusing("looking for the target layer"):
+        layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
     num_classes = classifier.num_classes
     if num_classes < 2:
         raise ExportError(
@@ -155,8 +157,12 @@ def export_model(
         draft = Path(folder) / destination.name
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
-        with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, classifier.module, example)
+        try:
+            with Engine(draft, backend="onnxruntime", device="cpu") as engine:
+                measured = verify(engine, classifier.module, example)
+        except (EngineError, BackendError) as error:
+            reason = first_line(error).replace(f"{draft}: ", "")
+            raise ExportError(f"the compiled graph does not run ({reason}); nothing was written.") from error
         manifest = dataclasses.replace(manifest, verification=measured)
         if precision != "fp32":
             on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")

@@ -10,6 +10,7 @@ from torch import fx
 
 from finercam_rt.export.capture import Captured
 from finercam_rt.export.cut import drop_dead
+from finercam_rt.export.refusal import refusing
 
 aten = torch.ops.aten
 
@@ -23,6 +24,7 @@ CONVOLUTIONS = {
 }
 
 
+@refusing("folding batch norms into the layers before them")
 def fold_batch_norms(captured: Captured) -> tuple[Captured, tuple[str, ...]]:
     """s (Wx + b - mean) + beta, s = gamma / sqrt(var + eps), as one layer: weight sW, bias s (b - mean) + beta.
 

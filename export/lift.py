@@ -76,10 +76,18 @@ class LiftedTail(fx.Interpreter):
         """Take the tail, and what becomes of the activations of a target layer (by index) that is marked in it."""
         super().__init__(tail)
         self.merged_at: list[str] = []
+        self.at = ""
         self._at_mark = at_mark
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the tail. `at` names the operation that it stopped at, if it did not come through."""
+        result = super().run(*args, **kwargs)
+        self.at = ""
+        return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation: by its rule where it is linear in the pair, on the merged value otherwise."""
+        self.at = str(target)
         if target is operator.getitem:
             return args[0][args[1]]
         if target is torch.ops.finercam.tap.default:
@@ -110,10 +118,15 @@ def attention(
     """softmax(scale * Q K^T + mask) V in operations that have an exportable derivative.
 
     Raises:
-        NotImplementedError: dropout, causal or grouped-query attention.
+        NotImplementedError: dropout, which would give another map each time.
     """
-    if dropout_p or is_causal or enable_gqa:
-        raise NotImplementedError("attention that is causal, grouped or has dropout")
+    if dropout_p:
+        raise NotImplementedError("attention with dropout")
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
@@ -148,6 +161,12 @@ def _constant(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor
     """Computes on masks, which are real tensors, outside of the trace."""
     with _disable_current_modes():
         return function(*args)
+
+
+def _equal(mask: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two masks are the same."""
+    with _disable_current_modes():
+        return torch.equal(mask, other)
 
 
 def _spread(mask: torch.Tensor, sizes: Sequence[int | torch.SymInt], dims: Sequence[int]) -> torch.Tensor:
@@ -360,8 +379,7 @@ def _add(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
         negative = target is aten.sub.Tensor and args[1] is pairs[0]
         return Lifted(value, -pairs[0].delta if negative else pairs[0].delta, pairs[0].mask)
     first, second = pairs
-    same = first.mask.shape == second.mask.shape and bool(_constant(torch.eq, first.mask, second.mask).all())
-    if not same or not _same_shape(first.delta, second.delta):
+    if not _equal(first.mask, second.mask) or not _same_shape(first.delta, second.delta):
         return None
     return Lifted(value, target(first.delta, second.delta), first.mask)
 

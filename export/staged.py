@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from torch import fx
 
+from finercam_rt.errors import ExportError
 from finercam_rt.export.many import Many, for_many
 
 
 class Staged:
     """The graph of a derivative whose last input is the seed. Outputs that the seed takes no part in come first."""
 
-    def __init__(self, derivative: fx.GraphModule) -> None:
-        """Take the graph."""
+    def __init__(self, derivative: fx.GraphModule, known: int) -> None:
+        """Take the graph, of whose outputs the first `known` do not depend on the seed.
+
+        Raises:
+            ExportError: one of the others does not either.
+        """
         self._module = derivative
         nodes = list(derivative.graph.nodes)
         *self._inputs, self._seed = (node for node in nodes if node.op == "placeholder")
@@ -26,6 +31,8 @@ class Staged:
         for node in nodes:
             if any(source in behind for source in node.all_input_nodes):
                 behind.add(node)
+        if any(output not in behind for output in self._outputs[known:]):
+            raise ExportError("the gradient at the target layer is zero for every class; choose an earlier layer.")
         steps = [node for node in nodes if node.op in ("call_function", "get_attr")]
         self._before = [node for node in steps if node not in behind]
         self._behind = [node for node in steps if node in behind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
 from finercam_rt.export.method import mean_of_normalised, raw_map
+from finercam_rt.export.refusal import refusing
 from finercam_rt.manifest import Manifest
 
 MAP_TOLERANCE = 1e-4
@@ -53,6 +55,7 @@ def eager_maps(
     return logits.detach(), found
 
 
+@refusing("verifying the engine")
 def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
     """Run the engine on batches of one and of all images, with automatic and pinned contrasts, and compare.
 
@@ -73,21 +76,19 @@ def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, 
     for batch, arguments in [(images[:1], cases[0]), *((images, case) for case in cases)]:
         outputs = engine(batch.numpy(), **arguments)
         logits, expected = eager_maps(model, manifest, batch, outputs)
+        map_error = 0.0
         for contrast, maps in enumerate(expected):
             every = (outputs.saliency_map, *outputs.layer_maps.values())
             for got, want in zip(every, maps if len(every) > 1 else maps[:1], strict=True):
                 of_contrast = got if manifest.contrasts == 1 else got[:, contrast]
-                worst_map = max(worst_map, _error(of_contrast, want))
+                map_error = max(map_error, _error(torch.from_numpy(np.ascontiguousarray(of_contrast)), want))
         spread = logits.abs().max().clamp(min=1e-30)
-        logit_error = (torch.from_numpy(outputs.logits) - logits).abs().max() / spread
-        worst_logit = max(worst_logit, float(logit_error.nan_to_num(nan=torch.inf)))
+        logit_error = _largest((torch.from_numpy(outputs.logits) - logits).abs() / spread)
+        if map_error > MAP_TOLERANCE or logit_error > LOGIT_TOLERANCE:
+            rounding = _rounding_of_eager(model, manifest, batch, outputs)
+            raise ExportError(_difference(map_error, logit_error, rounding, float(spread)))
+        worst_map, worst_logit = max(worst_map, map_error), max(worst_logit, logit_error)
         _check_choices(outputs, logits, arguments, float(spread) * LOGIT_TOLERANCE)
-    if worst_map > MAP_TOLERANCE or worst_logit > LOGIT_TOLERANCE:
-        raise ExportError(
-            f"the compiled engine does not equal the model: relative error {worst_map:.1e} of the maps and "
-            f"{worst_logit:.1e} of the logits, where {MAP_TOLERANCE:.0e} is allowed; "
-            "nothing was written, please report it."
-        )
     return {
         "map_relative_l2": worst_map,
         "logits_relative_max": worst_logit,
@@ -135,11 +136,44 @@ def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
     return Expected(values, (values.flatten(1).norm(dim=1) * growth).nan_to_num(nan=torch.inf))
 
 
-def _error(got: Any, want: Expected) -> float:
-    difference = (torch.from_numpy(np.ascontiguousarray(got)) - want.values).flatten(1).norm(dim=1)
+def _error(got: torch.Tensor, want: Expected) -> float:
+    difference = (got - want.values).flatten(1).norm(dim=1)
     # a map of zero scale must be matched exactly
-    errors = torch.where(want.scale > 0, difference / want.scale.clamp(min=1e-30), difference)
+    return _largest(torch.where(want.scale > 0, difference / want.scale.clamp(min=1e-30), difference))
+
+
+def _largest(errors: torch.Tensor) -> float:
     return float(errors.nan_to_num(nan=torch.inf).max())
+
+
+def _rounding_of_eager(model: nn.Module, manifest: Manifest, images: torch.Tensor, outputs: Outputs) -> float:
+    """How far the model itself, run eagerly in float32, is from its own run in float64: maps, relative L2."""
+    try:
+        _, exact = eager_maps(copy.deepcopy(model).double(), manifest, images.double(), outputs)
+    except Exception:
+        return 0.0  # a model with float32 in its code says nothing about rounding
+    _, rounded = eager_maps(model, manifest, images, outputs)
+    pairs = ((a, b) for maps, others in zip(rounded, exact, strict=True) for a, b in zip(maps, others, strict=True))
+    return max(_error(a.values.double(), b) for a, b in pairs)
+
+
+def _difference(map_error: float, logit_error: float, rounding: float, logits: float) -> str:
+    """What a difference is due to. A map that float32 cannot hold is refused as a wrong one is: the tolerance stays.
+
+    Two causes are known, both of weights that were never trained or of a layer where nothing is left of the image: a
+    map that is a small difference of large terms (behind it a layer norm, before it the same values at all positions),
+    and logits so large that their last digit decides the softmax over the references.
+    """
+    if rounding > MAP_TOLERANCE / 2:
+        return (
+            f"float32 cannot hold the map of this layer: PyTorch itself is {rounding:.1e} away from its own run in "
+            f"float64 (the logits reach {logits:.1e}), and the engine {map_error:.1e} from PyTorch, where "
+            f"{MAP_TOLERANCE:.0e} is allowed; are the weights trained ones? If so, choose another target layer."
+        )
+    return (
+        f"the compiled engine does not equal the model: relative error {map_error:.1e} of the maps and "
+        f"{logit_error:.1e} of the logits, where {MAP_TOLERANCE:.0e} is allowed; nothing was written, please report it."
+    )
 
 
 def _check_choices(outputs: Outputs, logits: torch.Tensor, arguments: dict[str, Any], margin: float) -> None:

@@ -21,6 +21,7 @@ from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
 from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
+from finercam_rt.export.refusal import refusing
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
@@ -46,6 +47,7 @@ class ExplainedTail:
     passes: tuple[str, ...]
 
 
+@refusing("differentiating what follows the target layer")
 def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) -> ExplainedTail:
     """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes, ...).
 
@@ -74,7 +76,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     def run(
         boundary: tuple[Any, ...], target: torch.Tensor, reference_classes: torch.Tensor, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        derivative = Staged(traced)
+        derivative = Staged(traced, 1 + len(layers))
         result, *activations = derivative.start(boundary)
         logits = result if head is None else functional.linear(result, head.weight, head.bias)
         chosen = contrast(logits, target, reference_classes, alpha, request.objective)
@@ -102,8 +104,14 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
         traced, delayed = delay_broadcasts(traced)
         graph_module = _trace(run, split.boundary, target, reference_classes, alpha)
-    except (RuntimeError, NotImplementedError) as error:
-        raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
+    except ExportError:
+        raise
+    except Exception as error:
+        place = f" at {interpreter.at}" if interpreter.at else ""
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ExportError(
+            f"what follows the target layer cannot be differentiated{place} ({reason}); choose a later target layer."
+        ) from error
     report = (*sunk, *_report(interpreter.merged_at, head, method.needs), *summed, *delayed)
     return ExplainedTail(graph_module, report)
 

@@ -1,0 +1,366 @@
+"""Part of stage 1: captured operations that autograd or ONNX has no form for, written with others that they have."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from finercam_rt.errors import ExportError
+
+aten = torch.ops.aten
+
+
+def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
+    """Replace, in place, the operations that have a rule by what the rule makes of them.
+
+    What follows a mark will be differentiated; what does not goes to the exporter as it is.
+    """
+    rewriter = Rewriter(graph_module)
+    behind = set(marks)
+    for node in list(graph_module.graph.nodes):
+        if any(source in behind for source in node.all_input_nodes):
+            behind.add(node)
+    for node in list(graph_module.graph.nodes):
+        rules = {**RULES, **(TAIL if node in behind else TRUNK)}
+        rule = rules.get(node.target) if node.op == "call_function" else None
+        found = None if rule is None else rule(rewriter.at(node), node)
+        if found is not None:
+            node.replace_all_uses_with(found)
+            graph_module.graph.erase_node(node)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+class Rewriter:
+    """Adds operations ahead of the node that is replaced, with their values' shapes."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        """Take the graph."""
+        self._module, self._node = graph_module, next(iter(graph_module.graph.nodes))
+        images = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+        self._mode = images.meta["val"].fake_mode
+
+    def at(self, node: fx.Node) -> Rewriter:
+        """This rewriter, at work on `node`."""
+        self._node = node
+        return self
+
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new operation."""
+        with self._module.graph.inserting_before(self._node):
+            node = self._module.graph.call_function(target, args, kwargs)
+        with self._mode:
+            values = fx.node.map_arg((args, kwargs), self._value)
+            node.meta["val"] = target(*values[0], **values[1])
+        return node
+
+    def constant(self, value: torch.Tensor) -> fx.Node:
+        """A new constant of the graph."""
+        index = 0
+        while hasattr(self._module, name := f"rewritten_{index}"):
+            index += 1
+        self._module.register_buffer(name, value)
+        with self._module.graph.inserting_before(self._node):
+            return self._module.graph.get_attr(name)
+
+    def number(self, value: Any) -> float | None:
+        """A constant of one element as a number; None for anything else."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = self.tensor(value)
+        return float(found) if found is not None and found.numel() == 1 else None
+
+    def tensor(self, value: Any) -> torch.Tensor | None:
+        """A constant; None for anything else."""
+        while isinstance(value, fx.Node) and value.target in _COPIES:
+            value = value.args[0]
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        return attribute(self._module, str(value.target))
+
+    def _value(self, node: fx.Node) -> Any:
+        if "val" in node.meta:
+            return node.meta["val"]
+        return self._mode.from_tensor(attribute(self._module, str(node.target)), static_shapes=True)
+
+
+_COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default)
+Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
+
+
+def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
+    """The weight or constant that a get_attr node names.
+
+    Raises:
+        ExportError: it is no tensor.
+    """
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor):
+        raise ExportError(f"the captured graph holds {path!r}, which is no tensor; the model cannot be compiled.")
+    return value
+
+
+def _arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """Positional arguments, with the defaults of those that were left out."""
+    return (*node.args, *defaults[len(node.args) :])
+
+
+def _copy(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """What an assignment in place leaves behind: the source, in the shape and type of what it was written to."""
+    destination, source = (argument.meta["val"] for argument in node.args[:2])  # type: ignore[union-attr]
+    found: Any = node.args[1]
+    if source.dtype != destination.dtype:
+        found = rewriter.emit(aten._to_copy.default, found, dtype=destination.dtype)
+    if [str(size) for size in source.shape] != [str(size) for size in destination.shape]:
+        found = rewriter.emit(aten.expand_as.default, found, node.args[0])
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def _slice_scatter(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """x with a part along one dimension replaced: the parts before and behind it, and the new one."""
+    x, source, dim, start, stop, step = _arguments(node, None, None, 0, None, None, 1)
+    return _with_part(rewriter, x, source, dim, start, stop, step)
+
+
+def _select_scatter(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    x, source, dim, index = node.args
+    size = x.meta["val"].shape[dim]  # type: ignore[union-attr, index]
+    if not isinstance(size, int):
+        return None
+    first = int(index) % size  # type: ignore[arg-type]
+    row = rewriter.emit(aten.unsqueeze.default, source, int(dim) % x.meta["val"].ndim)  # type: ignore[union-attr, arg-type]
+    return _with_part(rewriter, x, row, dim, first, first + 1, 1)
+
+
+def _with_part(rewriter: Rewriter, x: Any, part: Any, dim: Any, start: Any, stop: Any, step: Any) -> fx.Node | None:
+    size = x.meta["val"].shape[dim]
+    if not isinstance(size, int) or any(isinstance(value, fx.Node) for value in (start, stop, step)):
+        return None
+    places = range(*slice(start, stop, step).indices(size))
+    runs = [(places.start, part)] if step == 1 else []
+    if step != 1:
+        rows = range(len(places))
+        runs = [(places[row], rewriter.emit(aten.slice.Tensor, part, dim, row, row + 1)) for row in rows]
+    pieces: list[Any] = []
+    done = 0
+    for place, run in runs:
+        if done < place:
+            pieces.append(rewriter.emit(aten.slice.Tensor, x, dim, done, place))
+        pieces.append(run)
+        done = place + (len(places) if step == 1 else 1)
+    if done < size:
+        pieces.append(rewriter.emit(aten.slice.Tensor, x, dim, done, size))
+    return rewriter.emit(aten.cat.default, pieces, dim)
+
+
+def _clamp(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Bounds that are constants of one element are numbers, and infinite ones are none."""
+    x, *bounds = _arguments(node, None, None, None)
+    limits: list[float | None] = []
+    for name, bound in zip(("min", "max"), bounds, strict=True):
+        bound = node.kwargs.get(name, bound)
+        number = None if bound is None else rewriter.number(bound)
+        if bound is not None and number is None:
+            return None
+        limits.append(None if number is None or math.isinf(number) else number)
+    if limits == [None, None]:
+        assert isinstance(x, fx.Node)
+        return x
+    return rewriter.emit(aten.clamp.default, x, *limits)
+
+
+def _attention(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """softmax(scale * Q K^T + mask) V step by step where queries are not (N,heads,L,D), all that the exporter takes."""
+    query, key, value, mask, dropout, causal = _arguments(node, None, None, None, None, 0.0, False)
+    ranks = {argument.meta["val"].ndim for argument in (query, key, value)}  # type: ignore[union-attr]
+    mask = node.kwargs.get("attn_mask", mask)
+    causal, dropout = node.kwargs.get("is_causal", causal), node.kwargs.get("dropout_p", dropout)
+    if ranks == {4} or causal or dropout or node.kwargs.get("enable_gqa"):
+        return None
+    if mask is not None and mask.meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
+        return None
+    given = node.kwargs.get("scale")
+    scale = query.meta["val"].shape[-1] ** -0.5 if given is None else given  # type: ignore[union-attr, operator]
+    scaled = rewriter.emit(aten.mul.Tensor, query, scale)
+    scores = rewriter.emit(aten.matmul.default, scaled, rewriter.emit(aten.transpose.int, key, -2, -1))
+    if mask is not None:
+        scores = rewriter.emit(aten.add.Tensor, scores, mask)
+    return rewriter.emit(aten.matmul.default, rewriter.emit(aten.softmax.int, scores, -1), value)
+
+
+def _adaptive_avg_pool(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """All positions: a mean. Windows of one size: an average pooling. Others: products with constant matrices.
+
+    As captured, the global one of channels-last values goes through as_strided, behind which autograd is lost.
+    """
+    x: Any = node.args[0]
+    wanted = [int(size) for size in node.args[1]]  # type: ignore[union-attr, arg-type]
+    dims = list(range(-len(wanted), 0))
+    sizes = [int(size) for size in x.meta["val"].shape[-len(wanted) :]]
+    if set(wanted) == {1}:
+        return rewriter.emit(aten.mean.dim, x, dims, True)
+    if len(wanted) == 2 and all(old % new == 0 for old, new in zip(sizes, wanted, strict=True)):
+        kernel = [old // new for old, new in zip(sizes, wanted, strict=True)]
+        return rewriter.emit(aten.avg_pool2d.default, x, kernel, kernel)
+    for dim, old, new in zip(dims, sizes, wanted, strict=True):
+        matrix = functional.adaptive_avg_pool1d(torch.eye(old)[None], new)[0]
+        if dim == -1:
+            x = rewriter.emit(aten.matmul.default, x, rewriter.constant(matrix))
+        else:
+            x = rewriter.emit(aten.matmul.default, rewriter.constant(matrix.T.contiguous()), x)
+    return x  # type: ignore[no-any-return]
+
+
+def _adaptive_max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Windows of one size are a max pooling; one of all positions is the maximum along them."""
+    values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+    x, size = node.args
+    sizes, wanted = x.meta["val"].shape[-2:], _pair(size)  # type: ignore[union-attr]
+    if len(values) != len(node.users) or any(old % new for old, new in zip(sizes, wanted, strict=True)):
+        return None
+    if wanted == (1, 1):
+        flat = rewriter.emit(aten.flatten.using_ints, x, -2)
+        largest = rewriter.emit(operator.getitem, rewriter.emit(aten.max.dim, flat, -1, True), 0)
+        found = rewriter.emit(aten.unsqueeze.default, largest, -1)
+    else:
+        kernel = [old // new for old, new in zip(sizes, wanted, strict=True)]
+        found = rewriter.emit(aten.max_pool2d.default, x, kernel, kernel)
+    for value in values:
+        value.replace_all_uses_with(found)
+    return found
+
+
+def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """Windows, as a convolution that copies: each channel has one kernel for each place in a window."""
+    x, kernel, dilation, padding, stride = node.args
+    channels = x.meta["val"].shape[1]  # type: ignore[union-attr]
+    weight = rewriter.constant(_copying(channels, _pair(kernel)))
+    windows = rewriter.emit(aten.conv2d.default, x, weight, None, stride, padding, dilation, channels)
+    return rewriter.emit(aten.flatten.using_ints, windows, 2)
+
+
+def _col2im(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """The sum of windows at their places: the transposed convolution."""
+    x, size, *geometry = node.args
+    kernel, dilation, padding, stride = map(_pair, geometry)
+    rows, columns = _pair(size)
+    if x.meta["val"].ndim != 3:  # type: ignore[union-attr]
+        return None
+    channels = x.meta["val"].shape[1] // math.prod(kernel)  # type: ignore[union-attr]
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    counts = [(n + 2 * p - s) // t + 1 for n, p, s, t in zip((rows, columns), padding, spans, stride, strict=True)]
+    reached = [(c - 1) * t - 2 * p + s for c, t, p, s in zip(counts, stride, padding, spans, strict=True)]
+    missing = [rows - reached[0], columns - reached[1]]
+    windows = rewriter.emit(aten.unflatten.int, x, 2, counts)
+    weight = rewriter.constant(_copying(channels, kernel))
+    return rewriter.emit(
+        aten.conv_transpose2d.input, windows, weight, None, stride, padding, missing, channels, dilation
+    )
+
+
+def _copying(channels: int, kernel: tuple[int, int]) -> torch.Tensor:
+    """Kernels (channels * places, 1, *kernel) of which each has its one at another place."""
+    places = math.prod(kernel)
+    return torch.eye(places).reshape(places, 1, *kernel).repeat(channels, 1, 1, 1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """R_h X R_w^T, for a resize that works on rows and columns apart; the matrices are its answers to unit vectors.
+
+    The derivative of the operation itself scatters, which TensorRT cannot do.
+    """
+    target: Any = node.target
+    x: Any = node.args[0]
+    height, width = (int(size) for size in x.meta["val"].shape[-2:])
+    down, across = (int(size) for size in node.meta["val"].shape[-2:])
+    if target.overloadpacket in _ALIGNED:
+        options, scales = [bool(node.args[2])], node.args[3:]
+    else:
+        options, scales = [], node.args[2:]
+    if target._overloadname == "vec":
+        scales = tuple(scales[0]) if scales and scales[0] is not None else ()  # type: ignore[arg-type]
+    scale_h, scale_w = (*scales, None, None)[:2]
+    resize = target.overloadpacket.default
+    # of full size along the other axis: PyTorch's antialiased resizes are wrong for a width of 1
+    tall = torch.eye(height)[:, None, :, None].expand(-1, -1, -1, width).contiguous()
+    wide = torch.eye(width)[:, None, None, :].expand(-1, -1, height, -1).contiguous()
+    rows = resize(tall, [down, width], *options, scale_h, None)[:, 0, :, 0].T.contiguous()
+    columns = resize(wide, [height, across], *options, None, scale_w)[:, 0, 0, :]
+    if height != down:
+        x = rewriter.emit(aten.matmul.default, rewriter.constant(rows), x)
+    if width != across:
+        x = rewriter.emit(aten.matmul.default, x, rewriter.constant(columns))
+    return x  # type: ignore[no-any-return]
+
+
+def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
+    if node.target is aten.index_select.default:
+        x, dim, index = node.args
+    else:
+        x, indices = node.args
+        given = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[union-attr, arg-type]
+        if len(given) != 1:
+            return None
+        dim, index = given[0], indices[given[0]]  # type: ignore[union-attr, index]
+    places = rewriter.tensor(index)
+    value = x.meta["val"]  # type: ignore[union-attr]
+    size = value.shape[dim]  # type: ignore[index]
+    if places is None or places.ndim != 1 or places.dtype != torch.int64 or not isinstance(size, int):
+        return None
+    if not value.is_floating_point():
+        return None
+    matrix = rewriter.constant(functional.one_hot(places % size, size).T.to(value.dtype))
+    last = rewriter.emit(aten.transpose.int, x, dim, -1)
+    return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, matrix), dim, -1)
+
+
+_ALIGNED = {
+    aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+    aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa,
+}
+_RESIZES = {*_ALIGNED, aten.upsample_nearest2d, aten._upsample_nearest_exact2d}
+
+
+RULES: dict[Any, Rule] = {
+    aten.copy.default: _copy,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.clamp.Tensor: _clamp,
+    aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    aten.im2col.default: _im2col,
+    aten.col2im.default: _col2im,
+}
+"""For all of the graph."""
+
+TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
+"""For what goes to the exporter as it is."""
+
+TAIL: dict[Any, Rule] = {
+    **{
+        getattr(resize, name): _resize
+        for resize in _RESIZES
+        for name in resize.overloads()
+        if name in ("default", "vec")
+    },
+    aten.index.Tensor: _constant_index,
+    aten.index_select.default: _constant_index,
+}
+"""For what is differentiated."""
