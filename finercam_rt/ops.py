@@ -13,7 +13,7 @@ import functools
 import math
 import sys
 from enum import IntEnum
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,11 @@ _LAYOUTS = {
 }
 _FLOATS = ("float32", "float16", "bfloat16")
 _MAX_SIDE = 32767
+_MAX_BOX = 2.0**30
 _BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels, edges and not centres: the first pixel reaches from 0 to 1."""
 
 
 class Status(IntEnum):
@@ -151,6 +155,8 @@ def render(
     images: NDArray[np.uint8] | None = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: NDArray[Any] | None = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -163,6 +169,8 @@ def render(
     images: Any = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: Any = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -174,6 +182,8 @@ def render(
     images: Any = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: Any = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -190,6 +200,11 @@ def render(
         images: photographs to blend with, (N,H,W,3) uint8 RGB, on the maps' device; needs a colormap.
         colormap: "turbo", "jet", "gray", a (256,3) uint8 NumPy table, or None for values.
         opacity: of the colours over the photographs, 0 to 1.
+        box: (left, top, right, bottom), where in the image the maps lie, in pixels; by default they fill it. It may
+            reach beyond the image. Pixels with their centres outside of it are NaN, transparent, or the photograph
+            under black of the same opacity.
+        value_range: (low, high), the raw values that are drawn as 0 and 1, so that pictures can be compared; by
+            default each map's own least and greatest. Values beyond it are drawn as its ends.
         out: C-contiguous, of the image's shape, dtype and device: receives the image, and is returned in the result.
         threads: of the CPU; by default as many physical cores as the work repays.
         stream: of a CUDA device; see the module.
@@ -217,12 +232,15 @@ def render(
                 f"the images have shape {photos.shape}; for these maps and this size give {shape[:3]} x 3."
             )
         _same_device(photos, maps)
+    edges, limits = _box(box), _value_range(value_range)
     workers = _threads(threads, math.prod(shape[:3]) * 4)
     pointer = _stream(stream, saliency_map, maps)
     image = _output(out, "out", "float32" if colors is None else "uint8", shape, maps)
     status_out = _allocate("uint8", shape[:1], maps)
     if colors is None:
-        _core.render_values(saliency_map, status_out, image, threads=workers, stream=pointer)
+        _core.render_values(
+            saliency_map, status_out, image, box=edges, value_range=limits, threads=workers, stream=pointer
+        )
     else:
         _core.render_rgba(
             saliency_map,
@@ -231,6 +249,8 @@ def render(
             colors=colors,
             photos=images,
             opacity=opacity,
+            box=edges,
+            value_range=limits,
             threads=workers,
             stream=pointer,
         )
@@ -342,6 +362,31 @@ def _size(size: tuple[int, int]) -> tuple[int, int]:
     if max(height, width) > _MAX_SIDE:
         raise InputError(f"the size is {height} x {width}; a side is at most {_MAX_SIDE}.")
     return height, width
+
+
+def _box(box: Any) -> Box | None:
+    if box is None:
+        return None
+    try:
+        left, top, right, bottom = (float(edge) for edge in box)
+    except (TypeError, ValueError):
+        raise InputError(f"the box is {box!r}; give (left, top, right, bottom) in pixels.") from None
+    # written so that NaN is wrong
+    if not (-_MAX_BOX <= left < right <= _MAX_BOX and -_MAX_BOX <= top < bottom <= _MAX_BOX):
+        raise InputError(f"the box is {box!r}; give (left, top, right, bottom) with left < right and top < bottom.")
+    return left, top, right, bottom
+
+
+def _value_range(value_range: Any) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(np.float32(value)) for value in value_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (0.0 <= low < high <= float(np.finfo(np.float32).max)):
+        raise InputError(f"the value_range is {value_range!r}; give (low, high), raw values with 0 <= low < high.")
+    return low, high
 
 
 def _pair(values: Any, name: str) -> tuple[int, int]:
