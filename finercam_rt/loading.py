@@ -33,7 +33,8 @@ def as_stream(images: Any) -> Iterator[ImageSource] | None:
     """An iterator over images of which it is not known how many there are; None for a list of them, or for one."""
     if is_one_image(images) or hasattr(images, "__getitem__") or not hasattr(images, "__iter__"):
         return None
-    return iter(images)
+    iterator: Iterator[ImageSource] = iter(images)
+    return iterator
 
 
 def as_list(images: Any) -> list[ImageSource]:
