@@ -259,9 +259,9 @@ class Engine:
                 began = time.perf_counter()
                 loaded = load_batch(sources, start, size, self._preprocess, inputs, skip_errors)
                 start, ended = start + loaded.taken, loaded.taken < size
-                if start == 0:
+                if start == 0 and not loaded.failures:
                     raise InputError("there are no images to explain; give at least one.")
-                if loaded.taken:
+                if loaded.taken or loaded.failures:
                     yield self._batch(loaded, contrast, inputs, skip_errors, began)
                 del loaded  # the caller's photographs, of which one batch is held at a time
         finally:

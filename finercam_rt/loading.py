@@ -18,7 +18,7 @@ class LoadedBatch(NamedTuple):
     """Photographs that were taken together: those that could be loaded, a row each, and why the others could not.
 
     positions, names, originals, views (n,H,W,3) uint8: of the rows. failures: position to error. taken: how many there
-    were; fewer than asked for at the end.
+    were; fewer than asked for at the end, which may be one that the source reported as a failure.
     """
 
     positions: list[int]
@@ -31,7 +31,9 @@ class LoadedBatch(NamedTuple):
 
 def as_stream(images: Any) -> Iterator[ImageSource] | None:
     """An iterator over images of which it is not known how many there are; None for a list of them, or for one."""
-    if is_one_image(images) or hasattr(images, "__getitem__") or not hasattr(images, "__iter__"):
+    # Pillow's ImageSequence.Iterator can be indexed too, and gives one image again and again, at another frame.
+    indexed = hasattr(images, "__getitem__") and not hasattr(images, "__next__")
+    if is_one_image(images) or indexed or not hasattr(images, "__iter__"):
         return None
     iterator: Iterator[ImageSource] = iter(images)
     return iterator
@@ -80,10 +82,15 @@ def load_batch(
     for position in range(start, start + count):
         row = len(positions)
         try:
-            try:
-                source = next(sources)
-            except StopIteration:
-                break
+            source = next(sources)
+        except StopIteration:
+            break
+        except InputError as error:  # the source itself, which gives nothing more after an error
+            if not skip_errors:
+                raise
+            failures[position] = error
+            break
+        try:
             name = source_name(source, position)
             photograph = load_photograph(source, position)
             geometry = preprocess(photograph.image, inputs[row], views[row], name)
