@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finercam_rt import arrays, ops
 from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
-from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, References, Target
+from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels, status_of
 from finercam_rt.images import ImageSource
@@ -237,10 +237,10 @@ class Engine:
         if stream is not None:
             try:
                 contrast = self._resolver.resolve(1, target, references, alpha, contrasts)
-            except InputError as error:
+            except CountError:
                 raise InputError(
-                    f"{str(error).rstrip('.')} (an iterator's images, of which there may be any number, have one "
-                    "question in common)."
+                    "there may be any number of images in an iterator; give it one target, references, alpha and "
+                    "contrasts for all, or explain a list."
                 ) from None
             return self._batches(stream, contrast, size, skip_errors)
         sources = as_list(images)

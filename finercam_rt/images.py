@@ -69,7 +69,7 @@ def load_photograph(source: ImageSource, position: int = 0) -> Photograph:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), name)
     if isinstance(source, Image.Image):
-        return Photograph(*_to_rgb(source, name), source)
+        return Photograph(*upright_rgb(source, name), source)
     if isinstance(source, np.ndarray):
         return Photograph(_from_array(source, name), _UPRIGHT, source)
     if hasattr(source, "read"):
@@ -105,8 +105,8 @@ def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
     try:
         if path.is_dir():
             raise InputError(f"{name} is a folder; give an image file.")
-        with path.open("rb") as stream, _open(stream, name) as image:
-            return Photograph(*_to_rgb(image, name), source)
+        with path.open("rb") as stream, open_image(stream, name) as image:
+            return Photograph(*upright_rgb(image, name), source)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file.") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -114,8 +114,8 @@ def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
 
 
 def _from_bytes(content: bytes, name: str) -> Photograph:
-    with _open(io.BytesIO(content), name) as image:
-        return Photograph(*_to_rgb(image, name), content)
+    with open_image(io.BytesIO(content), name) as image:
+        return Photograph(*upright_rgb(image, name), content)
 
 
 def _read(stream: Any, name: str) -> bytes:
@@ -131,7 +131,12 @@ def _read(stream: Any, name: str) -> bytes:
     return content
 
 
-def _open(stream: BinaryIO, name: str) -> Image.Image:
+def open_image(stream: BinaryIO, name: str) -> Image.Image:
+    """Pillow's image of a stream, its pixels not yet read.
+
+    Raises:
+        InputError: not an image, a damaged one, or one with too many pixels.
+    """
     if _is_heif(stream):
         _register_heif(name)
     try:
@@ -161,6 +166,11 @@ def _is_heif(stream: BinaryIO) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
+def is_video(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file that is no image are those of MP4 and MOV, Matroska and WebM, or AVI."""
+    return start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3" or (start[:4] == b"RIFF" and start[8:12] == b"AVI ")
+
+
 def _register_heif(name: str) -> None:
     """Teach Pillow HEIC, what iPhones write, where the package for it is installed."""
     try:
@@ -177,8 +187,8 @@ def _unidentified(stream: BinaryIO, name: str) -> str:
     start = _start(stream)
     if not start:
         return f"{name} is empty: it is not an image."
-    if start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3" or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
-        return f"{name} is not an image but a video; explain its frames: see finercam_rt.video.frames, and --frames."
+    if is_video(start):
+        return f"{name} is not an image but a video; give its frames: finercam_rt.video.frames, or --frames."
     return f"{name} is not an image that Pillow can read."
 
 
@@ -205,10 +215,10 @@ def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
         raise InputError(f"{name} has no pixels: its shape is {array.shape}.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), name)[0]
+    return upright_rgb(Image.fromarray(np.ascontiguousarray(array)), name)[0]
 
 
-def _to_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+def upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     """The image, upright and RGB, and the EXIF orientation that it had."""
     if image.width < 1 or image.height < 1:
         raise InputError(f"{name} has no pixels: its size is {image.width}x{image.height}.")
