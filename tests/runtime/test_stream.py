@@ -214,3 +214,16 @@ def test_a_fixed_batch_runs_in_full(make_toy):
     a, b = (engine.explain(Camera(6)(), references=[]) for engine in (fixed, dynamic))
     np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
     assert len(a) == 6
+
+
+def test_one_image_is_no_list_of_bytes_or_lines(toy, tmp_path):
+    """Bytes and open files can be iterated over, and are one photograph all the same."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(frame(1)).save(path)
+    engine = Engine(toy.path)
+    expected = engine.explain(path, references=[])
+    with path.open("rb") as stream:
+        for source in (path.read_bytes(), bytearray(path.read_bytes()), stream):
+            found = engine.explain(source, references=[])
+            assert np.array_equal(found.logits, expected.logits)
+            assert found.names == ("image 0",)
