@@ -175,8 +175,23 @@ def test_no_pixels():
         (Image.fromarray(RGB[:, :, 0].astype(np.float32)), "floating-point"),
         (Image.fromarray(RGB[:, :, 0].astype(np.int32) * 1000), "32-bit"),
     ],
-    ids="float,int64,bool,channels first,batch,two channels,text bytes,no bytes,empty stream,text stream,none,number,"
-    "nested list,F,I".split(","),
+    ids=[
+        "float",
+        "int64",
+        "bool",
+        "channels first",
+        "batch",
+        "two channels",
+        "text bytes",
+        "no bytes",
+        "empty stream",
+        "text stream",
+        "none",
+        "number",
+        "nested list",
+        "F",
+        "I",
+    ],
 )
 def test_refused_sources(source, says):
     assert says in refused(source)
