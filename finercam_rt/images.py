@@ -109,6 +109,8 @@ def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
             return Photograph(*upright_rgb(image, name), source)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file.") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise InputError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 

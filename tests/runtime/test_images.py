@@ -30,7 +30,7 @@ def refused(source) -> str:
     text = str(caught.value)
     assert "\n" not in text
     assert text.endswith(".")
-    assert (str(source) if isinstance(source, os.PathLike) else "image 4") in text
+    assert text.count(str(source) if isinstance(source, os.PathLike) else "image 4") == 1
     return text
 
 
@@ -175,23 +175,7 @@ def test_no_pixels():
         (Image.fromarray(RGB[:, :, 0].astype(np.float32)), "floating-point"),
         (Image.fromarray(RGB[:, :, 0].astype(np.int32) * 1000), "32-bit"),
     ],
-    ids=[
-        "float",
-        "int64",
-        "bool",
-        "channels first",
-        "batch",
-        "two channels",
-        "text bytes",
-        "no bytes",
-        "empty stream",
-        "text stream",
-        "none",
-        "number",
-        "nested list",
-        "F",
-        "I",
-    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_refused_sources(source, says):
     assert says in refused(source)
