@@ -201,7 +201,8 @@ class Engine:
 
         Args:
             images: files, PIL images, uint8 arrays, bytes or objects to read from (see `images.load_image`), several
-                or one. Arrays and PIL images are referred to, not copied.
+                or one. Arrays and PIL images are referred to, not copied. An iterator is read to its end, and all that
+                it gives is kept: for a video take `explain_batches`.
             target, references, alpha, contrasts: see `__call__`.
             batch_size: images a run; None is 16, or the engine's own where it was exported with a fixed one.
 

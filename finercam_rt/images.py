@@ -190,7 +190,7 @@ def _unidentified(stream: BinaryIO, name: str) -> str:
     if not start:
         return f"{name} is empty: it is not an image."
     if is_video(start):
-        return f"{name} is not an image but a video; give its frames: finercam_rt.video.frames, or --frames."
+        return f"{name} is not an image but a video; give its frames: finercam_rt.frames(path), or --frames."
     return f"{name} is not an image that Pillow can read."
 
 

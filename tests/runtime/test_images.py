@@ -287,7 +287,7 @@ def test_heic_without_its_package(tmp_path, monkeypatch):
 def test_videos_are_refused_with_the_way_out(tmp_path, start):
     path = tmp_path / "clip"
     path.write_bytes(start + bytes(200))
-    assert "not an image but a video; give its frames: finercam_rt.video.frames, or --frames" in refused(path)
+    assert "not an image but a video; give its frames: finercam_rt.frames(path), or --frames" in refused(path)
 
 
 @pytest.mark.parametrize("mode", ["LAB", "HSV", "La", "RGBa", "RGBX", "PA"])
