@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finercam_rt import Engine
+from finercam_rt import Engine, frames
 from finercam_rt.cli import pictures
 
 SIZE = (60, 100)
@@ -85,6 +85,13 @@ def test_frames(finercam, toy, clip, tmp_path):
     assert not (every / "clip.frame-000001.overlay.png").exists()
 
 
+def test_frames_are_images_of_their_own(clip):
+    """So that a batch of them can be held."""
+    for k, image in enumerate(list(frames(clip))):
+        assert image.mode == "RGB"
+        assert np.array_equal(image, frame(k))
+
+
 def test_without_frames_the_first_one_is_explained(finercam, toy, clip, tmp_path):
     assert finercam("explain", toy.path, clip, "-o", tmp_path / "out", "--references", "none").code == 0
     (record,) = document(tmp_path / "out")["images"]
@@ -116,8 +123,6 @@ def video(path: Path, count: int) -> None:
 
 
 def test_a_video(finercam, toy, tmp_path):
-    from finercam_rt.video import frames
-
     path = tmp_path / "clip.mp4"
     video(path, 7)
     grey = [image.getpixel((60, 40))[1] for image in frames(path)]
@@ -131,8 +136,6 @@ def test_a_video(finercam, toy, tmp_path):
 
 def test_a_video_that_a_phone_holds_upright(tmp_path):
     """The display matrix (0, 1, -1, 0) of a telephone held upright turns the picture clockwise."""
-    from finercam_rt.video import frames
-
     path = tmp_path / "clip.mp4"
     video(path, 2)
     content = path.read_bytes()

@@ -163,6 +163,20 @@ def test_values_equal_an_oracle(make_toy):
     np.testing.assert_allclose(explanation.saliency_at(0, size=(4, 6)), raw, rtol=1e-6)
 
 
+def test_values_of_maps_without_a_zero(toy):
+    """Drawing takes the least value off; values keep it, and a constant map is constant."""
+    import dataclasses
+
+    explanation = Engine(toy.path).explain(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    raised = dataclasses.replace(explanation, saliency_map=explanation.saliency_map + np.float32(3))
+    np.testing.assert_allclose(raised.saliency_at(0, size=(4, 6)), raised.saliency_map[0], rtol=1e-6)
+    constant = np.full_like(explanation.saliency_map, 0.7)
+    flat = dataclasses.replace(explanation, saliency_map=constant, status=("constant",))
+    found = flat.saliency_at(0, "original")
+    assert np.isnan(found).any()
+    assert set(found[np.isfinite(found)].tolist()) == {float(np.float32(0.7))}
+
+
 def test_outside_of_the_crop(toy):
     """NaN in arrays, transparent in heat maps, dark in overlays."""
     photograph = np.random.default_rng(8).integers(100, 256, (100, 400, 3), dtype=np.uint8)
