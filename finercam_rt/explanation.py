@@ -276,6 +276,12 @@ class Explanation:
         geometry = self._original(i).geometry
         if size is not None:
             geometry = geometry.resized(size)
+        elif max(geometry.size) > ops.MAX_SIDE:
+            height, width = geometry.size
+            raise InputError(
+                f"{self.names[i]} has {width}x{height} pixels, and a picture at most {ops.MAX_SIDE} a side; give a "
+                "smaller size, or draw the crop."
+            )
         return geometry.size, geometry.box
 
     def _check_one_contrast(self) -> None:

@@ -30,7 +30,8 @@ _LAYOUTS = {
     "tokens": (_core.Layout.TOKENS, ("N", "L", "C")),
 }
 _FLOATS = ("float32", "float16", "bfloat16")
-_MAX_SIDE = 32767
+MAX_SIDE = 32767
+"""Of maps and pictures, in cells and pixels: resize positions are then exact in 32-bit integers."""
 _MAX_BOX = 2.0**30
 _BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
 
@@ -283,8 +284,8 @@ def status(saliency_map: Any, *, stream: int | None = None) -> Any:
 
 def _describe_maps(saliency_map: Any) -> Array:
     maps = describe(saliency_map, "saliency maps", ("float32",), ("N", "h", "w"))
-    if max(maps.shape[1:]) > _MAX_SIDE:
-        raise InputError(f"the saliency maps have shape {maps.shape}; a side is at most {_MAX_SIDE}.")
+    if max(maps.shape[1:]) > MAX_SIDE:
+        raise InputError(f"the saliency maps have shape {maps.shape}; a side is at most {MAX_SIDE}.")
     return maps
 
 
@@ -312,8 +313,8 @@ def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[i
 
 def _size(size: tuple[int, int]) -> tuple[int, int]:
     height, width = _pair(size, "size")
-    if max(height, width) > _MAX_SIDE:
-        raise InputError(f"the size is {height} x {width}; a side is at most {_MAX_SIDE}.")
+    if max(height, width) > MAX_SIDE:
+        raise InputError(f"the size is {height} x {width}; a side is at most {MAX_SIDE}.")
     return height, width
 
 

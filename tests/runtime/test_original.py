@@ -300,3 +300,11 @@ def test_original_of_keeps_the_orientation():
     image.info["exif"] = exif.tobytes()
     original = original_of(load_photograph(image), 0, Geometry((2, 3), (1, 1), (0.0, 0.0, 3.0, 2.0)))
     assert original.orientation == 1, "77 is none"
+
+
+def test_a_panorama_that_is_wider_than_a_picture_can_be(make_toy):
+    toy = make_toy(manifest={"input": InputSpec((32, 48), crop_mode="squash", **BLACK)})
+    explanation = Engine(toy.path).explain(np.full((40, 33_000, 3), 9, np.uint8), references=[])
+    with pytest.raises(InputError, match="image 0 has 33000x40 pixels, and a picture at most 32767 a side; give a sma"):
+        explanation.overlay(0, coordinates="original")
+    assert explanation.overlay(0, coordinates="original", size=(10, 8000)).size == (8000, 10)
