@@ -17,6 +17,8 @@ from finercam_rt.errors import ExportError as ExportError
 from finercam_rt.errors import FinerCAMError as FinerCAMError
 from finercam_rt.errors import InputError as InputError
 from finercam_rt.explanation import Explanation as Explanation
+from finercam_rt.geometry import Geometry as Geometry
+from finercam_rt.video import frames as frames
 
 __version__ = _version("finercam-rt")
 
@@ -29,11 +31,13 @@ __all__ = [
     "Explanation",
     "ExportError",
     "FinerCAMError",
+    "Geometry",
     "InputError",
     "Outputs",
     "Rank",
     "__version__",
     "alpha_sweep",
+    "frames",
     "ops",
     "top_classes",
     "why_not",

@@ -55,6 +55,8 @@ def render_values(
     status: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")],
     out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order="C")],
     *,
+    box: tuple[float, float, float, float] | None,
+    value_range: tuple[float, float] | None,
     threads: int,
     stream: int,
 ) -> None:
@@ -68,6 +70,8 @@ def render_rgba(
     colors: Annotated[NDArray[numpy.uint8], dict(shape=(256, 3), order="C", device="cpu", writable=False)],
     photos: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, 3), writable=False)] | None,
     opacity: float,
+    box: tuple[float, float, float, float] | None,
+    value_range: tuple[float, float] | None,
     threads: int,
     stream: int,
 ) -> None:

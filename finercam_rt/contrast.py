@@ -276,6 +276,10 @@ def _values(values: Any, name: str) -> list[Any]:
         raise InputError(f"{name} is {values!r}, which is neither a class nor a list of classes.") from None
 
 
+class CountError(InputError):
+    """Values for another number of images than there are."""
+
+
 def _check_count(given: int, images: int, name: str) -> None:
     if given != images:
-        raise InputError(f"{name} has {given} values for {images} images; give one value, or one for each image.")
+        raise CountError(f"{name} has {given} values for {images} images; give one value, or one for each image.")

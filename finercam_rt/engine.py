@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from finercam_rt import arrays, ops
 from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
-from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, References, Target
+from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels, status_of
-from finercam_rt.images import ImageSource, load_image, source_name
+from finercam_rt.images import ImageSource
+from finercam_rt.loading import LoadedBatch, as_list, as_stream, load_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.preprocess import Preprocessor
@@ -190,7 +190,7 @@ class Engine:
 
     def explain(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         target: Target = None,
         references: References = None,
         alpha: Alpha = None,
@@ -200,7 +200,9 @@ class Engine:
         """Predict and explain photographs.
 
         Args:
-            images: files, PIL images or uint8 arrays (see `images.load_image`), several or one.
+            images: files, PIL images, uint8 arrays, bytes or objects to read from (see `images.load_image`), several
+                or one. Arrays and PIL images are referred to, not copied. An iterator is read to its end, and all that
+                it gives is kept: for a video take `explain_batches`.
             target, references, alpha, contrasts: see `__call__`.
             batch_size: images a run; None is 16, or the engine's own where it was exported with a fixed one.
 
@@ -213,7 +215,7 @@ class Engine:
 
     def explain_batches(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         target: Target = None,
         references: References = None,
         alpha: Alpha = None,
@@ -222,59 +224,79 @@ class Engine:
         *,
         skip_errors: bool = False,
     ) -> Iterator[Batch]:
-        """As `explain`, one batch at a time, so that a folder of any size takes the memory of one batch.
+        """As `explain`, one batch at a time, so that a folder or a video of any length takes the memory of one batch.
+
+        An iterator, such as a generator of frames, may be endless. batch_size of its items are taken, explained and
+        given before the next is taken; with batch_size=1 an answer comes as soon as its frame. Of target, references,
+        alpha and contrasts it takes those that are for all images. It is closed when the batches end, however they end.
 
         With skip_errors, an image that cannot be read, or whose predicted class is one of its references, is reported
         in `Batch.failures` and the others go on; arguments that are wrong for all images still raise, at once.
         """
-        sources = _as_list(images)
-        contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
         size = self._batch_size(batch_size)
-        return self._batches(sources, contrast, min(size, len(sources)), skip_errors)
+        stream = as_stream(images)
+        if stream is not None:
+            try:
+                contrast = self._resolver.resolve(1, target, references, alpha, contrasts)
+            except CountError:
+                raise InputError(
+                    "there may be any number of images in an iterator; give it one target, references, alpha and "
+                    "contrasts for all, or explain a list."
+                ) from None
+            return self._batches(stream, contrast, size, skip_errors)
+        sources = as_list(images)
+        contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
+        return self._batches(iter(sources), contrast, min(size, len(sources)), skip_errors)
 
     def _batches(
-        self, sources: list[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
+        self, sources: Iterator[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
     ) -> Iterator[Batch]:
-        height, width = self.manifest.input.size
+        """The batches of `sources`; a contrast of one row is that of all images."""
         # Zeros, because a fixed batch runs in full: rows that no image has filled must be finite.
-        inputs = np.zeros((self._backend.fixed_batch or size, 3, height, width), np.float32)
-        for start in range(0, len(sources), size):
-            began = time.perf_counter()
-            views = np.empty((min(size, len(sources) - start), height, width, 3), np.uint8)
-            kept: list[int] = []
-            failures: dict[int, InputError] = {}
-            for position in range(start, start + len(views)):
-                source, row = sources[position], len(kept)
-                try:
-                    image = load_image(source, position)
-                    self._preprocess(image, inputs[row], views[row], source_name(source, position))
-                except InputError as error:
-                    if not skip_errors:
-                        raise
-                    failures[position] = error
-                else:
-                    kept.append(position)
-            prepared = time.perf_counter()
-            explanation = None
-            if kept:
-                part = contrast.rows(kept)
-                outputs = self._run(inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept))
-                names = [source_name(sources[position], position) for position in kept]
-                conflicts = self._conflicts(part, outputs)
-                for row in conflicts:
-                    failures[kept[row]] = self._conflict_error(part, outputs, row, names[row])
-                    if not skip_errors:
-                        raise failures[kept[row]]
-                good = [row for row in range(len(kept)) if row not in conflicts]
-                kept = [kept[row] for row in good]
-                if good:
-                    explanation = self._explanation(outputs, views, [names[row] for row in good], good)
-            yield Batch(tuple(kept), explanation, failures, prepared - began, time.perf_counter() - prepared)
+        inputs = np.zeros((self._backend.fixed_batch or size, 3, *self.manifest.input.size), np.float32)
+        start, ended = 0, False
+        try:
+            while not ended:
+                began = time.perf_counter()
+                loaded = load_batch(sources, start, size, self._preprocess, inputs, skip_errors)
+                start, ended = start + loaded.taken, loaded.taken < size
+                if start == 0 and not loaded.failures:
+                    raise InputError("there are no images to explain; give at least one.")
+                if loaded.taken or loaded.failures:
+                    yield self._batch(loaded, contrast, inputs, skip_errors, began)
+                del loaded  # the caller's photographs, of which one batch is held at a time
+        finally:
+            close = getattr(sources, "close", None)
+            if close is not None:
+                close()
 
-    def _explanation(
-        self, outputs: Outputs, views: NDArray[np.uint8], names: list[str], rows: list[int]
-    ) -> Explanation:
-        whole = len(rows) == len(views) == len(outputs.logits)
+    def _batch(
+        self,
+        loaded: LoadedBatch,
+        contrast: ContrastArrays,
+        inputs: NDArray[np.float32],
+        skip_errors: bool,
+        began: float,
+    ) -> Batch:
+        prepared = time.perf_counter()
+        failures, kept, good = dict(loaded.failures), loaded.positions, []
+        explanation = None
+        if kept:
+            part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
+            outputs = self._run(inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept))
+            conflicts = self._conflicts(part, outputs)
+            for row in conflicts:
+                failures[kept[row]] = self._conflict_error(part, outputs, row, loaded.names[row])
+                if not skip_errors:
+                    raise failures[kept[row]]
+            good = [row for row in range(len(kept)) if row not in conflicts]
+            if good:
+                explanation = self._explanation(outputs, loaded, good)
+        indices = tuple(kept[row] for row in good)
+        return Batch(indices, explanation, failures, prepared - began, time.perf_counter() - prepared)
+
+    def _explanation(self, outputs: Outputs, loaded: LoadedBatch, rows: list[int]) -> Explanation:
+        whole = len(rows) == len(outputs.logits)
         logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:-1])
         return Explanation(
             logits=logits,
@@ -283,11 +305,12 @@ class Engine:
             references=references,
             alpha=alpha,
             status=labels(status),
-            names=tuple(names),
+            names=tuple(loaded.names[row] for row in rows),
             classes=self.classes,
             size=self.manifest.input.size,
-            images=views if whole else views[rows],
+            images=loaded.views if whole else loaded.views[rows],
             layer_maps={name: v if whole else v[rows] for name, v in outputs.layer_maps.items()},
+            originals=tuple(loaded.originals[row] for row in rows),
         )
 
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
@@ -351,20 +374,6 @@ class Engine:
         if fixed is not None and wanted != fixed:
             raise InputError(f"the batch size is {wanted}; the engine was exported for exactly {fixed}.")
         return wanted
-
-
-def _as_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
-        return [images]
-    try:
-        sources = list(images)
-    except TypeError:
-        raise InputError(
-            f"images is of type {type(images).__name__}; give a list of files, images or arrays."
-        ) from None
-    if not sources:
-        raise InputError("there are no images to explain; give at least one.")
-    return sources
 
 
 def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:

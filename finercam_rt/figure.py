@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from finercam_rt import colormaps, ops
+from finercam_rt.ops import Box
 
 _MARGIN, _GAP = 16, 12
 _TITLE, _TEXT = 17, 14
@@ -23,23 +24,33 @@ def figure(
     legend: Sequence[str],
     colormap: str = "turbo",
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Image.Image:
     """The photograph, then each map over it under its title, in rows, then the colour scale and the legend's lines.
 
     A map that explains nothing is not drawn: its panel says why.
 
     Args:
-        photograph: (H,W,3) uint8, the crop that the model saw.
+        photograph: (H,W,3) uint8, the crop that the model saw, or all of it with `box`.
         maps: title and raw map (h,w) float32, one for each panel after the photograph.
         legend: lines of text.
         colormap: "turbo", "jet" or "gray".
         opacity: the map's share, 0 to 1.
+        box, value_range: where the maps lie in the photograph, and the values at the ends of the scale; see
+            `ops.render`.
     """
     height, width = photograph.shape[:2]
     panels = [("photograph", Image.fromarray(photograph))]
     for title, raw_map in maps:
         rendered = ops.render(
-            raw_map[None], (height, width), images=photograph[None], colormap=colormap, opacity=opacity
+            raw_map[None],
+            (height, width),
+            images=photograph[None],
+            colormap=colormap,
+            opacity=opacity,
+            box=box,
+            value_range=value_range,
         )
         label = ops.Status(int(rendered.status[0])).label
         panels.append(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import threading
 import warnings
+import zlib
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +17,34 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finercam_rt.errors import InputError
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
-"""A file, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) or (H,W,4) with the channels in the order RGB(A)."""
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
+"""A file's path, its bytes, an object to read them from, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) or
+(H,W,4) with the channels in the order RGB(A); a frame of OpenCV, which is BGR, is given as frame[:, :, ::-1]."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
+)
 """What counts as an image, in lower case, when a folder is searched."""
 
 # catch_warnings swaps a process-wide list; the lock keeps two of our threads from restoring it in the wrong order.
 _WARNINGS_LOCK = threading.Lock()
 _UPRIGHT = 1
+_URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+://|data:")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_LONGEST_NAME = 200
+_SAMPLES = (64, 64)
+
+
+class Photograph(NamedTuple):
+    """A photograph that was loaded.
+
+    image: upright and RGB. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. source:
+    what it can be loaded from again.
+    """
+
+    image: Image.Image
+    orientation: int
+    source: ImageSource
 
 
 def load_image(source: ImageSource, position: int = 0) -> Image.Image:
@@ -33,52 +55,153 @@ def load_image(source: ImageSource, position: int = 0) -> Image.Image:
     of an animation the first frame is taken. `position` names a source without a path in errors ("image 3").
 
     Raises:
-        InputError: no such file, a folder, not an image, truncated, too many pixels (Pillow's MAX_IMAGE_PIXELS), no
-            pixels, floating-point or 32-bit values, or an array of another shape or dtype.
+        InputError: no such file, a folder, a URL, not an image, truncated, too many pixels (Pillow's MAX_IMAGE_PIXELS),
+            no pixels, floating-point or 32-bit values, a tensor, or an array of another shape or dtype.
     """
+    return load_photograph(source, position).image
+
+
+def load_photograph(source: ImageSource, position: int = 0) -> Photograph:
+    """As `load_image`, with what is known of the original; an object to read from is rewound and read to its end."""
+    name = source_name(source, position)
     if isinstance(source, (str, os.PathLike)):
-        return _load_file(Path(source))
-    name = f"image {position}"
+        return _load_file(source, name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), name)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name)
+        return Photograph(*upright_rgb(source, name), source)
     if isinstance(source, np.ndarray):
-        return _from_array(source, name)
-    raise InputError(
-        f"{name} is of type {type(source).__name__}; give a path, a PIL image or a uint8 NumPy array (H,W,3)."
-    )
+        return Photograph(_from_array(source, name), _UPRIGHT, source)
+    if hasattr(source, "read"):
+        return _from_bytes(_read(source, name), name)
+    raise InputError(_other_type(source, name))
+
+
+def is_one_image(source: Any) -> bool:
+    """Whether this is meant as one photograph rather than as several."""
+    if isinstance(source, np.ndarray):
+        return source.ndim != 4
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    return isinstance(source, one) or hasattr(source, "read")
 
 
 def source_name(source: ImageSource, position: int) -> str:
     """How errors and records call a source: its path, or its position."""
-    return str(Path(source)) if isinstance(source, (str, os.PathLike)) else f"image {position}"
+    if not isinstance(source, (str, os.PathLike)):
+        return f"image {position}"
+    name = str(source) if isinstance(source, str) and _URL.match(source) else str(Path(source))
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
-def _load_file(path: Path) -> Image.Image:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give an image file.")
+def checksum(image: Image.Image) -> int:
+    """CRC-32 of 64 x 64 pixels of an RGB image: enough to notice that a file or an array holds another one now."""
+    return zlib.crc32(image.resize(_SAMPLES, Image.Resampling.NEAREST).tobytes())
+
+
+def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
+    if isinstance(source, str) and _URL.match(source):
+        raise InputError(f"{name} is a URL; download it and give the file, or its bytes.")
+    path = Path(source)
     try:
-        with path.open("rb") as stream, _open(stream, path) as image:
-            return _to_rgb(image, str(path))
+        if path.is_dir():
+            raise InputError(f"{name} is a folder; give an image file.")
+        with path.open("rb") as stream, open_image(stream, name) as image:
+            return Photograph(*upright_rgb(image, name), source)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+        raise InputError(f"{name}: no such file.") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 
 
-def _open(stream: object, path: Path) -> Image.Image:
+def _from_bytes(content: bytes, name: str) -> Photograph:
+    with open_image(io.BytesIO(content), name) as image:
+        return Photograph(*upright_rgb(image, name), content)
+
+
+def _read(stream: Any, name: str) -> bytes:
+    """All that a file-like object holds, from its beginning, as Pillow itself would read it."""
+    try:
+        if getattr(stream, "seekable", lambda: False)():
+            stream.seek(0)
+        content = stream.read()
+    except Exception as error:  # whatever the object raises: OSError, ValueError for a closed file, a library's own
+        raise InputError(f"{name} cannot be read ({_reason(error)}).") from None
+    if not isinstance(content, bytes):
+        raise InputError(f"{name} gives {type(content).__name__} when read; open it in binary mode.")
+    return content
+
+
+def open_image(stream: BinaryIO, name: str) -> Image.Image:
+    """Pillow's image of a stream, its pixels not yet read.
+
+    Raises:
+        InputError: not an image, a damaged one, or one with too many pixels.
+    """
+    if _is_heif(stream):
+        _register_heif(name)
     try:
         with _WARNINGS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(stream)  # type: ignore[arg-type]
+            return Image.open(stream)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb; scale it down, "
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb; scale it down, "
             "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from None
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that Pillow can read.") from None
+        raise InputError(_unidentified(stream, name)) from None
     except Exception as error:  # a plugin met bytes that it did not expect
-        raise InputError(f"{path} is a damaged image ({_reason(error)}).") from None
+        raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
+
+
+def _start(stream: BinaryIO) -> bytes:
+    stream.seek(0)
+    start = stream.read(16)
+    stream.seek(0)
+    return start
+
+
+def _is_heif(stream: BinaryIO) -> bool:
+    start = _start(stream)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+def is_video(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file that is no image are those of MP4 and MOV, Matroska and WebM, or AVI."""
+    return start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3" or (start[:4] == b"RIFF" and start[8:12] == b"AVI ")
+
+
+def _register_heif(name: str) -> None:
+    """Teach Pillow HEIC, what iPhones write, where the package for it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise InputError(
+            f"{name} is a HEIC image, which Pillow does not read by itself; `pip install pillow-heif`, or convert it "
+            "to JPEG."
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
+def _unidentified(stream: BinaryIO, name: str) -> str:
+    start = _start(stream)
+    if not start:
+        return f"{name} is empty: it is not an image."
+    if is_video(start):
+        return f"{name} is not an image but a video; give its frames: finercam_rt.frames(path), or --frames."
+    return f"{name} is not an image that Pillow can read."
+
+
+def _other_type(source: Any, name: str) -> str:
+    kind = type(source).__name__
+    if hasattr(source, "__dlpack__"):
+        return (
+            f"{name} is a {type(source).__module__.partition('.')[0]} {kind}; give a uint8 NumPy array (H,W,3), such "
+            "as tensor.permute(1, 2, 0).cpu().numpy(), or a normalised batch to engine(batch)."
+        )
+    return f"{name} is of type {kind}; give a path, bytes, a PIL image or a uint8 NumPy array (H,W,3)."
 
 
 def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
@@ -94,21 +217,23 @@ def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
         raise InputError(f"{name} has no pixels: its shape is {array.shape}.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), name)
+    return upright_rgb(Image.fromarray(np.ascontiguousarray(array)), name)[0]
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+    """The image, upright and RGB, and the EXIF orientation that it had."""
     if image.width < 1 or image.height < 1:
         raise InputError(f"{name} has no pixels: its size is {image.width}x{image.height}.")
     try:
         image.load()
-        if _orientation(image) != _UPRIGHT:
+        orientation = _orientation(image)
+        if orientation != _UPRIGHT:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
-            return _from_deep_grey(image, name)
+            return _from_deep_grey(image, name), orientation
         if image.mode == "F":
             raise InputError(f"{name} has floating-point pixels; convert it to 8 bits a channel.")
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return (image if image.mode == "RGB" else image.convert("RGB")), orientation
     except InputError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and others on bad bytes
@@ -117,9 +242,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+        found = int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation; the pixels are fine
         return _UPRIGHT
+    return found if 1 <= found <= 8 else _UPRIGHT
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from enum import IntEnum
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core, colormaps
 from finercam_rt.errors import InputError
+from finercam_rt.kernel_arrays import Array, allocate, check_same_device, describe, listed, output, stream_of, to_caller
+from finercam_rt.kernel_arrays import cuda_status as cuda_status
 from finercam_rt.threads import physical_cores_granted
 
 _METHODS = {"gradcam": _core.Method.GRADCAM}
@@ -29,8 +30,13 @@ _LAYOUTS = {
     "tokens": (_core.Layout.TOKENS, ("N", "L", "C")),
 }
 _FLOATS = ("float32", "float16", "bfloat16")
-_MAX_SIDE = 32767
+MAX_SIDE = 32767
+"""Of maps and pictures, in cells and pixels: resize positions are then exact in 32-bit integers."""
+_MAX_BOX = 2.0**30
 _BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels, edges and not centres: the first pixel reaches from 0 to 1."""
 
 
 class Status(IntEnum):
@@ -115,21 +121,21 @@ def cam(
     Source: Selvaraju et al., Grad-CAM, ICCV 2017; G from the Finer-CAM seed makes it Finer-CAM.
     """
     if method not in _METHODS:
-        raise InputError(f"the method is {method!r}; use one of {_listed(_METHODS)}.")
+        raise InputError(f"the method is {method!r}; use one of {listed(_METHODS)}.")
     if layout not in _LAYOUTS:
-        raise InputError(f"the layout is {layout!r}; use one of {_listed(_LAYOUTS)}.")
+        raise InputError(f"the layout is {layout!r}; use one of {listed(_LAYOUTS)}.")
     code, axes = _LAYOUTS[layout]
-    a = _describe(activations, "activations", _FLOATS, axes)
-    g = _describe(gradients, "gradients", _FLOATS, axes)
+    a = describe(activations, "activations", _FLOATS, axes)
+    g = describe(gradients, "gradients", _FLOATS, axes)
     if a.shape != g.shape:
         raise InputError(f"the gradients have shape {g.shape} and the activations {a.shape}; the two must be equal.")
     if a.dtype != g.dtype:
         raise InputError(f"the gradients are {g.dtype} and the activations {a.dtype}; convert one of them.")
-    _same_device(g, a)
+    check_same_device(g, a)
     height, width = _grid(a.shape, layout, prefix_tokens, grid)
     shape = (a.shape[0], height, width)
     workers = _threads(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2))
-    result = _output(out, "out", "float32", shape, a)
+    result = output(out, "out", "float32", shape, a)
     _core.cam(
         activations,
         gradients,
@@ -138,9 +144,9 @@ def cam(
         layout=code,
         prefix_tokens=prefix_tokens,
         threads=workers,
-        stream=_stream(stream, activations, a),
+        stream=stream_of(stream, activations, a),
     )
-    return result if out is not None else _to_caller(result, activations)
+    return result if out is not None else to_caller(result, activations)
 
 
 @overload
@@ -151,6 +157,8 @@ def render(
     images: NDArray[np.uint8] | None = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: NDArray[Any] | None = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -163,6 +171,8 @@ def render(
     images: Any = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: Any = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -174,6 +184,8 @@ def render(
     images: Any = None,
     colormap: str | NDArray[np.uint8] | None = None,
     opacity: float = 0.5,
+    box: Box | None = None,
+    value_range: tuple[float, float] | None = None,
     out: Any = None,
     threads: int | None = None,
     stream: int | None = None,
@@ -190,6 +202,11 @@ def render(
         images: photographs to blend with, (N,H,W,3) uint8 RGB, on the maps' device; needs a colormap.
         colormap: "turbo", "jet", "gray", a (256,3) uint8 NumPy table, or None for values.
         opacity: of the colours over the photographs, 0 to 1.
+        box: (left, top, right, bottom), where in the image the maps lie, in pixels; by default they fill it. It may
+            reach beyond the image. Pixels with their centres outside of it are NaN, transparent, or the photograph
+            under black of the same opacity.
+        value_range: (low, high), the raw values that are drawn as 0 and 1, so that pictures can be compared; by
+            default each map's own least and greatest. Values beyond it are drawn as its ends.
         out: C-contiguous, of the image's shape, dtype and device: receives the image, and is returned in the result.
         threads: of the CPU; by default as many physical cores as the work repays.
         stream: of a CUDA device; see the module.
@@ -211,18 +228,21 @@ def render(
     if images is not None:
         if colors is None:
             raise InputError("images were given without a colormap to blend over them; choose a colormap.")
-        photos = _describe(images, "images", ("uint8",), ("N", "H", "W", "3"))
+        photos = describe(images, "images", ("uint8",), ("N", "H", "W", "3"))
         if photos.shape != (*shape[:3], 3):
             raise InputError(
                 f"the images have shape {photos.shape}; for these maps and this size give {shape[:3]} x 3."
             )
-        _same_device(photos, maps)
+        check_same_device(photos, maps)
+    edges, limits = _box(box), _value_range(value_range)
     workers = _threads(threads, math.prod(shape[:3]) * 4)
-    pointer = _stream(stream, saliency_map, maps)
-    image = _output(out, "out", "float32" if colors is None else "uint8", shape, maps)
-    status_out = _allocate("uint8", shape[:1], maps)
+    pointer = stream_of(stream, saliency_map, maps)
+    image = output(out, "out", "float32" if colors is None else "uint8", shape, maps)
+    status_out = allocate("uint8", shape[:1], maps)
     if colors is None:
-        _core.render_values(saliency_map, status_out, image, threads=workers, stream=pointer)
+        _core.render_values(
+            saliency_map, status_out, image, box=edges, value_range=limits, threads=workers, stream=pointer
+        )
     else:
         _core.render_rgba(
             saliency_map,
@@ -231,10 +251,12 @@ def render(
             colors=colors,
             photos=images,
             opacity=opacity,
+            box=edges,
+            value_range=limits,
             threads=workers,
             stream=pointer,
         )
-    return Rendered(image if out is not None else _to_caller(image, saliency_map), _to_caller(status_out, saliency_map))
+    return Rendered(image if out is not None else to_caller(image, saliency_map), to_caller(status_out, saliency_map))
 
 
 @overload
@@ -255,64 +277,16 @@ def status(saliency_map: Any, *, stream: int | None = None) -> Any:
         InputError: a shape, dtype, device or option that cannot be used.
     """
     maps = _describe_maps(saliency_map)
-    result = _allocate("uint8", maps.shape[:1], maps)
-    _core.map_status(saliency_map, result, threads=1, stream=_stream(stream, saliency_map, maps))
-    return _to_caller(result, saliency_map)
+    result = allocate("uint8", maps.shape[:1], maps)
+    _core.map_status(saliency_map, result, threads=1, stream=stream_of(stream, saliency_map, maps))
+    return to_caller(result, saliency_map)
 
 
-def cuda_status() -> str:
-    """Whether the CUDA kernels can run here: "available: N devices", or "unavailable: " and the reason."""
-    devices, reason = _core.cuda_status()
-    return f"available: {devices} device{'s' * (devices != 1)}" if devices else f"unavailable: {reason}"
-
-
-class _Array(NamedTuple):
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    device: str
-    aligned: bool
-    plain: bool
-
-
-def _describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, ...]) -> _Array:
-    """Shape, dtype and device of an argument, checked; `axes` are the names of its axes, a digit where one is fixed."""
-    found = None if array is None else _core.describe(array)
-    if found is None:
-        raise InputError(
-            f"the {name} ({type(array).__name__}) cannot be read as an array; give a NumPy array or a tensor "
-            "that supports DLPack, in native byte order."
-        )
-    described = _Array(name, *found)
-    wanted = "(" + ",".join(axes) + ")"
-    if len(described.shape) != len(axes):
-        raise InputError(f"the {name} have shape {described.shape}; give {wanted}.")
-    for axis, size in zip(axes, described.shape, strict=True):
-        if size == 0 or (axis.isdigit() and size != int(axis)):
-            raise InputError(f"the {name} have shape {described.shape}; give {wanted} with sizes of at least 1.")
-    if described.dtype not in dtypes:
-        raise InputError(f"the {name} are {described.dtype}; convert them to {_listed(dtypes)}.")
-    if not described.aligned:
-        raise InputError(f"the {name} are not aligned in memory; copy them first.")
-    if described.device != "cpu" and not described.device.startswith("cuda:"):
-        raise InputError(f"the {name} lie on {described.device}; move them to the CPU or to a CUDA device.")
-    if described.device != "cpu" and not _core.cuda_status()[0]:
-        raise InputError(f"the {name} lie on {described.device}, but CUDA is {cuda_status()}; move them to the CPU.")
-    return described
-
-
-def _describe_maps(saliency_map: Any) -> _Array:
-    maps = _describe(saliency_map, "saliency maps", ("float32",), ("N", "h", "w"))
-    if max(maps.shape[1:]) > _MAX_SIDE:
-        raise InputError(f"the saliency maps have shape {maps.shape}; a side is at most {_MAX_SIDE}.")
+def _describe_maps(saliency_map: Any) -> Array:
+    maps = describe(saliency_map, "saliency maps", ("float32",), ("N", "h", "w"))
+    if max(maps.shape[1:]) > MAX_SIDE:
+        raise InputError(f"the saliency maps have shape {maps.shape}; a side is at most {MAX_SIDE}.")
     return maps
-
-
-def _same_device(array: _Array, reference: _Array) -> None:
-    if array.device != reference.device:
-        raise InputError(
-            f"the {array.name} lie on {array.device} and the {reference.name} on {reference.device}; move one of them."
-        )
 
 
 def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -339,9 +313,34 @@ def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[i
 
 def _size(size: tuple[int, int]) -> tuple[int, int]:
     height, width = _pair(size, "size")
-    if max(height, width) > _MAX_SIDE:
-        raise InputError(f"the size is {height} x {width}; a side is at most {_MAX_SIDE}.")
+    if max(height, width) > MAX_SIDE:
+        raise InputError(f"the size is {height} x {width}; a side is at most {MAX_SIDE}.")
     return height, width
+
+
+def _box(box: Any) -> Box | None:
+    if box is None:
+        return None
+    try:
+        left, top, right, bottom = (float(edge) for edge in box)
+    except (TypeError, ValueError):
+        raise InputError(f"the box is {box!r}; give (left, top, right, bottom) in pixels.") from None
+    # written so that NaN is wrong
+    if not (-_MAX_BOX <= left < right <= _MAX_BOX and -_MAX_BOX <= top < bottom <= _MAX_BOX):
+        raise InputError(f"the box is {box!r}; give (left, top, right, bottom) with left < right and top < bottom.")
+    return left, top, right, bottom
+
+
+def _value_range(value_range: Any) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(np.float32(value)) for value in value_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (0.0 <= low < high <= float(np.finfo(np.float32).max)):
+        raise InputError(f"the value_range is {value_range!r}; give (low, high), raw values with 0 <= low < high.")
+    return low, high
 
 
 def _pair(values: Any, name: str) -> tuple[int, int]:
@@ -357,7 +356,7 @@ def _pair(values: Any, name: str) -> tuple[int, int]:
 def _colors(colormap: Any) -> NDArray[np.uint8]:
     if isinstance(colormap, str):
         if colormap not in colormaps.NAMES:
-            raise InputError(f"the colormap is {colormap!r}; use one of {_listed(colormaps.NAMES)} or a (256,3) table.")
+            raise InputError(f"the colormap is {colormap!r}; use one of {listed(colormaps.NAMES)} or a (256,3) table.")
         return colormaps.table(colormap)
     if not isinstance(colormap, np.ndarray) or colormap.shape != (256, 3) or colormap.dtype != np.uint8:
         raise InputError("the colormap is neither a name nor a NumPy table; give (256,3) uint8, red green blue.")
@@ -377,51 +376,3 @@ def _threads(threads: int | None, size: int) -> int:
 @functools.cache
 def _cores() -> int:
     return physical_cores_granted()
-
-
-def _stream(stream: int | None, array: Any, described: _Array) -> int:
-    if stream is not None or described.device == "cpu":
-        return stream or 0
-    torch = _torch_of(array)
-    return int(torch.cuda.current_stream(array.device).cuda_stream) if torch else 0
-
-
-def _output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: _Array) -> Any:
-    """`out`, checked, or a new array on the device of `like`."""
-    if out is None:
-        return _allocate(dtype, shape, like)
-    found = _core.describe(out)
-    if found is None:
-        raise InputError(f"{name} ({type(out).__name__}) cannot be read as an array; give {shape} {dtype}.")
-    described = _Array(name, *found)
-    if (described.shape, described.dtype, described.device) != (shape, dtype, like.device):
-        raise InputError(
-            f"{name} is {described.shape} {described.dtype} on {described.device}; it must be {shape} {dtype} on "
-            f"{like.device}."
-        )
-    if not described.plain or (isinstance(out, np.ndarray) and not out.flags.writeable):
-        raise InputError(f"{name} is not a writable, C-contiguous array aligned to 4 bytes; give one that is.")
-    return out
-
-
-def _allocate(dtype: str, shape: tuple[int, ...], like: _Array) -> Any:
-    if like.device == "cpu":
-        return np.empty(shape, dtype)
-    device = int(like.device.removeprefix("cuda:"))
-    make = _core.cuda_empty_float32 if dtype == "float32" else _core.cuda_empty_uint8
-    return make(shape, device)
-
-
-def _to_caller(result: Any, argument: Any) -> Any:
-    torch = _torch_of(argument)
-    return torch.from_dlpack(result) if torch else result
-
-
-def _torch_of(array: Any) -> Any:
-    """The torch module where the array is a tensor of it; torch is never imported here."""
-    torch = sys.modules.get("torch") if type(array).__module__.partition(".")[0] == "torch" else None
-    return torch if torch is not None and isinstance(array, torch.Tensor) else None
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names)

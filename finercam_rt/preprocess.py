@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finercam_rt.errors import InputError
+from finercam_rt.geometry import Geometry
 from finercam_rt.manifest import InputSpec
 
 _RESAMPLING = {
@@ -39,8 +40,11 @@ class Preprocessor:
         mean, std = (np.asarray(v, dtype=np.float32)[:, None] for v in (spec.mean, spec.std))
         self._levels: NDArray[np.float32] = (levels[None, :] - mean) / std
 
-    def __call__(self, image: Image.Image, out: NDArray[np.float32], view: NDArray[np.uint8], name: str) -> None:
+    def __call__(self, image: Image.Image, out: NDArray[np.float32], view: NDArray[np.uint8], name: str) -> Geometry:
         """Write the input to `out` (3,H,W) float32 and the crop to `view` (H,W,3) uint8; `image` is RGB.
+
+        Returns:
+            Where in the image the crop lies.
 
         Raises:
             InputError: the photograph is so narrow that its resized form would not fit in memory.
@@ -53,9 +57,13 @@ class Preprocessor:
         resample = _RESAMPLING[self.spec.interpolation]
         resized = image if image.size == (width, height) else image.resize((width, height), resample)
         fill = tuple(round(255 * v) for v in self.spec.mean) if self.spec.crop_mode == "border" else (0, 0, 0)
-        _centre(np.asarray(resized), view, fill, floor=self.spec.crop_mode == "center_floor")
+        top, left = _centre(np.asarray(resized), view, fill, floor=self.spec.crop_mode == "center_floor")
         for channel in range(3):
             np.take(self._levels[channel], view[:, :, channel], out=out[channel], mode="clip")
+        # Pillow lays the resized photograph's edges on the photograph's, so one factor an axis tells all.
+        y, x = image.height / height, image.width / width
+        box = (left * x, top * y, (left + view.shape[1]) * x, (top + view.shape[0]) * y)
+        return Geometry((image.height, image.width), (view.shape[0], view.shape[1]), box)
 
 
 def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...]) -> tuple[int, int]:
@@ -76,13 +84,17 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
     return round(height / ratio), round(width / ratio)
 
 
-def _centre(image: NDArray[np.uint8], view: NDArray[np.uint8], fill: tuple[int, ...], floor: bool) -> None:
-    """Copy the centre of `image` (h,w,3) into `view` (H,W,3); where the image is smaller, `fill` surrounds it."""
+def _centre(image: NDArray[np.uint8], view: NDArray[np.uint8], fill: tuple[int, ...], floor: bool) -> tuple[int, int]:
+    """Copy the centre of `image` (h,w,3) into `view` (H,W,3); where the image is smaller, `fill` surrounds it.
+
+    Returns (top, left), where in the image the view begins: below zero by the width of what surrounds it.
+    """
     rows, columns = (_span(image.shape[axis], view.shape[axis], floor) for axis in (0, 1))
     if rows[1] - rows[0] < view.shape[0] or columns[1] - columns[0] < view.shape[1]:
         view[...] = np.asarray(fill, dtype=np.uint8)
     source = image[rows[0] : rows[1], columns[0] : columns[1]]
     view[rows[2] : rows[2] + source.shape[0], columns[2] : columns[2] + source.shape[1]] = source
+    return rows[0] - rows[2], columns[0] - columns[2]
 
 
 def _span(edge: int, crop: int, floor: bool) -> tuple[int, int, int]:

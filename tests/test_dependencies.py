@@ -19,6 +19,8 @@ ALLOWED_IN = {
     "backends/onnxruntime.py": {"onnxruntime"},
     "backends/openvino.py": {"openvino"},
     "cli/progress.py": {"tqdm"},
+    "images.py": {"pillow_heif"},
+    "video.py": {"av"},
 }
 """The third-party modules that one file of the runtime may import besides."""
 EXPORT_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript"}

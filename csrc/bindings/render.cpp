@@ -1,8 +1,10 @@
 #include "kernels/render.h"
 
 #include <optional>
+#include <tuple>
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
 
 #include "bindings/arrays.h"
 
@@ -34,12 +36,20 @@ RenderArgs args_of(const Maps& maps, const Status& status) {
   return args;
 }
 
+using Edges = std::tuple<double, double, double, double>;  // left, top, right, bottom; none: the whole image
+using Range = std::tuple<float, float>;
+
 template <typename Image>
-void set_size(RenderArgs& args, const Maps& maps, const Image& out) {
+void set_picture(RenderArgs& args, const Maps& maps, const Image& out, const std::optional<Edges>& box,
+                 const std::optional<Range>& range) {
   check_same_device(maps, out, "render");
   FINERCAM_CHECK(out.shape(0) == maps.shape(0), "render", "expected ", maps.shape(0), " images, got ", out.shape(0));
   args.height = static_cast<std::int64_t>(out.shape(1));
   args.width = static_cast<std::int64_t>(out.shape(2));
+  const auto [left, top, right, bottom] =
+      box.value_or(Edges{0, 0, static_cast<double>(args.width), static_cast<double>(args.height)});
+  args.box = {left, top, right, bottom};
+  if (range) std::tie(args.low, args.high) = *range;
 }
 
 void run(const RenderArgs& args, const Maps& maps, int threads, std::uintptr_t stream) {
@@ -52,17 +62,19 @@ void map_status(const Maps& maps, const Status& status, int threads, std::uintpt
   run(args_of(maps, status), maps, threads, stream);
 }
 
-void render_values(const Maps& maps, const Status& status, const Values& out, int threads, std::uintptr_t stream) {
+void render_values(const Maps& maps, const Status& status, const Values& out, const std::optional<Edges>& box,
+                   const std::optional<Range>& range, int threads, std::uintptr_t stream) {
   RenderArgs args = args_of(maps, status);
-  set_size(args, maps, out);
+  set_picture(args, maps, out, box, range);
   args.values = out.data();
   run(args, maps, threads, stream);
 }
 
 void render_rgba(const Maps& maps, const Status& status, const Rgba& out, const Colors& colors,
-                 const std::optional<Photos>& photos, float opacity, int threads, std::uintptr_t stream) {
+                 const std::optional<Photos>& photos, float opacity, const std::optional<Edges>& box,
+                 const std::optional<Range>& range, int threads, std::uintptr_t stream) {
   RenderArgs args = args_of(maps, status);
-  set_size(args, maps, out);
+  set_picture(args, maps, out, box, range);
   args.rgba = out.data();
   args.colors = colors.data();
   args.opacity = opacity;
@@ -87,11 +99,12 @@ void bind_render(nb::module_& module) {
   module.def("map_status", &map_status, nb::arg("maps").noconvert(), nb::arg("status").noconvert(), nb::kw_only(),
              nb::arg("threads"), nb::arg("stream"), "Write the status of each raw map.");
   module.def("render_values", &render_values, nb::arg("maps").noconvert(), nb::arg("status").noconvert(),
-             nb::arg("out").noconvert(), nb::kw_only(), nb::arg("threads"), nb::arg("stream"),
-             "Write the normalised maps, resized to the size of out.");
+             nb::arg("out").noconvert(), nb::kw_only(), nb::arg("box").none(), nb::arg("value_range").none(),
+             nb::arg("threads"), nb::arg("stream"), "Write the normalised maps, resized to the size of out.");
   module.def("render_rgba", &render_rgba, nb::arg("maps").noconvert(), nb::arg("status").noconvert(),
              nb::arg("out").noconvert(), nb::kw_only(), nb::arg("colors").noconvert(),
-             nb::arg("photos").noconvert().none(), nb::arg("opacity"), nb::arg("threads"), nb::arg("stream"),
+             nb::arg("photos").noconvert().none(), nb::arg("opacity"), nb::arg("box").none(),
+             nb::arg("value_range").none(), nb::arg("threads"), nb::arg("stream"),
              "Write the coloured maps, resized to the size of out and blended with the photographs.");
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/render.h"
 
+#include <limits>
+
 namespace finercam {
 
 void render(const RenderArgs& args, const Execution& execution) {
@@ -17,6 +19,14 @@ void render(const RenderArgs& args, const Execution& execution) {
   if (args.values != nullptr || args.rgba != nullptr) {
     FINERCAM_CHECK(args.height >= 1 && args.width >= 1 && args.height <= kMaxSide && args.width <= kMaxSide, "render",
                    "expected an image of 1 to ", kMaxSide, " a side, got ", args.height, " x ", args.width);
+    const Box& box = args.box;
+    FINERCAM_CHECK(-kMaxBox <= box.left && box.left < box.right && box.right <= kMaxBox && -kMaxBox <= box.top &&
+                       box.top < box.bottom && box.bottom <= kMaxBox,
+                   "render", "expected a box with left < right and top < bottom within +-2^30, got (", box.left, ", ",
+                   box.top, ", ", box.right, ", ", box.bottom, ")");
+    FINERCAM_CHECK((args.low == 0.0f && args.high == 0.0f) ||
+                       (args.low >= 0.0f && args.low < args.high && args.high <= std::numeric_limits<float>::max()),
+                   "render", "expected a range of values with 0 <= low < high, got ", args.low, " to ", args.high);
   }
   FINERCAM_CHECK(reinterpret_cast<std::uintptr_t>(args.rgba) % 4 == 0, "render",
                  "expected an RGBA image aligned to 4 bytes, got ", static_cast<const void*>(args.rgba));

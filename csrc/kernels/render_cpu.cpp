@@ -79,10 +79,12 @@ MapRange range_of(const RenderArgs& args, std::int64_t image) {
 // Renders the rows [first, last) of one image.
 class BandRenderer {
  public:
-  BandRenderer(const RenderArgs& args, const Palette* palette, const Source* columns)
+  BandRenderer(const RenderArgs& args, const Palette* palette, const Source* sources)
       : args_(args),
+        rows_axis_(rows_of(args)),
+        columns_axis_(columns_of(args)),
         palette_(palette),
-        columns_(columns),
+        sources_(sources),
         rows_{std::vector<float>(width()), std::vector<float>(width())},
         index_(args.rgba != nullptr ? width() : 0),
         photo_(args.photos != nullptr ? width() : 0) {}
@@ -90,22 +92,13 @@ class BandRenderer {
   void draw(std::int64_t image, const float* map, std::int64_t first, std::int64_t last) {
     cached_[0] = cached_[1] = -1;
     for (std::int64_t y = first; y < last; ++y) {
-      const Source source = source_of(static_cast<std::int32_t>(y), static_cast<std::int32_t>(args_.map_height),
-                                      static_cast<std::int32_t>(args_.height));
-      const float* top = source_row(map, source.low);
-      const float* bottom = source_row(map, source.high);
       const std::int64_t row = image * args_.height + y;
-      if (args_.values != nullptr) {
-        value_row(top, bottom, source.weight, args_.values + row * args_.width, args_.width);
-        continue;
-      }
-      std::uint32_t* out = rgba_row(row);
-      index_row(top, bottom, source.weight, index_.data(), args_.width);
-      color_row(index_.data(), *palette_, out, args_.width);
+      fill_outside(row, y);
+      if (rows_axis_.holds(y)) draw_inside(row, map, static_cast<std::int32_t>(y));
       if (args_.photos == nullptr) continue;
       read_photo(image, y, photo_.data());
       blend_row(reinterpret_cast<const std::uint8_t*>(photo_.data()), 1.0f - args_.opacity, args_.opacity,
-                reinterpret_cast<std::uint8_t*>(out), args_.width * 4);
+                reinterpret_cast<std::uint8_t*>(rgba_row(row)), args_.width * 4);
     }
   }
 
@@ -115,6 +108,7 @@ class BandRenderer {
       const std::int64_t row = image * args_.height + y;
       if (args_.values != nullptr) {
         std::fill_n(args_.values + row * args_.width, args_.width, 0.0f);
+        fill_outside(row, y);
       } else if (args_.photos == nullptr) {
         std::fill_n(rgba_row(row), args_.width, 0u);
       } else {
@@ -126,11 +120,39 @@ class BandRenderer {
  private:
   std::size_t width() const { return static_cast<std::size_t>(args_.width); }
 
+  // The pixels of row y that the map does not cover; black ones are then blended with the photograph.
+  void fill_outside(std::int64_t row, std::int64_t y) {
+    const std::int64_t first = rows_axis_.holds(y) ? columns_axis_.first : args_.width;
+    const std::int64_t last = rows_axis_.holds(y) ? columns_axis_.last : args_.width;
+    if (args_.values != nullptr) {
+      float* out = args_.values + row * args_.width;
+      std::fill(out, out + first, std::numeric_limits<float>::quiet_NaN());
+      std::fill(out + last, out + args_.width, std::numeric_limits<float>::quiet_NaN());
+    } else {
+      const std::uint32_t pixel = args_.photos != nullptr ? pixel_of(0, 0, 0) : 0u;
+      std::fill(rgba_row(row), rgba_row(row) + first, pixel);
+      std::fill(rgba_row(row) + last, rgba_row(row) + args_.width, pixel);
+    }
+  }
+
+  void draw_inside(std::int64_t row, const float* map, std::int32_t y) {
+    const Source source = source_of(y, rows_axis_);
+    const float* top = source_row(map, source.low);
+    const float* bottom = source_row(map, source.high);
+    const std::int64_t first = columns_axis_.first, count = columns_axis_.last - first;
+    if (args_.values != nullptr) {
+      value_row(top, bottom, source.weight, args_.values + row * args_.width + first, count);
+    } else {
+      index_row(top, bottom, source.weight, index_.data(), count);
+      color_row(index_.data(), *palette_, rgba_row(row) + first, count);
+    }
+  }
+
   // Source rows y and y + 1 have different parity, so each has a slot of its own.
   const float* source_row(const float* map, std::int32_t y) {
     std::vector<float>& slot = rows_[y % 2];
     if (cached_[y % 2] != y) {
-      resize_row(map + y * args_.map_width, columns_, slot.data(), args_.width);
+      resize_row(map + y * args_.map_width, sources_, slot.data(), columns_axis_.last - columns_axis_.first);
       cached_[y % 2] = y;
     }
     return slot.data();
@@ -161,8 +183,9 @@ class BandRenderer {
   }
 
   const RenderArgs& args_;
+  const Axis rows_axis_, columns_axis_;
   const Palette* palette_;
-  const Source* columns_;
+  const Source* sources_;  // of the columns in the box
   std::vector<float> rows_[2];
   std::int32_t cached_[2] = {-1, -1};
   std::vector<std::int32_t> index_;
@@ -176,10 +199,11 @@ void render_cpu(const RenderArgs& args, int threads) {
   const std::int64_t cells = args.map_height * args.map_width;
   std::vector<float> maps(draws ? static_cast<std::size_t>(args.batch * cells) : 0);
   for (std::int64_t image = 0; image < args.batch; ++image) {
-    const MapRange range = range_of(args, image);
-    const MapStatus status = status_of(range);
+    const MapRange own = range_of(args, image);
+    const MapStatus status = status_of(own);
     args.status[image] = static_cast<std::uint8_t>(status);
     if (!draws || status != MapStatus::kOk) continue;
+    const MapRange range = drawn_range(args, own);
     float* out = maps.data() + image * cells;
     for (std::int64_t y = 0; y < args.map_height; ++y) {
       const float* row = args.maps + image * args.map_batch_stride + y * args.map_row_stride;
@@ -190,17 +214,16 @@ void render_cpu(const RenderArgs& args, int threads) {
 
   Palette palette;
   if (args.colors != nullptr) palette = palette_of(args.colors);
-  std::vector<Source> columns(static_cast<std::size_t>(args.width));
-  for (std::int64_t x = 0; x < args.width; ++x) {
-    columns[static_cast<std::size_t>(x)] = source_of(
-        static_cast<std::int32_t>(x), static_cast<std::int32_t>(args.map_width), static_cast<std::int32_t>(args.width));
-  }
+  const Axis columns = columns_of(args);
+  std::vector<Source> sources;
+  sources.reserve(static_cast<std::size_t>(columns.last - columns.first));
+  for (std::int32_t x = columns.first; x < columns.last; ++x) sources.push_back(source_of(x, columns));
   const std::int64_t bands = (args.height + kBandRows - 1) / kBandRows;
   parallel_for(args.batch * bands, threads, [&](std::int64_t unit) {
     const std::int64_t image = unit / bands;
     const std::int64_t first = unit % bands * kBandRows;
     const std::int64_t last = std::min(first + kBandRows, args.height);
-    BandRenderer renderer(args, &palette, columns.data());
+    BandRenderer renderer(args, &palette, sources.data());
     if (static_cast<MapStatus>(args.status[image]) == MapStatus::kOk) {
       renderer.draw(image, maps.data() + image * cells, first, last);
     } else {

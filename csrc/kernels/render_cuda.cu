@@ -70,25 +70,33 @@ __device__ __forceinline__ const std::uint8_t* photo_at(const RenderArgs& args, 
   return args.photos + image * args.photo_batch_stride + y * args.photo_row_stride + x * args.photo_column_stride;
 }
 
-template <Picture kPicture, typename Map>
-__device__ void draw(const RenderArgs& args, const Map& map, const std::uint8_t* rgb, int image) {
+// What the kernel knows of the two axes, computed once on the host.
+struct Axes {
+  Axis rows, columns;
+};
+
+template <Picture kPicture, bool kBoxed, typename Map>
+__device__ void draw(const RenderArgs& args, const Axes& axes, const Map& map, const std::uint8_t* rgb, int image) {
   const int height = static_cast<int>(args.height);
   const int width = static_cast<int>(args.width);
   const float photo_opacity = 1.0f - args.opacity;
   for (int x = threadIdx.x; x < width; x += kThreads) {
-    const Source column = source_of(x, static_cast<int>(args.map_width), width);
+    const Source column =
+        kBoxed ? source_in_box(x, axes.columns) : source_of(x, static_cast<int>(args.map_width), width);
     for (int y = blockIdx.x; y < height; y += gridDim.x) {
-      const Source row = source_of(y, static_cast<int>(args.map_height), height);
+      const bool inside = !kBoxed || (axes.columns.holds(x) && axes.rows.holds(y));
+      const Source row = kBoxed ? source_in_box(y, axes.rows) : source_of(y, static_cast<int>(args.map_height), height);
       const float top = lerp(map.at(row.low, column.low), map.at(row.low, column.high), column.weight);
       const float bottom = lerp(map.at(row.high, column.low), map.at(row.high, column.high), column.weight);
       const float value = lerp(top, bottom, row.weight);
       const std::int64_t pixel = (static_cast<std::int64_t>(image) * height + y) * width + x;
       if constexpr (kPicture == Picture::kValues) {
-        args.values[pixel] = value;
+        args.values[pixel] = inside ? value : NAN;
         continue;
       }
       const std::uint8_t* color = rgb + 3 * color_index(value);
       uchar4 out = make_uchar4(color[0], color[1], color[2], 255);
+      if (!inside) out = make_uchar4(0, 0, 0, kPicture == Picture::kBlend ? 255 : 0);
       if constexpr (kPicture == Picture::kBlend) {
         const std::uint8_t* photo = photo_at(args, image, y, x);
         const std::int64_t step = args.photo_channel_stride;
@@ -103,14 +111,14 @@ __device__ void draw(const RenderArgs& args, const Map& map, const std::uint8_t*
 
 // Where the map explains nothing: zeros, or the photograph as it is.
 template <Picture kPicture>
-__device__ void leave_blank(const RenderArgs& args, int image) {
+__device__ void leave_blank(const RenderArgs& args, const Axes& axes, int image) {
   const int height = static_cast<int>(args.height);
   const int width = static_cast<int>(args.width);
   for (int y = blockIdx.x; y < height; y += gridDim.x) {
     for (int x = threadIdx.x; x < width; x += kThreads) {
       const std::int64_t pixel = (static_cast<std::int64_t>(image) * height + y) * width + x;
       if constexpr (kPicture == Picture::kValues) {
-        args.values[pixel] = 0.0f;
+        args.values[pixel] = axes.columns.holds(x) && axes.rows.holds(y) ? 0.0f : NAN;
         continue;
       }
       uchar4 out = make_uchar4(0, 0, 0, 0);
@@ -124,9 +132,10 @@ __device__ void leave_blank(const RenderArgs& args, int image) {
   }
 }
 
-template <Picture kPicture>
+template <Picture kPicture, bool kBoxed>
 __global__ void __launch_bounds__(kThreads)
-    render_kernel(const __grid_constant__ RenderArgs args, const __grid_constant__ Palette palette) {
+    render_kernel(const __grid_constant__ RenderArgs args, const __grid_constant__ Axes axes,
+                  const __grid_constant__ Palette palette) {
   __shared__ float cells[kSharedCells];
   __shared__ std::uint8_t rgb[sizeof(Palette)];
   const int image = blockIdx.y;
@@ -136,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) args.status[image] = static_cast<std::uint8_t>(status);
   if constexpr (kPicture == Picture::kNone) return;
   if (status != MapStatus::kOk) {
-    leave_blank<kPicture>(args, image);
+    leave_blank<kPicture>(args, axes, image);
     return;
   }
   if constexpr (kPicture != Picture::kValues) {
@@ -144,14 +153,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int map_width = static_cast<int>(args.map_width);
   const int count = static_cast<int>(args.map_height) * map_width;
-  const GlobalMap global{map, args.map_row_stride, args.map_column_stride, range};
+  const GlobalMap global{map, args.map_row_stride, args.map_column_stride, drawn_range(args, range)};
   if (count <= kSharedCells) {
     for (int i = threadIdx.x; i < count; i += kThreads) cells[i] = global.at(i / map_width, i % map_width);
     __syncthreads();
-    draw<kPicture>(args, SharedMap{cells, map_width}, rgb, image);
+    draw<kPicture, kBoxed>(args, axes, SharedMap{cells, map_width}, rgb, image);
   } else {
     __syncthreads();
-    draw<kPicture>(args, global, rgb, image);
+    draw<kPicture, kBoxed>(args, axes, global, rgb, image);
   }
 }
 
@@ -164,7 +173,12 @@ void launch(const RenderArgs& args, int device, cudaStream_t stream) {
   const std::int64_t wanted = (8 * processors + args.batch - 1) / args.batch;
   const auto blocks = static_cast<unsigned>(kPicture == Picture::kNone ? 1 : std::min(args.height, wanted));
   const dim3 grid(blocks, static_cast<unsigned>(args.batch));
-  render_kernel<kPicture><<<grid, kThreads, 0, stream>>>(args, palette);
+  // For the status alone there is no image, and no pixel of one in a box.
+  const Axes axes = kPicture == Picture::kNone ? Axes{} : Axes{rows_of(args), columns_of(args)};
+  // The arithmetic of a box takes registers, which pictures without one should not pay for.
+  const bool whole = kPicture == Picture::kNone || (axes.rows.is_whole() && axes.columns.is_whole());
+  const auto kernel = whole ? &render_kernel<kPicture, false> : &render_kernel<kPicture, true>;
+  kernel<<<grid, kThreads, 0, stream>>>(args, axes, palette);
   FINERCAM_CUDA_CHECK(cudaGetLastError());
 }
 

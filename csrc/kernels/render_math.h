@@ -1,6 +1,8 @@
 // The arithmetic of render, one definition for the CPU and CUDA.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -20,10 +22,16 @@ FINERCAM_HOST_DEVICE MapStatus status_of(const MapRange& range) {
   return range.maximum == range.minimum ? MapStatus::kConstant : MapStatus::kOk;
 }
 
-// (ReLU(value) - minimum) / range of the map after ReLU; only for maps whose status is ok.
+// What is drawn as 0 and as 1: the caller's range, or the map's own.
+FINERCAM_HOST_DEVICE MapRange drawn_range(const RenderArgs& args, const MapRange& own) {
+  return args.high > args.low ? MapRange{args.low, args.high, true} : own;
+}
+
+// (ReLU(value) - minimum) / (maximum - minimum) within [0, 1]; only for maps whose status is ok.
 FINERCAM_HOST_DEVICE float normalized(float value, const MapRange& range) {
   const float minimum = range.minimum > 0.0f ? range.minimum : 0.0f;
-  return ((value > 0.0f ? value : 0.0f) - minimum) / (range.maximum - minimum);
+  const float result = ((value > 0.0f ? value : 0.0f) - minimum) / (range.maximum - minimum);
+  return result < 0.0f ? 0.0f : result > 1.0f ? 1.0f : result;
 }
 
 // The two source cells of an output cell and the weight of the second.
@@ -42,6 +50,51 @@ FINERCAM_HOST_DEVICE Source source_of(std::int32_t target, std::int32_t source_s
   const auto low = static_cast<std::int32_t>(numerator / denominator);
   if (low >= source_size - 1) return {source_size - 1, source_size - 1, 0.0f};
   return {low, low + 1, static_cast<float>(numerator % denominator) / static_cast<float>(denominator)};
+}
+
+// One axis of a map that lies in [start, start + extent) of an image; the pixels [first, last) have their centres
+// there.
+struct Axis {
+  std::int32_t source_size, target_size;
+  double start, extent;
+  std::int32_t first, last;
+
+  FINERCAM_HOST_DEVICE bool is_whole() const { return start == 0.0 && extent == target_size; }
+  FINERCAM_HOST_DEVICE bool holds(std::int64_t target) const { return first <= target && target < last; }
+};
+
+inline Axis axis_of(std::int64_t source_size, std::int64_t target_size, double start, double end) {
+  const auto bounded = [target_size](double edge) {
+    return static_cast<std::int32_t>(std::clamp(std::ceil(edge - 0.5), 0.0, static_cast<double>(target_size)));
+  };
+  return {static_cast<std::int32_t>(source_size),
+          static_cast<std::int32_t>(target_size),
+          start,
+          end - start,
+          bounded(start),
+          bounded(end)};
+}
+
+inline Axis rows_of(const RenderArgs& args) {
+  return axis_of(args.map_height, args.height, args.box.top, args.box.bottom);
+}
+
+inline Axis columns_of(const RenderArgs& args) {
+  return axis_of(args.map_width, args.width, args.box.left, args.box.right);
+}
+
+// The same where the map lies in a part of the image: (target + 1/2 - start) * source_size / extent - 1/2.
+FINERCAM_HOST_DEVICE Source source_in_box(std::int32_t target, const Axis& axis) {
+  const std::int32_t last = axis.source_size - 1;
+  const double position = (target + 0.5 - axis.start) * axis.source_size / axis.extent - 0.5;
+  if (position <= 0.0) return {0, 0, 0.0f};
+  if (position >= last) return {last, last, 0.0f};
+  const auto low = static_cast<std::int32_t>(position);
+  return {low, low + 1, static_cast<float>(position - low)};
+}
+
+FINERCAM_HOST_DEVICE Source source_of(std::int32_t target, const Axis& axis) {
+  return axis.is_whole() ? source_of(target, axis.source_size, axis.target_size) : source_in_box(target, axis);
 }
 
 FINERCAM_HOST_DEVICE float lerp(float first, float second, float weight) { return first + weight * (second - first); }

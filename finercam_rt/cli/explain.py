@@ -5,33 +5,32 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import Any, NamedTuple
 
 from finercam_rt import colormaps
 from finercam_rt.backends import COMPUTES
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import atomic_write, check_output_folder, find_photographs
+from finercam_rt.cli.pictures import NotDrawnError, Style, write_pictures, write_sheet
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.contrast import Contrast, top_classes, why_not
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Batch, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
-from finercam_rt.figure import figure
+from finercam_rt.geometry import COORDINATES, CROP
+from finercam_rt.images import IMAGE_SUFFIXES
 from finercam_rt.manifest import Manifest
+from finercam_rt.video import VIDEO_SUFFIXES, frames
 
 SCHEMA = 1
 """The version of explanations.json."""
 RECORDS = "explanations.json"
 _ALL_DONE, _SOME_FAILED = 0, 1
-_PNG_LEVEL = 1
-"""zlib's fastest: a third of the time of the default, for files a tenth larger."""
 
 _EPILOG = f"""\
 For each image it writes NAME.overlay.png (the crop that the model saw, under its map), NAME.heatmap.png (the map
@@ -39,6 +38,13 @@ alone) and NAME.npy (the raw map, float32, comparable between images), and for a
 image's path within its folder, without suffix. A map that explains nothing (its status is not "ok") is not drawn.
 An engine of several contrasts writes these for each, as NAME.contrast-1, NAME.contrast-2, ..., and all of them in
 NAME.contrasts.png; one that gives the maps of several layers writes NAME.layer-LAYER as well.
+
+With --coordinates original all of these show the whole photograph, upright and in its own size: what the model did not
+see is dark in the overlay, transparent in the heat map and NaN in NAME.npy. {RECORDS} holds, for each image, the
+original's size and the crop's box in it (left, top, right, bottom, in pixels) in any case.
+
+With --frames, the frames of animations (GIF, WebP, PNG, TIFF) and videos (with "finercam-rt[video]") are each written
+as NAME.frame-000000 and so on; without, an animation's first frame is explained.
 
 exit codes: 0 all images explained; 1 some could not be: each has a line on stderr and its error in {RECORDS};
 2 nothing done and nothing written: a wrong argument, a missing file, or no image could be explained.
@@ -93,6 +99,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--colormap", choices=colormaps.NAMES, default="turbo", help="colours (default: turbo)")
     parser.add_argument("--opacity", type=float, default=0.5, help="the map's share of the overlay (default: 0.5)")
+    parser.add_argument(
+        "--coordinates",
+        choices=COORDINATES,
+        default=CROP,
+        help="of pictures and maps: the crop that the model saw, or all of the original photograph (default: crop)",
+    )
+    parser.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="raw values at the ends of the colours, for pictures to be compared (default: each map's own)",
+    )
+    parser.add_argument("--frames", action="store_true", help="explain every frame of animations and videos")
+    parser.add_argument(
+        "--every", metavar="N", type=int, default=1, help="with --frames: every N-th frame (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help=f"print what {RECORDS} holds instead of lines for reading")
     parser.set_defaults(run=run)
 
@@ -106,19 +129,20 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"the opacity is {args.opacity:g}; give a number from 0 to 1.")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"the number of threads is {args.threads}; give at least 1.")
-    names = find_photographs(args.paths, args.output)
+    if args.range is not None and not 0 <= args.range[0] < args.range[1] < math.inf:
+        low, high = args.range
+        raise InputError(f"the range is {low:g} to {high:g}; give two raw values, 0 <= LOW < HIGH.")
+    if args.every < 1 or (args.every > 1 and not args.frames):
+        raise InputError("--every N takes every N-th frame, N at least 1, and needs --frames.")
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES if args.frames else IMAGE_SUFFIXES
+    names = find_photographs(args.paths, args.output, suffixes)
     if args.output is not None:
         check_output_folder(args.output)
     with Engine(args.engine, threads=args.threads, compute=args.compute) as engine:
-        batches = engine.explain_batches(
-            list(names),
-            **_questions(args, engine.classes),
-            batch_size=args.batch_size,
-            skip_errors=True,
-        )
         document = _document(engine)
-        with progress(len(names), "images", "explaining") as bar:
-            records, seconds = _explain_all(batches, names, args, bar)
+        total = None if args.frames else len(names)
+        with progress(total, "images", "explaining") as bar:
+            records, seconds = _explain_all(_batches(engine, names, args), args, bar)
     failed = [record for record in records if record["error"] is not None]
     if len(failed) == len(records):
         one = len(records) == 1
@@ -136,25 +160,62 @@ def run(args: argparse.Namespace) -> int:
     return _SOME_FAILED if failed else _ALL_DONE
 
 
+class _Item(NamedTuple):
+    """What is explained: a file or one of its frames, and the name of its output."""
+
+    file: Path
+    frame: int | None
+    stem: str
+
+    def record(self) -> dict[str, Any]:
+        return {"image": str(self.file)} | ({} if self.frame is None else {"frame": self.frame})
+
+
+def _batches(
+    engine: Engine, names: dict[Path, Path], args: argparse.Namespace
+) -> Iterator[tuple[Batch, Callable[[int], _Item]]]:
+    """The batches of all files, or of one file's frames after the other's, and what is at a position of each."""
+    options = {**_questions(args, engine.classes), "batch_size": args.batch_size, "skip_errors": True}
+    if not args.frames:
+        files = list(names)
+        for batch in engine.explain_batches(files, **options):
+            yield batch, lambda position: _Item(files[position], None, names[files[position]].as_posix())
+        return
+    for file, name in names.items():
+
+        def item(position: int, file: Path = file, name: Path = name) -> _Item:
+            frame = position * args.every
+            return _Item(file, frame, f"{name.as_posix()}.frame-{frame:06d}")
+
+        taken = itertools.islice(frames(file), 0, None, args.every)
+        for batch in engine.explain_batches(taken, **options):
+            yield batch, item
+
+
 def _explain_all(
-    batches: Iterable[Batch], names: dict[Path, Path], args: argparse.Namespace, bar: Progress
+    batches: Iterable[tuple[Batch, Callable[[int], _Item]]], args: argparse.Namespace, bar: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Write and report every batch; the records in the order of the images, and where the time went."""
-    files = list(names)
     records: list[dict[str, Any]] = []
+    errors: list[str] = []
     seconds = {"prepare": 0.0, "run": 0.0, "write": 0.0}
-    for batch in batches:
+    for batch, item_at in batches:
         began = time.perf_counter()
         rows = {position: row for row, position in enumerate(batch.indices)}
         for position in sorted({*rows, *batch.failures}):
-            if position in batch.failures:
-                error = str(batch.failures[position])
-                records.append({"image": str(files[position]), "error": error})
-                if len(files) > 1:  # the only image's error is the command's
-                    bar.write(f"finercam: {error}", sys.stderr)
-            else:
+            item, error = item_at(position), batch.failures.get(position)
+            try:
+                if error is not None:
+                    raise NotDrawnError(str(error))
                 assert batch.explanation is not None
-                records.append(_one(batch.explanation, rows[position], names[files[position]], args, bar))
+                records.append(_one(batch.explanation, rows[position], item, args, bar))
+            except NotDrawnError as failure:
+                records.append({**item.record(), "error": str(failure)})
+                errors.append(f"finercam: {failure}")
+            if len(records) > 1:  # the only image's error is the command's
+                for line in errors:
+                    bar.write(line, sys.stderr)
+                errors.clear()
             bar.advance()
         seconds["prepare"] += batch.prepare_seconds
         seconds["run"] += batch.run_seconds
@@ -162,21 +223,22 @@ def _explain_all(
     return records, seconds
 
 
-def _one(explanation: Explanation, row: int, name: Path, args: argparse.Namespace, bar: Progress) -> dict[str, Any]:
+def _one(explanation: Explanation, row: int, item: _Item, args: argparse.Namespace, bar: Progress) -> dict[str, Any]:
     """Write one image's files, print its line, and return its record."""
-    record: dict[str, Any] = {**explanation.record(row), "files": None, "error": None}
-    parts = [(record, explanation, name.as_posix())]
+    record: dict[str, Any] = {**explanation.record(row), **item.record(), "files": None, "error": None}
+    style = Style(args.colormap, args.opacity, args.coordinates, None if args.range is None else tuple(args.range))
+    parts = [(record, explanation, item.stem)]
     if explanation.contrasts is not None:
         parts = [
-            (part, explanation.contrast(p), f"{name.as_posix()}.contrast-{p + 1}")
+            (part, explanation.contrast(p), f"{item.stem}.contrast-{p + 1}")
             for p, part in enumerate(record["contrasts"])
         ]
     for part, one, stem in parts:
         if args.output is not None:
-            part["files"] = _write(one, row, stem, args)
+            part["files"] = write_pictures(args.output, stem, one, row, style)
         if one.status[row] != "ok":
             bar.write(
-                f"finercam: warning: {one.names[row]}: its map explains nothing "
+                f"finercam: warning: {_label(record)}: its map explains nothing "
                 f"({one.status[row]}), so the overlay is the photograph alone.",
                 sys.stderr,
             )
@@ -184,45 +246,13 @@ def _one(explanation: Explanation, row: int, name: Path, args: argparse.Namespac
             several = "" if explanation.contrasts is None else f", alpha {part['alpha']:g}"
             bar.write(_line({**record, **part}, explanation.classes, several))
     if explanation.contrasts is not None and args.output is not None:
-        record["files"] = {"contrasts": f"{name.as_posix()}.contrasts.png"}
-        _write_png(args.output / record["files"]["contrasts"], _sheet(explanation, row, record, args))
+        record["files"] = {"contrasts": write_sheet(args.output, item.stem, explanation, row, record, style)}
     return record
 
 
-def _write(explanation: Explanation, row: int, stem: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Write the pictures and the raw map of one image and contrast; their paths within the output folder."""
-    paths: dict[str, Any] = {key: f"{stem}{suffix}" for key, suffix in _SUFFIXES.items()}
-    _write_png(args.output / paths["overlay"], explanation.overlay(row, args.colormap, args.opacity))
-    _write_png(args.output / paths["heatmap"], explanation.heatmap(row, args.colormap))
-    with atomic_write(args.output / paths["saliency_map"]) as stream:
-        np.save(stream, explanation.saliency_map[row])
-    if explanation.layer_maps:
-        paths["layers"] = {
-            layer: _write(explanation.layer(layer), row, f"{stem}.layer-{layer}", args)
-            for layer in explanation.layer_maps
-        }
-    return paths
-
-
-def _sheet(explanation: Explanation, row: int, record: dict[str, Any], args: argparse.Namespace) -> Image.Image:
-    """All contrasts of one image side by side."""
-    classes = explanation.classes
-    maps, legend = [], []
-    for p, part in enumerate(record["contrasts"]):
-        target = classes.short_name(part["target"]["index"])
-        maps.append((f"{p + 1}: {target}", explanation.saliency_map[row, p]))
-        against = ", ".join(classes.short_name(item["index"]) for item in part["references"]) or "nothing"
-        legend.append(f"{p + 1}: why {target}, against {against}, alpha {part['alpha']:g}")
-    assert explanation.images is not None
-    return figure(explanation.images[row], maps, legend, args.colormap, args.opacity)
-
-
-_SUFFIXES = {"overlay": ".overlay.png", "heatmap": ".heatmap.png", "saliency_map": ".npy"}
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    with atomic_write(path) as stream:
-        image.save(stream, format="PNG", compress_level=_PNG_LEVEL)
+def _label(record: dict[str, Any]) -> str:
+    image: str = record["image"]
+    return image if record.get("frame") is None else f"{image} frame {record['frame']}"
 
 
 def _line(record: dict[str, Any], classes: Classes, strength: str) -> str:
@@ -232,9 +262,9 @@ def _line(record: dict[str, Any], classes: Classes, strength: str) -> str:
         share = "?" if item["probability"] is None else f"{100 * item['probability']:.1f}"
         return f"{classes.short_name(item['index'])} {share} %"
 
-    line = f"{record['image']}: {named(record['target'])}"
+    line = f"{_label(record)}: {named(record['target'])}"
     if record["predicted"]["index"] != record["target"]["index"]:
-        line = f"{record['image']}: predicted {named(record['predicted'])}; explained {named(record['target'])}"
+        line = f"{_label(record)}: predicted {named(record['predicted'])}; explained {named(record['target'])}"
     if record["references"]:
         line += f", against {', '.join(named(item) for item in record['references'])}"
     return f"{line}{strength}; map {record['status']}"

@@ -17,10 +17,12 @@ OUTPUT_SUFFIXES = (".overlay.png", ".heatmap.png")
 """Our own pictures, left out when a folder is searched, so that a second run does not explain the first one's."""
 
 
-def find_photographs(paths: Sequence[Path], out: Path | None) -> dict[Path, Path]:
+def find_photographs(
+    paths: Sequence[Path], out: Path | None, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> dict[Path, Path]:
     """The files meant by `paths`, files and folders, to the name of each in the output: relative, without suffix.
 
-    Folders are searched with their sub-folders, in sorted order, for image suffixes; `out` and our own pictures in
+    Folders are searched with their sub-folders, in sorted order, for `suffixes`; `out` and our own pictures in
     them are left out. A file is named by its path within the folder given, or by its own name; where two would share
     a name, all are named by their paths from the folder common to all, and where that is not enough, with suffix.
 
@@ -32,7 +34,7 @@ def find_photographs(paths: Sequence[Path], out: Path | None) -> dict[Path, Path
     for path in paths:
         if path.is_dir():
             inner = outside if outside is not None and path.resolve() in outside.parents else None
-            found = [file for file in sorted(path.rglob("*")) if _is_photograph(file, inner)]
+            found = [file for file in sorted(path.rglob("*")) if _is_photograph(file, inner, suffixes)]
             if not found:
                 raise InputError(f"{path}: there is no image in this folder.")
             names.update((file, file.relative_to(path)) for file in found)
@@ -54,8 +56,8 @@ def _shared(names: dict[Path, Path]) -> set[Path]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def _is_photograph(file: Path, outside: Path | None) -> bool:
-    if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.endswith(OUTPUT_SUFFIXES) or not file.is_file():
+def _is_photograph(file: Path, outside: Path | None, suffixes: frozenset[str]) -> bool:
+    if file.suffix.lower() not in suffixes or file.name.endswith(OUTPUT_SUFFIXES) or not file.is_file():
         return False
     return outside is None or outside not in file.resolve().parents
 

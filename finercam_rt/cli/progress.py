@@ -15,13 +15,13 @@ _INTERVAL = 2.0
 class Progress:
     """Counts the steps done and prints lines without tearing the bar."""
 
-    def __init__(self, total: int, unit: str, label: str, stream: TextIO, interval: float = _INTERVAL) -> None:
-        """Start at 0 of `total`; `stream` is where progress goes, results go to stdout."""
+    def __init__(self, total: int | None, unit: str, label: str, stream: TextIO, interval: float = _INTERVAL) -> None:
+        """Start at 0 of `total`, None where it is not known; `stream` takes the progress, stdout the results."""
         self._total, self._unit, self._label, self._stream = total, unit, label, stream
         self._done, self._interval, self._last_line = 0, interval, time.monotonic()
         self._begun = False
         self._bar = None
-        if total > 1 and stream.isatty():
+        if total != 1 and stream.isatty():
             from tqdm import tqdm  # only where there is a bar to draw
 
             self._bar = tqdm(total=total, unit=f" {unit}", desc=label, file=stream, leave=False, dynamic_ncols=True)
@@ -31,9 +31,10 @@ class Progress:
         self._done += steps
         if self._bar is not None:
             self._bar.update(steps)
-        elif self._total > 1 and time.monotonic() - self._last_line >= self._interval:
+        elif self._total != 1 and time.monotonic() - self._last_line >= self._interval:
             self._last_line = time.monotonic()
-            print(f"{self._label}: {self._done} of {self._total} {self._unit}", file=self._stream, flush=True)
+            of = "" if self._total is None else f"of {self._total} "
+            print(f"{self._label}: {self._done} {of}{self._unit}", file=self._stream, flush=True)
 
     def begin(self, step: str) -> None:
         """Count the step before as done, if there was one, and name the one that begins: for steps of many kinds."""
@@ -59,8 +60,8 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, unit: str, label: str) -> Iterator[Progress]:
-    """Progress over `total` steps, to stderr: `with progress(235, "images", "explaining") as bar`."""
+def progress(total: int | None, unit: str, label: str) -> Iterator[Progress]:
+    """Progress over `total` steps (None: unknown), to stderr: `with progress(235, "images", "explaining") as bar`."""
     bar = Progress(total, unit, label, sys.stderr)
     try:
         yield bar

@@ -291,6 +291,17 @@ BAD = {
         "aligned to 4 bytes",
     ),
     "threads": (M, (8, 9), {"threads": -1}, "threads is -1"),
+    "box": (M, (8, 9), {"box": (1, 2, 3)}, "give (left, top, right, bottom) in pixels"),
+    "box number": (M, (8, 9), {"box": 3}, "give (left, top, right, bottom) in pixels"),
+    "box empty": (M, (8, 9), {"box": (3, 0, 3, 8)}, "left < right"),
+    "box upside down": (M, (8, 9), {"box": (0, 8, 9, 0)}, "top < bottom"),
+    "box nan": (M, (8, 9), {"box": (0, 0, np.nan, 8)}, "left < right"),
+    "box far": (M, (8, 9), {"box": (-1e12, 0, 9, 8)}, "left < right"),
+    "range": (M, (8, 9), {"value_range": (2, 1)}, "0 <= low < high"),
+    "range number": (M, (8, 9), {"value_range": 3}, "0 <= low < high"),
+    "range negative": (M, (8, 9), {"value_range": (-1, 1)}, "0 <= low < high"),
+    "range infinite": (M, (8, 9), {"value_range": (0, np.inf)}, "0 <= low < high"),
+    "range nan": (M, (8, 9), {"value_range": (0, np.nan)}, "0 <= low < high"),
 }
 
 
@@ -313,8 +324,13 @@ def test_the_kernels_check_by_themselves():
         _core.map_status(M, status[:1], threads=1, stream=0)
     table = colormaps.table("jet")
     out = np.zeros((2, 8, 9, 4), np.uint8)
+    rest = {"box": None, "value_range": None, "threads": 1, "stream": 0}
     with pytest.raises(ValueError, match=r"\[render\] expected an opacity in \[0, 1\], got 2"):
-        _core.render_rgba(M, status, out, colors=table, photos=None, opacity=2.0, threads=1, stream=0)
+        _core.render_rgba(M, status, out, colors=table, photos=None, opacity=2.0, **rest)
+    with pytest.raises(ValueError, match=r"\[render\] expected a box with left < right"):
+        _core.render_rgba(M, status, out, colors=table, photos=None, opacity=0.5, **(rest | {"box": (1, 0, 1, 2)}))
+    with pytest.raises(ValueError, match=r"\[render\] expected a range of values with 0 <= low < high"):
+        _core.render_rgba(M, status, out, colors=table, photos=None, opacity=0.5, **(rest | {"value_range": (2, 1)}))
 
 
 @pytest.mark.parametrize("name", ["map_status", "render_values", "render_rgba"])
@@ -322,6 +338,8 @@ def test_outputs_that_would_be_converted_are_refused(name):
     """nanobind would write into a converted copy, and the result would be lost without an error."""
     status, wide = np.zeros(2, np.uint8), np.zeros((2, 8, 9, 8), np.uint8)
     more = {"threads": 1, "stream": 0}
+    if name != "map_status":
+        more |= {"box": None, "value_range": None}
     if name == "map_status":
         bad = [(M, status.astype("i4"))]
     elif name == "render_values":

@@ -1,0 +1,114 @@
+"""Arrays of any framework as the kernels take them: looked at, checked, allocated and given back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finercam_rt import _core
+from finercam_rt.errors import InputError
+
+
+def cuda_status() -> str:
+    """Whether the CUDA kernels can run here: "available: N devices", or "unavailable: " and the reason."""
+    devices, reason = _core.cuda_status()
+    return f"available: {devices} device{'s' * (devices != 1)}" if devices else f"unavailable: {reason}"
+
+
+class Array(NamedTuple):
+    """What a kernel must know of an array; `name` is for errors, `plain` is C-contiguous and aligned to 4 bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    aligned: bool
+    plain: bool
+
+
+def describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, ...]) -> Array:
+    """Shape, dtype and device of an argument, checked; `axes` are the names of its axes, a digit where one is fixed."""
+    found = None if array is None else _core.describe(array)
+    if found is None:
+        raise InputError(
+            f"the {name} ({type(array).__name__}) cannot be read as an array; give a NumPy array or a tensor "
+            "that supports DLPack, in native byte order."
+        )
+    described = Array(name, *found)
+    wanted = "(" + ",".join(axes) + ")"
+    if len(described.shape) != len(axes):
+        raise InputError(f"the {name} have shape {described.shape}; give {wanted}.")
+    for axis, size in zip(axes, described.shape, strict=True):
+        if size == 0 or (axis.isdigit() and size != int(axis)):
+            raise InputError(f"the {name} have shape {described.shape}; give {wanted} with sizes of at least 1.")
+    if described.dtype not in dtypes:
+        raise InputError(f"the {name} are {described.dtype}; convert them to {listed(dtypes)}.")
+    if not described.aligned:
+        raise InputError(f"the {name} are not aligned in memory; copy them first.")
+    if described.device != "cpu" and not described.device.startswith("cuda:"):
+        raise InputError(f"the {name} lie on {described.device}; move them to the CPU or to a CUDA device.")
+    if described.device != "cpu" and not _core.cuda_status()[0]:
+        raise InputError(f"the {name} lie on {described.device}, but CUDA is {cuda_status()}; move them to the CPU.")
+    return described
+
+
+def check_same_device(array: Array, reference: Array) -> None:
+    """Refuse arrays on two devices."""
+    if array.device != reference.device:
+        raise InputError(
+            f"the {array.name} lie on {array.device} and the {reference.name} on {reference.device}; move one of them."
+        )
+
+
+def stream_of(stream: int | None, array: Any, described: Array) -> int:
+    """The stream that the caller gave, or torch's current one for a tensor of it on a CUDA device."""
+    if stream is not None or described.device == "cpu":
+        return stream or 0
+    torch = _torch_of(array)
+    return int(torch.cuda.current_stream(array.device).cuda_stream) if torch else 0
+
+
+def output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: Array) -> Any:
+    """`out`, checked, or a new array on the device of `like`."""
+    if out is None:
+        return allocate(dtype, shape, like)
+    found = _core.describe(out)
+    if found is None:
+        raise InputError(f"{name} ({type(out).__name__}) cannot be read as an array; give {shape} {dtype}.")
+    described = Array(name, *found)
+    if (described.shape, described.dtype, described.device) != (shape, dtype, like.device):
+        raise InputError(
+            f"{name} is {described.shape} {described.dtype} on {described.device}; it must be {shape} {dtype} on "
+            f"{like.device}."
+        )
+    if not described.plain or (isinstance(out, np.ndarray) and not out.flags.writeable):
+        raise InputError(f"{name} is not a writable, C-contiguous array aligned to 4 bytes; give one that is.")
+    return out
+
+
+def allocate(dtype: str, shape: tuple[int, ...], like: Array) -> Any:
+    """A new array, its values not set, on the device of `like`."""
+    if like.device == "cpu":
+        return np.empty(shape, dtype)
+    device = int(like.device.removeprefix("cuda:"))
+    make = _core.cuda_empty_float32 if dtype == "float32" else _core.cuda_empty_uint8
+    return make(shape, device)
+
+
+def to_caller(result: Any, argument: Any) -> Any:
+    """The result as a torch tensor where the argument is one."""
+    torch = _torch_of(argument)
+    return torch.from_dlpack(result) if torch else result
+
+
+def _torch_of(array: Any) -> Any:
+    """The torch module where the array is a tensor of it; torch is never imported here."""
+    torch = sys.modules.get("torch") if type(array).__module__.partition(".")[0] == "torch" else None
+    return torch if torch is not None and isinstance(array, torch.Tensor) else None
+
+
+def listed(names: Any) -> str:
+    """Names for a sentence."""
+    return ", ".join(repr(name) for name in names)

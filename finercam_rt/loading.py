@@ -1,0 +1,106 @@
+"""Photographs taken from an iterator, one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.errors import InputError
+from finercam_rt.images import ImageSource, is_one_image, load_photograph, source_name
+from finercam_rt.original import Original, original_of
+from finercam_rt.preprocess import Preprocessor
+
+
+class LoadedBatch(NamedTuple):
+    """Photographs that were taken together: those that could be loaded, a row each, and why the others could not.
+
+    positions, names, originals, views (n,H,W,3) uint8: of the rows. failures: position to error. taken: how many there
+    were; fewer than asked for at the end, which may be one that the source reported as a failure.
+    """
+
+    positions: list[int]
+    names: list[str]
+    originals: list[Original]
+    views: NDArray[np.uint8]
+    failures: dict[int, InputError]
+    taken: int
+
+
+def as_stream(images: Any) -> Iterator[ImageSource] | None:
+    """An iterator over images of which it is not known how many there are; None for a list of them, or for one."""
+    # Pillow's ImageSequence.Iterator can be indexed too, and gives one image again and again, at another frame.
+    indexed = hasattr(images, "__getitem__") and not hasattr(images, "__next__")
+    if is_one_image(images) or indexed or not hasattr(images, "__iter__"):
+        return None
+    iterator: Iterator[ImageSource] = iter(images)
+    return iterator
+
+
+def as_list(images: Any) -> list[ImageSource]:
+    """The images of a sequence, or the one that is given.
+
+    Raises:
+        InputError: no images, or something else.
+    """
+    if is_one_image(images):
+        return [images]
+    try:
+        sources = list(images)
+    except TypeError:
+        raise InputError(
+            f"images is of type {type(images).__name__}; give a list of files, images or arrays."
+        ) from None
+    if not sources:
+        raise InputError("there are no images to explain; give at least one.")
+    return sources
+
+
+def load_batch(
+    sources: Iterator[ImageSource],
+    start: int,
+    count: int,
+    preprocess: Preprocessor,
+    inputs: NDArray[np.float32],
+    skip_errors: bool,
+) -> LoadedBatch:
+    """Take `count` photographs, of which the first has the position `start`, and write their inputs to `inputs`.
+
+    Each is loaded before the next is taken, since an iterator may give the same array or image again with other pixels.
+
+    Raises:
+        InputError: one could not be loaded, unless skip_errors.
+    """
+    views = np.empty((count, *preprocess.spec.size, 3), np.uint8)
+    positions: list[int] = []
+    names: list[str] = []
+    originals: list[Original] = []
+    failures: dict[int, InputError] = {}
+    taken = 0
+    for position in range(start, start + count):
+        row = len(positions)
+        try:
+            source = next(sources)
+        except StopIteration:
+            break
+        except InputError as error:  # the source itself, which gives nothing more after an error
+            if not skip_errors:
+                raise
+            failures[position] = error
+            break
+        try:
+            name = source_name(source, position)
+            photograph = load_photograph(source, position)
+            geometry = preprocess(photograph.image, inputs[row], views[row], name)
+        except InputError as error:
+            if not skip_errors:
+                raise
+            failures[position] = error
+        else:
+            positions.append(position)
+            names.append(name)
+            originals.append(original_of(photograph, position, geometry))
+        taken += 1
+    return LoadedBatch(positions, names, originals, views[: len(positions)], failures, taken)
