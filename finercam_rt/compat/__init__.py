@@ -11,7 +11,7 @@ from another object. `cache` holds the engines while their models are unchanged.
 """
 
 try:
-    from finercam_rt.compat.explainer import CACHE as cache
+    from finercam_rt.compat.explainer import CACHE as cache  # noqa: N811
     from finercam_rt.compat.grad_cam import FEM as FEM
     from finercam_rt.compat.grad_cam import EigenCAM as EigenCAM
     from finercam_rt.compat.grad_cam import EigenGradCAM as EigenGradCAM

@@ -7,7 +7,9 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +31,9 @@ from finercam_rt.manifest import InputSpec, LayerInfo
 MAX_ENGINES = 8
 MAX_BYTES = 2 << 30
 """How many engines are kept, and how large their files are together: each holds a copy of its model's weights."""
+
+OWN_RUN: ContextVar[bool] = ContextVar("finercam_rt.compat.own_run", default=False)
+"""Whether it is this module that runs a model now, and not its owner."""
 
 _LOG = logging.getLogger("finercam_rt.compat")
 
@@ -101,7 +106,8 @@ class EngineCache:
             known = self._current(model)
             found = known.facts.get((layers, size))
         if found is None:
-            found = _examine(model, layers, size)
+            with _own_run():
+                found = _examine(model, layers, size)
             known.facts[layers, size] = found
         return found
 
@@ -114,7 +120,8 @@ class EngineCache:
                 found = self._use(key)
                 if found is None:
                     known = self._known.get(id(model))
-                    kept = _compile(model, spec, layout())
+                    with _own_run():
+                        kept = _compile(model, spec, layout())
                     self._keep(known, key, kept)
                     found = kept.engine
         return found
@@ -154,6 +161,16 @@ class EngineCache:
                 del self._engines[next(iter(self._engines))]
 
 
+@contextmanager
+def _own_run() -> Iterator[None]:
+    token = OWN_RUN.set(True)
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        OWN_RUN.reset(token)
+
+
 class _Scored(nn.Module):
     """The logits of a model, and beside them the scores that are explained; of a single logit, its negative."""
 
@@ -189,16 +206,15 @@ def _examine(model: nn.Module, layers: tuple[str, ...], size: tuple[int, int]) -
             raise InputError(
                 f"the model is on {tensor.device}, and engines run on the CPU; move model and images with .cpu()."
             )
-    with torch.inference_mode(False):
-        try:
-            outputs, logits = run_with_gradients(model, layers, example(size))
-        except FinerCAMError:
-            raise
-        except Exception as error:
-            detail = " ".join(str(error).split()).rstrip(".")
-            raise InputError(
-                f"the model does not run on images of {size[0]}x{size[1]} ({detail}); give the size that it takes."
-            ) from error
+    try:
+        outputs, logits = run_with_gradients(model, layers, example(size))
+    except FinerCAMError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"the model does not run on images of {size[0]}x{size[1]} ({detail}); give the size that it takes."
+        ) from error
     return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))
 
 
@@ -209,7 +225,7 @@ def _compile(model: nn.Module, spec: Spec, request: LayoutRequest) -> _Kept:
     _LOG.info(
         "compiling %s with %s at %s for images of %dx%d, once", name, spec.method, ", ".join(spec.layers), height, width
     )
-    with torch.inference_mode(False), tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
+    with tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
         path = Path(at) / "engine.onnx"
         num_classes = int(model(example(spec.size)).shape[1])
         subject, layers = model, spec.layers

@@ -111,7 +111,7 @@ class Explainer:
         outputs = engine(
             images,
             target=[first + question.target for question in questions],
-            references=[list(question.references) for question in questions],
+            references=[[first + index for index in question.references] for question in questions],
             alpha=[question.alpha for question in questions],
         )
         return self._answer(engine, outputs, facts)

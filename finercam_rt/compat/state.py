@@ -57,7 +57,8 @@ def _tensors(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
 
 def _hooks(modules: Iterable[nn.Module]) -> list[int]:
     """The hooks that may change what a forward pass gives, by the numbers that PyTorch gives them, each only once."""
-    return [key for module in modules for key in (*module._forward_hooks, *module._forward_pre_hooks)]
+    stores = (store for module in modules for store in (module._forward_hooks, module._forward_pre_hooks))
+    return [key for store in stores for key, hook in store.items() if not getattr(hook, "changes_nothing", False)]
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int, torch.Size, torch.dtype]:
