@@ -83,7 +83,7 @@ class EngineCache:
         self._known: dict[int, _Known] = {}
         self._engines: dict[tuple[int, Spec], _Kept] = {}  # the one used last at the end
         self._lock = threading.RLock()  # a model's end may come at any point, in any thread
-        self._compiling = threading.Lock()
+        self._compiling = threading.Lock()  # what runs models, too: their hooks and modes are changed meanwhile
 
     def __len__(self) -> int:
         """How many engines there are."""
@@ -104,12 +104,12 @@ class EngineCache:
         """
         with self._lock:
             known = self._current(model)
-            found = known.facts.get((layers, size))
-        if found is None:
-            with _own_run():
-                found = _examine(model, layers, size)
-            known.facts[layers, size] = found
-        return found
+        if (layers, size) not in known.facts:
+            with self._compiling:
+                if (layers, size) not in known.facts:
+                    with _own_run(model):
+                        known.facts[layers, size] = _examine(model, layers, size)
+        return known.facts[layers, size]
 
     def engine(self, model: nn.Module, spec: Spec, layout: Callable[[], LayoutRequest]) -> Engine:
         """The engine of `model` for `spec`, as `facts` found it; `layout` is asked where it has to be made."""
@@ -120,7 +120,7 @@ class EngineCache:
                 found = self._use(key)
                 if found is None:
                     known = self._known.get(id(model))
-                    with _own_run():
+                    with _own_run(model):
                         kept = _compile(model, spec, layout())
                     self._keep(known, key, kept)
                     found = kept.engine
@@ -162,13 +162,19 @@ class EngineCache:
 
 
 @contextmanager
-def _own_run() -> Iterator[None]:
+def _own_run(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, with the modes put back after."""
+    trained = [module for module in model.modules() if module.training]
     token = OWN_RUN.set(True)
     try:
+        for module in trained:
+            module.training = False  # and not eval(), which a model may have given another meaning
         with torch.inference_mode(False):
             yield
     finally:
         OWN_RUN.reset(token)
+        for module in trained:
+            module.training = True
 
 
 class _Scored(nn.Module):
@@ -178,7 +184,7 @@ class _Scored(nn.Module):
         super().__init__()
         self.model = model
         self._scores = SCORES[scores] if num_classes > 1 else torch.neg
-        self.training = False  # and not eval(), which the model would hear of
+        self.training = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.model(images)

@@ -17,12 +17,16 @@ from finercam_rt.contrast import AUTOMATIC, UNUSED
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError, InputError, WrongTypeError
 from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.manifest import LayerInfo
 
 CACHE = EngineCache()
 """Shared by all CAM objects, because callers make a new one for each image."""
 
 _REFERENCES = 3
 """R of most engines; where more references are asked for, R is the next multiple of eight."""
+
+_OPEN = "weighted"
+"""The objective of engines for questions that leave it open; one for all, so that they share an engine."""
 
 Images = NDArray[np.float32]
 
@@ -39,10 +43,9 @@ class Explainer:
     """What the CAM objects of both forms have in common.
 
     Args:
-        model: in evaluation mode whenever it is explained. It is not changed.
+        model: what is explained is its evaluation mode. It is not changed.
         layers: names of modules.
         method: one of manifest.METHODS.
-        objective: of the engines where a question leaves it open.
         reshape_transform: the caller's function from a layer's output to (N,C,h,w); without one the layout is found.
         cache: where the engines are kept.
     """
@@ -52,27 +55,21 @@ class Explainer:
         model: nn.Module,
         layers: Sequence[str],
         method: str,
-        objective: str,
         reshape_transform: ReshapeTransform | None = None,
         cache: EngineCache = CACHE,
     ) -> None:
         """Nothing is compiled yet."""
-        self.model, self.layers, self.method, self.objective = model, tuple(layers), method, objective
+        self.model, self.layers, self.method = model, tuple(layers), method
         self._transform, self._cache = reshape_transform, cache
         self._readings: dict[tuple[torch.Size, ...], list[Reading]] = {}
 
     def facts(self, size: tuple[int, int]) -> Facts:
-        """The number of classes, from a forward pass where the model is new or has changed; once before each question.
+        """What a forward pass says where the model is new or has changed; to be asked once before each question.
 
         Raises:
-            InputError: the model is in training mode, not on the CPU, or does not run on images of that size.
+            InputError: the model is not on the CPU, or does not run on images of that size.
             ExportError: the layers or the output are nothing that can be compiled.
         """
-        if any(module.training for module in self.model.modules()):
-            raise InputError(
-                "the model, or a part of it, is in training mode, where dropout and batch norm change the map; call "
-                "model.eval()."
-            )
         return self._cache.facts(self.model, self.layers, size)
 
     def logits(self, images: Images, facts: Facts) -> NDArray[np.float32]:
@@ -83,7 +80,7 @@ class Explainer:
         self, images: Images, facts: Facts, count: int, alpha: float, target: int | Sequence[int] | None = None
     ) -> Answer:
         """`target` (the predicted class, one class, or one an image) against the `count` classes nearest to it."""
-        engine = self._engine(images, facts, self.objective, count)
+        engine = self._engine(images, facts, _OPEN, count)
         row = [AUTOMATIC] * count + [UNUSED] * (engine.manifest.references - count)
         outputs = engine(images, target=target, references=np.array([row] * len(images), np.int64), alpha=alpha)
         return self._answer(engine, outputs, facts)
@@ -91,7 +88,7 @@ class Explainer:
     def ask(self, images: Images, facts: Facts, questions: Sequence[Question] | None) -> Answer:
         """One question an image; None is each image's predicted class, against nothing."""
         if questions is None:
-            engine = self._engine(images, facts, self.objective, 0)
+            engine = self._engine(images, facts, _OPEN, 0)
             target = 0 if facts.num_classes == 1 else None
             return self._answer(engine, engine(images, target=target, references=[], alpha=0.0), facts)
         objectives = {question.objective for question in questions} - {None}
@@ -104,7 +101,7 @@ class Explainer:
         most = max(len(question.references) for question in questions)
         if most >= max(2, facts.num_classes):
             raise InputError(f"a target has {most} comparison classes, and the model {facts.num_classes} classes.")
-        (kind,), (objective,) = scores, objectives or {self.objective}
+        (kind,), (objective,) = scores, objectives or {_OPEN}
         engine = self._engine(images, facts, str(objective), most, kind)
         # scores other than logits stand behind them
         first = facts.num_classes if kind != "logits" else 0
@@ -139,13 +136,20 @@ class Explainer:
     def _request(self, facts: Facts, size: tuple[int, int]) -> LayoutRequest:
         """The layout that the caller's function reads, held against what the shapes say."""
         readings = self._read(facts)
-        for layer, reading in zip(self.layers, readings, strict=False):
+        found: list[LayerInfo | None] = []
+        for layer in self.layers:
             try:
-                found = find_target_layer(self.model, layer, example(size))
+                found.append(find_target_layer(self.model, layer, example(size)))
             except ExportError:  # not to be told by itself; what else is wrong, the export says
-                continue
-            self._check(layer, reading, Reading(found.layout, found.grid, found.prefix_tokens))
-        return common_request(readings) if readings else LayoutRequest()
+                found.append(None)
+        for known, reading in zip(found, readings, strict=False):
+            if known is not None:
+                self._check(known.name, reading, Reading(known.layout, known.grid, known.prefix_tokens))
+        if readings:
+            return common_request(readings)
+        # what could be read in two ways, both libraries read as (N,C,h,w) where no function is given
+        unclear = None in found and all(len(shape) == 4 for shape in facts.shapes)
+        return LayoutRequest(layout="nchw") if unclear else LayoutRequest()
 
     @staticmethod
     def _check(layer: str, reading: Reading, found: Reading) -> None:

@@ -66,7 +66,7 @@ class _CAM:
         self.outputs: torch.Tensor | None = None
         self.status: tuple[str, ...] = ()
         self._explainers = {
-            smooth: Explainer(model, layers, method, "weighted", reshape_transform)
+            smooth: Explainer(model, layers, method, reshape_transform)
             for smooth, method in ((False, self._method), (True, _SMOOTHED.get(self._method, self._method)))
         }
 
@@ -78,6 +78,11 @@ class _CAM:
         """Nothing to release: there are no hooks, and the engine is kept for the next object."""
 
     def _run(self, input_tensor: torch.Tensor, aug_smooth: bool, ask: Callable[[Images], Answer]) -> Maps:
+        if any(module.training for module in self.model.modules()):
+            raise InputError(
+                "the model, or a part of it, is in training mode again, and the map is that of evaluation mode; call "
+                "model.eval()."
+            )
         images = checked_images(input_tensor, "input_tensor")
         answers = [(ask(view), flipped) for view, flipped in (_views(images) if aug_smooth else [(images, False)])]
         found = [finished(answer.maps, images.shape[2:]) for answer, _ in answers]  # type: ignore[arg-type]

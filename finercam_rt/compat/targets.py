@@ -112,7 +112,7 @@ def _gradient(target: TargetFunction, row: torch.Tensor) -> torch.Tensor:
         ) from error
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         given = f"{value.numel()} values" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
-        raise InputError(f"the target {_named(target)} gives {given}; it must give one number, as a tensor.")
+        raise InputError(f"the target {_named(target)} gives {given}; it must return a scalar tensor.")
     if not value.requires_grad:
         raise InputError(f"the target {_named(target)} does not depend on the scores; correct it.")
     return torch.autograd.grad(value.sum(), scores)[0]

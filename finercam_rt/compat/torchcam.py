@@ -63,7 +63,8 @@ class _Extractor:
     """What the classes of this form share.
 
     Args:
-        model: float32, on the CPU, in evaluation mode. Until `remove_hooks`, or the end of the with block, a hook
+        model: float32, on the CPU. What is explained is its evaluation mode; scores that training mode changed are
+            refused. Until `remove_hooks`, or the end of the with block, a hook
             remembers its last input; it is not changed otherwise.
         target_layer: a module of the model, its name, or a list of these; None chooses one.
         input_shape: of an image, (3,H,W), where the layer is chosen.
@@ -97,7 +98,7 @@ class _Extractor:
         else:
             layers = [_resolved(model, target_layer)]  # type: ignore[arg-type]
         self.model, self.target_names = model, layers
-        self._explainer = Explainer(model, layers, self._method, "mean", reshape_transform)
+        self._explainer = Explainer(model, layers, self._method, reshape_transform)
         self._recorder = _Recorder()
         self._recorder.enabled = enable_hooks
         self.hook_handles = [model.register_forward_pre_hook(self._recorder, with_kwargs=True)]
@@ -401,8 +402,8 @@ def _check_scores(given: NDArray[Any], kind: str, answer: Answer) -> None:
     difference = np.abs(given - expected)[finite]
     if difference.size and not difference.max() <= SAME_SCORES * np.abs(expected[finite]).max():
         raise InputError(
-            "scores are not what the model gives for its last batch; pass its output as it is, or its softmax, right "
-            "after model(images)."
+            "scores are not what the model gives for its last batch in evaluation mode; call model.eval() first, and "
+            "pass the output of model(images) as it is, or its softmax."
         )
 
 
