@@ -32,11 +32,14 @@ class Values(NamedTuple):
         return self.data if gradients.ndim == self.data.ndim else self.data[:, None]
 
 
+Score = Callable[[Values, torch.Tensor], torch.Tensor]
+
+
 class Method(NamedTuple):
     """needs: what of the gradients; score: A and G (N,C,L or N,L,C), or A and pooled G (N,C), to (N,L) before ReLU."""
 
     needs: Literal["pooled", "gradients", "nothing"]
-    score: Callable[[Values, torch.Tensor], torch.Tensor]
+    score: Score
 
 
 def raw_map(activations: torch.Tensor, gradients: torch.Tensor, layer: LayerInfo, method: str) -> torch.Tensor:
@@ -94,33 +97,59 @@ def _gradcam(a: Values, weights: torch.Tensor) -> torch.Tensor:
     return (a.data @ weights.transpose(1, 2)).transpose(1, 2) if several else (a.data @ weights[:, :, None]).squeeze(2)
 
 
-def _gradcam_plus_plus(a: Values, g: torch.Tensor) -> torch.Tensor:
+def _weighted(a: Values, weights: torch.Tensor) -> Values:
+    """w_k A_k, by weights (N,C) or (N,P,C)."""
+    data = a.data if weights.ndim == 2 else a.data[:, None]
+    return Values(data * weights.unsqueeze(a.position), a.channel, a.position)
+
+
+def _plus_plus_weights(a: Values, g: torch.Tensor) -> torch.Tensor:
     """w_k = sum ReLU(G) * alpha, alpha = G^2 / (2 G^2 + (sum A) G^3 + 1e-6)."""
     square = g * g
     denominator = 2 * square + a.beside(g).sum(a.position, keepdim=True) * square * g + 1e-6
     alpha = torch.where(g == 0, 0.0, square / denominator)
-    return _gradcam(a, (g.relu() * alpha).sum(a.position))
+    return (g.relu() * alpha).sum(a.position)
 
 
-def _xgradcam(a: Values, g: torch.Tensor) -> torch.Tensor:
+def _xgradcam_weights(a: Values, g: torch.Tensor) -> torch.Tensor:
     """w_k = sum G A / (sum A + 1e-7)."""
     data = a.beside(g)
-    return _gradcam(a, (g * data).sum(a.position) / (data.sum(a.position) + 1e-7))
+    return (g * data).sum(a.position) / (data.sum(a.position) + 1e-7)
 
 
-def _layercam(a: Values, g: torch.Tensor) -> torch.Tensor:
-    """sum_k ReLU(G) A."""
-    return (g.relu() * a.beside(g)).sum(a.channel)
+def _layercam_terms(a: Values, g: torch.Tensor) -> Values:
+    """ReLU(G) A."""
+    return Values(g.relu() * a.beside(g), a.channel, a.position)
 
 
-def _hirescam(a: Values, g: torch.Tensor) -> torch.Tensor:
-    """sum_k G A."""
-    return (g * a.beside(g)).sum(a.channel)
+def _hirescam_terms(a: Values, g: torch.Tensor) -> Values:
+    """G A."""
+    return Values(g * a.beside(g), a.channel, a.position)
 
 
-def _elementwise(a: Values, g: torch.Tensor) -> torch.Tensor:
-    """sum_k ReLU(G A)."""
-    return (g * a.beside(g)).relu().sum(a.channel)
+def _elementwise_terms(a: Values, g: torch.Tensor) -> Values:
+    """ReLU(G A)."""
+    return Values((g * a.beside(g)).relu(), a.channel, a.position)
+
+
+def _by(weights: Score) -> Score:
+    """sum_k w_k A_k."""
+    return lambda a, g: _gradcam(a, weights(a, g))
+
+
+def _sum(terms: Callable[[Values, torch.Tensor], Values]) -> Score:
+    """The sum over the channels."""
+    return lambda a, g: terms(a, g).data.sum(a.channel)
+
+
+def _principal(terms: Callable[[Values, torch.Tensor], Values]) -> Score:
+    """Eigen-CAM of the terms."""
+    return lambda a, g: _eigencam(terms(a, g), g)
+
+
+def _principal_by(weights: Score) -> Score:
+    """Eigen-CAM of w_k A_k."""
+    return _principal(lambda a, g: _weighted(a, weights(a, g)))
 
 
 def _fem(a: Values, _g: torch.Tensor) -> torch.Tensor:
@@ -150,19 +179,20 @@ def _eigencam(a: Values, _g: torch.Tensor) -> torch.Tensor:
     return (sign * sigma * u).squeeze(-1)
 
 
-def _eigengradcam(a: Values, g: torch.Tensor) -> torch.Tensor:
-    """Eigen-CAM of G A."""
-    return _eigencam(Values(a.beside(g) * g, a.channel, a.position), g)
-
-
 METHODS: dict[str, Method] = {
     "gradcam": Method("pooled", _gradcam),
-    "gradcam++": Method("gradients", _gradcam_plus_plus),
-    "xgradcam": Method("gradients", _xgradcam),
-    "layercam": Method("gradients", _layercam),
-    "hirescam": Method("gradients", _hirescam),
-    "gradcamelementwise": Method("gradients", _elementwise),
-    "eigengradcam": Method("gradients", _eigengradcam),
+    "gradcam++": Method("gradients", _by(_plus_plus_weights)),
+    "xgradcam": Method("gradients", _by(_xgradcam_weights)),
+    "layercam": Method("gradients", _sum(_layercam_terms)),
+    "hirescam": Method("gradients", _sum(_hirescam_terms)),
+    "gradcamelementwise": Method("gradients", _sum(_elementwise_terms)),
+    "eigengradcam": Method("gradients", _principal(_hirescam_terms)),
     "fem": Method("nothing", _fem),
     "eigencam": Method("nothing", _eigencam),
+    # pytorch-grad-cam's eigen_smooth=True; that of Hi-Res-CAM is Eigen-Grad-CAM
+    "gradcam-eigen": Method("pooled", _principal(_weighted)),
+    "gradcam++-eigen": Method("gradients", _principal_by(_plus_plus_weights)),
+    "xgradcam-eigen": Method("gradients", _principal_by(_xgradcam_weights)),
+    "layercam-eigen": Method("gradients", _principal(_layercam_terms)),
+    "gradcamelementwise-eigen": Method("gradients", _principal(_elementwise_terms)),
 }

@@ -11,6 +11,10 @@ class InputError(FinerCAMError, ValueError):
     """An argument, image, class, shape or dtype that cannot be used."""
 
 
+class WrongTypeError(InputError, TypeError):
+    """An argument of the wrong type, for callers who expect the TypeError of the library that `compat` stands for."""
+
+
 class EngineError(FinerCAMError):
     """A file that is not an engine of ours, is damaged, or that this version or machine cannot run."""
 

@@ -30,6 +30,11 @@ METHODS = (
     "eigengradcam",
     "fem",
     "eigencam",
+    "gradcam-eigen",
+    "gradcam++-eigen",
+    "xgradcam-eigen",
+    "layercam-eigen",
+    "gradcamelementwise-eigen",
 )
 HEADS = ("graph",)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

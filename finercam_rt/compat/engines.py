@@ -1,0 +1,257 @@
+"""The compiled engines of the models that were explained: made on first use, kept while the model is unchanged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from finercam_rt.backends import PIN
+from finercam_rt.compat.reshape import Reading
+from finercam_rt.compat.state import ModelState
+from finercam_rt.compat.targets import SCORES
+from finercam_rt.engine import Engine
+from finercam_rt.errors import ExportError, FinerCAMError, InputError
+from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.export_model import export_model
+from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.manifest import InputSpec, LayerInfo
+
+MAX_ENGINES = 8
+MAX_BYTES = 2 << 30
+"""How many engines are kept, and how large their files are together: each holds a copy of its model's weights."""
+
+OWN_RUN: ContextVar[bool] = ContextVar("finercam_rt.compat.own_run", default=False)
+"""Whether it is this module that runs a model now, and not its owner."""
+
+_LOG = logging.getLogger("finercam_rt.compat")
+
+
+class Spec(NamedTuple):
+    """What an engine is made for, besides the model: fields of its manifest, and a key of SCORES."""
+
+    layers: tuple[str, ...]
+    size: tuple[int, int]
+    method: str
+    objective: str
+    references: int = 3
+    scores: str = "logits"
+
+
+class Facts(NamedTuple):
+    """The shapes of the layers' outputs for two images of a size, and the number of classes."""
+
+    shapes: tuple[torch.Size, ...]
+    num_classes: int
+
+
+@dataclass
+class _Known:
+    """One model: how it was when its engines were made."""
+
+    model: weakref.ref[nn.Module]
+    state: ModelState
+    facts: dict[tuple[tuple[str, ...], tuple[int, int]], Facts] = field(default_factory=dict)
+
+
+class _Kept(NamedTuple):
+    engine: Engine
+    size: int
+
+
+class EngineCache:
+    """Engines by model and Spec, those used last; any number of threads may ask.
+
+    What belongs to a model goes when it does, and when its weights, modules or hooks have changed. An engine that goes
+    while it runs lives until it has.
+    """
+
+    def __init__(self, max_engines: int = MAX_ENGINES, max_bytes: int = MAX_BYTES) -> None:
+        """An empty cache; the newest engine is kept, however large."""
+        self.max_engines, self.max_bytes = max_engines, max_bytes
+        self._known: dict[int, _Known] = {}
+        self._engines: dict[tuple[int, Spec], _Kept] = {}  # the one used last at the end
+        self._lock = threading.RLock()  # a model's end may come at any point, in any thread
+        self._compiling = threading.Lock()  # what runs models, too: their hooks and modes are changed meanwhile
+
+    def __len__(self) -> int:
+        """How many engines there are."""
+        return len(self._engines)
+
+    def clear(self) -> None:
+        """Forget every engine and every model."""
+        with self._lock:
+            self._known.clear()
+            self._engines.clear()
+
+    def facts(self, model: nn.Module, layers: tuple[str, ...], size: tuple[int, int]) -> Facts:
+        """What one forward pass says of `model`, remembered while it is unchanged; engines of an older state go.
+
+        Raises:
+            ExportError: a layer gives no tensor or does not run once, or the output is not one tensor of logits.
+            InputError: the model does not run on images of that size.
+        """
+        with self._lock:
+            known = self._current(model)
+        if (layers, size) not in known.facts:
+            with self._compiling:
+                if (layers, size) not in known.facts:
+                    with _own_run(model):
+                        known.facts[layers, size] = _examine(model, layers, size)
+        return known.facts[layers, size]
+
+    def engine(self, model: nn.Module, spec: Spec, layout: Callable[[], LayoutRequest]) -> Engine:
+        """The engine of `model` for `spec`, as `facts` found it; `layout` is asked where it has to be made."""
+        key = id(model), spec
+        found = self._use(key)
+        if found is None:
+            with self._compiling:
+                found = self._use(key)
+                if found is None:
+                    known = self._known.get(id(model))
+                    with _own_run(model):
+                        kept = _compile(model, spec, layout())
+                    self._keep(known, key, kept)
+                    found = kept.engine
+        return found
+
+    def _current(self, model: nn.Module) -> _Known:
+        known = self._known.get(id(model))
+        if known is None or known.model() is not model or not known.state.matches(model):
+            self._forget(id(model))
+            number = id(model)
+            known = _Known(weakref.ref(model, lambda _: self._forget(number)), ModelState(model))
+            self._known[number] = known
+        return known
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._known.pop(number, None)
+            for key in [key for key in self._engines if key[0] == number]:
+                del self._engines[key]
+
+    def _use(self, key: tuple[int, Spec]) -> Engine | None:
+        with self._lock:
+            kept = self._engines.pop(key, None)
+            if kept is None:
+                return None
+            self._engines[key] = kept
+            return kept.engine
+
+    def _keep(self, known: _Known | None, key: tuple[int, Spec], kept: _Kept) -> None:
+        with self._lock:
+            if known is None or self._known.get(key[0]) is not known:
+                return  # the model changed meanwhile, or all was cleared
+            self._engines[key] = kept
+            while len(self._engines) > 1 and (
+                len(self._engines) > self.max_engines
+                or sum(each.size for each in self._engines.values()) > self.max_bytes
+            ):
+                del self._engines[next(iter(self._engines))]
+
+
+@contextmanager
+def _own_run(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, with the modes put back after."""
+    trained = [module for module in model.modules() if module.training]
+    token = OWN_RUN.set(True)
+    try:
+        for module in trained:
+            module.training = False  # and not eval(), which a model may have given another meaning
+        with torch.inference_mode(False):
+            yield
+    finally:
+        OWN_RUN.reset(token)
+        for module in trained:
+            module.training = True
+
+
+class _Scored(nn.Module):
+    """The logits of a model, and beside them the scores that are explained; of a single logit, its negative."""
+
+    def __init__(self, model: nn.Module, scores: str, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self._scores = SCORES[scores] if num_classes > 1 else torch.neg
+        self.training = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.model(images)
+        return torch.cat([logits, self._scores(logits)], 1)
+
+
+def common_request(readings: Sequence[LayerInfo | Reading]) -> LayoutRequest:
+    """What the readings of several layers have in common; the rest is found from the shapes."""
+    layouts, grids, prefixes = ({getattr(r, name) for r in readings} for name in ("layout", "grid", "prefix_tokens"))
+    return LayoutRequest(
+        layouts.pop() if len(layouts) == 1 else None,
+        grids.pop() if len(grids) == 1 else None,
+        prefixes.pop() if len(prefixes) == 1 else None,
+    )
+
+
+def example(size: tuple[int, int]) -> torch.Tensor:
+    """Two images of seeded noise."""
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _examine(model: nn.Module, layers: tuple[str, ...], size: tuple[int, int]) -> Facts:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != "cpu":
+            raise InputError(
+                f"the model is on {tensor.device}, and engines run on the CPU; move model and images with .cpu()."
+            )
+    try:
+        outputs, logits = run_with_gradients(model, layers, example(size))
+    except FinerCAMError:
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"the model does not run on images of {size[0]}x{size[1]} ({detail}); give the size that it takes."
+        ) from error
+    return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))
+
+
+def _compile(model: nn.Module, spec: Spec, request: LayoutRequest) -> _Kept:
+    """Export into a temporary folder and load; nothing stays on disk."""
+    height, width = spec.size
+    name = type(model).__name__
+    _LOG.info(
+        "compiling %s with %s at %s for images of %dx%d, once", name, spec.method, ", ".join(spec.layers), height, width
+    )
+    with tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
+        path = Path(at) / "engine.onnx"
+        num_classes = int(model(example(spec.size)).shape[1])
+        subject, layers = model, spec.layers
+        if spec.scores != "logits" or num_classes == 1:
+            # the wrapped model has other names, by which the export would find less
+            found = [find_target_layer(model, layer, example(spec.size), request) for layer in layers]
+            request = common_request(found)
+            subject, layers = _Scored(model, spec.scores, num_classes), tuple(f"model.{layer}" for layer in layers)
+        export_model(
+            subject,
+            path,
+            target_layer=layers,
+            input=InputSpec(spec.size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            method=spec.method,
+            objective=spec.objective,
+            references=spec.references,
+            layer_maps=len(layers) > 1,
+            layout=request,
+            name=name,
+        )
+        # the two runtimes are measured against each other only where the caller asks for that: it takes seconds
+        backend = "auto" if os.environ.get(PIN) else "onnxruntime"
+        return _Kept(Engine(path, backend=backend, threads=torch.get_num_threads()), path.stat().st_size)

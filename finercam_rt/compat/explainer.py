@@ -1,0 +1,200 @@
+"""One model at some layers: batches and questions in, logits and raw maps out, by engines that are compiled on use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from finercam_rt.compat.engines import EngineCache, Facts, Spec, common_request, example
+from finercam_rt.compat.reshape import Reading, ReshapeTransform, read_reshape
+from finercam_rt.compat.targets import Question
+from finercam_rt.contrast import AUTOMATIC, UNUSED
+from finercam_rt.engine import Engine, Outputs
+from finercam_rt.errors import ExportError, InputError, WrongTypeError
+from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.manifest import LayerInfo
+
+CACHE = EngineCache()
+"""Shared by all CAM objects, because callers make a new one for each image."""
+
+_REFERENCES = 3
+"""R of most engines; where more references are asked for, R is the next multiple of eight."""
+
+_OPEN = "weighted"
+"""The objective of engines for questions that leave it open; one for all, so that they share an engine."""
+
+Images = NDArray[np.float32]
+
+
+class Answer(NamedTuple):
+    """logits (N,K); the raw map (N,h,w) of each layer; status (N,), the codes of `ops.Status`."""
+
+    logits: NDArray[np.float32]
+    maps: list[NDArray[np.float32]]
+    status: NDArray[np.uint8]
+
+
+class Explainer:
+    """What the CAM objects of both forms have in common.
+
+    Args:
+        model: what is explained is its evaluation mode. It is not changed.
+        layers: names of modules.
+        method: one of manifest.METHODS.
+        reshape_transform: the caller's function from a layer's output to (N,C,h,w); without one the layout is found.
+        cache: where the engines are kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        method: str,
+        reshape_transform: ReshapeTransform | None = None,
+        cache: EngineCache = CACHE,
+    ) -> None:
+        """Nothing is compiled yet."""
+        self.model, self.layers, self.method = model, tuple(layers), method
+        self._transform, self._cache = reshape_transform, cache
+        self._readings: dict[tuple[torch.Size, ...], list[Reading]] = {}
+
+    def facts(self, size: tuple[int, int]) -> Facts:
+        """What a forward pass says where the model is new or has changed; to be asked once before each question.
+
+        Raises:
+            InputError: the model is not on the CPU, or does not run on images of that size.
+            ExportError: the layers or the output are nothing that can be compiled.
+        """
+        return self._cache.facts(self.model, self.layers, size)
+
+    def logits(self, images: Images, facts: Facts) -> NDArray[np.float32]:
+        """(N,K)."""
+        return self.ask(images, facts, None).logits
+
+    def nearest(
+        self, images: Images, facts: Facts, count: int, alpha: float, target: int | Sequence[int] | None = None
+    ) -> Answer:
+        """`target` (the predicted class, one class, or one an image) against the `count` classes nearest to it."""
+        engine = self._engine(images, facts, _OPEN, count)
+        row = [AUTOMATIC] * count + [UNUSED] * (engine.manifest.references - count)
+        outputs = engine(images, target=target, references=np.array([row] * len(images), np.int64), alpha=alpha)
+        return self._answer(engine, outputs, facts)
+
+    def ask(self, images: Images, facts: Facts, questions: Sequence[Question] | None) -> Answer:
+        """One question an image; None is each image's predicted class, against nothing."""
+        if questions is None:
+            engine = self._engine(images, facts, _OPEN, 0)
+            target = 0 if facts.num_classes == 1 else None
+            return self._answer(engine, engine(images, target=target, references=[], alpha=0.0), facts)
+        objectives = {question.objective for question in questions} - {None}
+        scores = {question.scores for question in questions}
+        if len(objectives) > 1 or len(scores) > 1:
+            raise InputError(
+                "the targets of one batch are of different kinds (logits, probabilities, weighted or mean contrasts); "
+                "explain each kind in a batch of its own."
+            )
+        most = max(len(question.references) for question in questions)
+        if most >= max(2, facts.num_classes):
+            raise InputError(f"a target has {most} comparison classes, and the model {facts.num_classes} classes.")
+        (kind,), (objective,) = scores, objectives or {_OPEN}
+        engine = self._engine(images, facts, str(objective), most, kind)
+        # scores other than logits stand behind them
+        first = facts.num_classes if kind != "logits" else 0
+        outputs = engine(
+            images,
+            target=[first + question.target for question in questions],
+            references=[[first + index for index in question.references] for question in questions],
+            alpha=[question.alpha for question in questions],
+        )
+        return self._answer(engine, outputs, facts)
+
+    def _engine(
+        self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits"
+    ) -> Engine:
+        size = (images.shape[2], images.shape[3])
+        rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
+        spec = Spec(self.layers, size, self.method, objective, rounded, scores)
+        engine = self._cache.engine(self.model, spec, lambda: self._request(facts, size))
+        for name, layer, reading in zip(self.layers, engine.manifest.layers, self._read(facts), strict=False):
+            self._check(name, reading, Reading(layer.layout, layer.grid, layer.prefix_tokens))
+        return engine
+
+    def _read(self, facts: Facts) -> list[Reading]:
+        """How the caller's function reads each layer; empty without one."""
+        if self._transform is None:
+            return []
+        if facts.shapes not in self._readings:
+            pairs = zip(facts.shapes, self.layers, strict=True)
+            self._readings[facts.shapes] = [read_reshape(self._transform, shape, layer) for shape, layer in pairs]
+        return self._readings[facts.shapes]
+
+    def _request(self, facts: Facts, size: tuple[int, int]) -> LayoutRequest:
+        """The layout that the caller's function reads, held against what the shapes say."""
+        readings = self._read(facts)
+        found: list[LayerInfo | None] = []
+        for layer in self.layers:
+            try:
+                found.append(find_target_layer(self.model, layer, example(size)))
+            except ExportError:  # not to be told by itself; what else is wrong, the export says
+                found.append(None)
+        for known, reading in zip(found, readings, strict=False):
+            if known is not None:
+                self._check(known.name, reading, Reading(known.layout, known.grid, known.prefix_tokens))
+        if readings:
+            return common_request(readings)
+        # what could be read in two ways, both libraries read as (N,C,h,w) where no function is given
+        unclear = None in found and all(len(shape) == 4 for shape in facts.shapes)
+        return LayoutRequest(layout="nchw") if unclear else LayoutRequest()
+
+    @staticmethod
+    def _check(layer: str, reading: Reading, found: Reading) -> None:
+        if reading != found:
+            raise InputError(
+                f"reshape_transform reads the output of layer {layer!r} as {reading}, and it is {found}; correct it, "
+                "or leave it out."
+            )
+
+    def _answer(self, engine: Engine, outputs: Outputs, facts: Facts) -> Answer:
+        maps = [outputs.layer_maps[layer.name] for layer in engine.manifest.layers] if outputs.layer_maps else []
+        return Answer(outputs.logits[:, : facts.num_classes], maps or [outputs.saliency_map], outputs.status)
+
+
+def checked_images(images: object, name: str) -> Images:
+    """A batch as the engines take it; what they say about its dtype and values they say themselves.
+
+    Raises:
+        WrongTypeError: no tensor.
+        InputError: not (N,3,H,W) on the CPU.
+    """
+    if not isinstance(images, torch.Tensor):
+        raise WrongTypeError(f"{name} is of type {type(images).__name__}; give a torch tensor (N,3,H,W).")
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise InputError(f"{name} has shape {tuple(images.shape)}; engines take (N,3,H,W), images of three channels.")
+    if images.device.type != "cpu":
+        raise InputError(f"{name} is on {images.device}, and engines run on the CPU; move it with .cpu().")
+    if images.dtype != torch.float32:
+        raise InputError(f"{name} is {str(images.dtype)[6:]}; convert it with .float().")
+    values: Images = images.detach().numpy()
+    return values
+
+
+def layer_name(model: nn.Module, layer: object) -> str:
+    """The name of a module of `model`.
+
+    Raises:
+        WrongTypeError: no module.
+        InputError: not one of this model's.
+    """
+    if not isinstance(layer, nn.Module):
+        raise WrongTypeError(f"a target layer is {layer!r}, of type {type(layer).__name__}; give a module of the model.")
+    for name, module in model.named_modules():
+        if module is layer and name:
+            return name
+    raise InputError(
+        f"a target layer, a {type(layer).__name__}, is not inside the model; give one of model.named_modules()."
+    )

@@ -1,0 +1,293 @@
+"""pytorch-grad-cam's form against pytorch-grad-cam, on small models; what it refuses where that is silently wrong."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import finercam_rt.compat as ours
+from finercam_rt.errors import ExportError, FinerCAMError, InputError
+
+from .conftest import CLASSES, SIZE, blobs, small_cnn
+
+public: Any = pytest.importorskip("pytorch_grad_cam", reason="grad-cam, the library compared with")
+public_targets: Any = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+
+SAME = 1e-4
+PINNED = [0, 3, 5, 6]
+
+
+def _check(got: Any, expected: Any, share: float = 0.5) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
+    assert (expected.max(axis=(1, 2)) > 0.9).mean() >= share, "too few maps with evidence to compare"
+    np.testing.assert_allclose(got, expected, rtol=0, atol=SAME)
+
+
+def _finer(count: int, references: list[int], alpha: float) -> list[Any]:
+    return [public_targets.FinerWeightedTarget(target, references, alpha) for target in (0, 3, 5, 6)[:count]]
+
+
+@pytest.mark.filterwarnings("ignore:the map explains nothing")
+def test_grad_cam(cnn: Any, images: Any) -> None:
+    chosen = [public_targets.ClassifierOutputTarget(index) for index in PINNED]
+    likely = [public_targets.ClassifierOutputSoftmaxTarget(index) for index in PINNED]
+    both = [public_targets.ClassifierOutputReST(index) for index in PINNED]
+    with ours.GradCAM(model=cnn, target_layers=[cnn[1]]) as mine, public.GradCAM(cnn, [cnn[1]]) as theirs:
+        _check(mine(input_tensor=images), theirs(input_tensor=images, targets=None))
+        torch.testing.assert_close(mine.outputs, theirs.outputs.detach(), rtol=1e-5, atol=1e-6)
+        _check(mine(images, chosen), theirs(images, chosen))
+        _check(mine(images, chosen, aug_smooth=True), theirs(images, chosen, aug_smooth=True), 0.0)
+        _check(mine(images, likely), theirs(images, likely))
+        torch.testing.assert_close(mine.outputs, theirs.outputs.detach(), rtol=1e-5, atol=1e-6)
+        _check(mine(images, both), theirs(images, both))
+        mixed = [chosen[0], *_finer(4, [1, 2], 1.0)[1:]]
+        _check(mine(images, mixed), theirs(images, mixed))
+
+
+@pytest.mark.filterwarnings("ignore:the map explains nothing")
+def test_finer_cam(cnn: Any, images: Any) -> None:
+    asked: list[dict[str, Any]] = [
+        {},
+        {"alpha": 0.6},
+        {"alpha": 0.0},
+        {"alpha": 0.4, "target_idx": 3},
+        {"comparison_categories": [1]},
+        {"comparison_categories": [2]},
+        {"comparison_categories": [4, 1], "alpha": 0.5},
+        {"comparison_categories": [1, 2, 9]},
+        {"comparison_categories": [-1], "target_idx": 5},
+        {"targets": _finer(4, [1, 2, 4], 0.6)},
+    ]
+    with ours.FinerCAM(model=cnn, target_layers=[cnn[1]]) as mine, public.FinerCAM(cnn, [cnn[1]]) as theirs:
+        for arguments in asked:
+            _check(mine(input_tensor=images, **arguments), theirs(input_tensor=images, **arguments))
+        by_other_name = mine(images, reference_category_ranks=[2])
+        np.testing.assert_array_equal(by_other_name, mine(images, comparison_categories=[2]))
+        one_each = mine(images, target_idx=PINNED, alpha=0.3)
+        for row, index in enumerate(PINNED):
+            np.testing.assert_allclose(one_each[row], mine(images, target_idx=index, alpha=0.3)[row], atol=1e-6)
+        seen = mine(images, comparison_categories=list(range(1, CLASSES)))
+        _check(seen, theirs(images, comparison_categories=list(range(1, CLASSES))))
+
+
+def test_several_layers(cnn: Any, images: Any) -> None:
+    layers = [cnn[0], cnn[1][1], cnn[1]]
+    with ours.GradCAM(cnn, layers) as mine, public.GradCAM(cnn, layers) as theirs:
+        _check(mine(images), theirs(images, None))
+
+
+@pytest.mark.parametrize(
+    "name", ["GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise", "EigenGradCAM", "FEM"]
+)
+def test_the_other_methods(name: str, images: Any) -> None:
+    model = small_cnn(seed=2)
+    theirs = getattr(public, name, None) or __import__("pytorch_grad_cam.fem", fromlist=["FEM"]).FEM
+    got, expected = getattr(ours, name)(model, [model[1]])(images), theirs(model, [model[1]])(images, None)
+    if name == "EigenGradCAM":  # the sign of a principal component is an accident of the original
+        rows = [np.allclose(a, b, atol=SAME) for a, b in zip(got, expected, strict=True)]
+        other = theirs(model, [model[1]])
+        other.get_cam_image = lambda *_: -type(other).get_cam_image(other, *_)
+        flipped = other(images, None)
+        assert all(row or np.allclose(a, b, atol=SAME) for row, a, b in zip(rows, got, flipped, strict=True))
+    else:
+        _check(got, expected)
+
+
+def test_eigen_smoothing(cnn: Any, images: Any) -> None:
+    got = ours.GradCAM(cnn, [cnn[1]])(images, eigen_smooth=True)
+    expected = public.GradCAM(cnn, [cnn[1]])(images, None, eigen_smooth=True)
+    for mine, theirs in zip(got, expected, strict=True):
+        # of the two signs the original's is an accident: then the positive parts of both cover the image
+        assert np.allclose(mine, theirs, atol=1e-3) or np.minimum(mine, theirs).max() < 0.5
+    assert any(np.allclose(a, b, atol=1e-3) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:the map explains nothing")
+def test_a_model_of_one_logit(images: Any) -> None:
+    model = small_cnn(classes=1)
+    for_it = [public_targets.BinaryClassifierOutputTarget(1)] * 4
+    against = [public_targets.BinaryClassifierOutputTarget(0)] * 4
+    with ours.GradCAM(model, [model[1]]) as mine, public.GradCAM(model, [model[1]]) as theirs:
+        got, expected = mine(images, for_it), theirs(images, for_it)
+        opposite, its = mine(images, against), theirs(images, against)
+        np.testing.assert_allclose(got, expected, atol=SAME)
+        np.testing.assert_allclose(opposite, its, atol=SAME)
+        assert max(expected.max(), its.max()) > 0.9
+        np.testing.assert_allclose(mine(images), expected, atol=SAME)
+        assert mine.outputs.shape == (4, 1)
+    with pytest.raises(InputError, match="one logit"):
+        ours.FinerCAM(model, [model[1]])(images)
+
+
+class Tokens(nn.Module):
+    """A class token before 2x3 patches, one attention block, and a head on the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.patch = nn.Conv2d(3, 32, 16, 16)
+        self.start = nn.Parameter(torch.randn(1, 1, 32))
+        self.norm = nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.block = nn.Identity()
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        tokens = torch.cat([self.start.expand(len(x), -1, -1), self.patch(x).flatten(2).transpose(1, 2)], 1)
+        normed = self.norm(tokens)
+        return self.head(self.block(tokens + self.attention(normed, normed, normed, need_weights=False)[0])[:, 0])
+
+
+def _grid(height: int, width: int) -> Any:
+    return lambda t: t[:, 1:].reshape(len(t), height, width, -1).permute(0, 3, 1, 2)
+
+
+def test_tokens(images: Any) -> None:
+    model = Tokens().eval()
+    expected = public.FinerCAM(model, [model.norm], _grid(2, 3))(images, alpha=0.6)
+    _check(ours.FinerCAM(model, [model.norm], _grid(2, 3))(images, alpha=0.6), expected)
+    _check(ours.FinerCAM(model, [model.norm])(images, alpha=0.6), expected)  # the original needs the function
+    for wrong, sentence in (
+        (_grid(3, 2), "3x2"),
+        (_grid(1, 6), "1x6"),
+        (lambda t: t[:, 1:].reshape(len(t), 2, 3, -1).permute(0, 3, 2, 1), "turns the map over"),
+        (lambda t: t.reshape(len(t), 2, 3, -1), "fails"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            ours.FinerCAM(model, [model.norm], wrong)(images)
+    fresh = Tokens().eval()
+    with pytest.raises(InputError, match="3x2"):  # before anything is compiled, too
+        ours.FinerCAM(fresh, [fresh.norm], _grid(3, 2))(images)
+
+
+def test_the_original_is_silently_zero_behind_the_last_block(images: Any) -> None:
+    model = Tokens().eval()
+    assert public.GradCAM(model, [model.block], _grid(2, 3))(images, None).max() == 0
+    with pytest.raises(ExportError, match="zero"):
+        ours.GradCAM(model, [model.block], _grid(2, 3))(images)
+
+
+def test_the_model_is_left_alone(images: Any) -> None:
+    model = small_cnn().requires_grad_(False)
+    model[4].weight.requires_grad_()
+    model[4].weight.grad = torch.ones_like(model[4].weight)
+    weights = copy.deepcopy(model.state_dict())
+    model.train()
+    with ours.GradCAM(model, [model[1]]) as cam:
+        assert not any(module.training for module in model.modules())  # as the original's constructor does
+        with torch.inference_mode():
+            cam(images)
+        cam(images.clone().requires_grad_())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["4.weight"]
+    assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_is_no_explanation_is_said(cnn: Any, images: Any) -> None:
+    cam = ours.FinerCAM(cnn, [cnn[1]])
+    damaged = images.clone()
+    damaged[1, 0, 0, 0] = torch.nan
+    with pytest.warns(RuntimeWarning, match=r"nothing for image 1 \(non_finite\)") as found:
+        got = cam(damaged)
+    assert found[0].filename == __file__
+    assert cam.status == ("ok", "non_finite", "ok", "ok")
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2, 3]]).all()
+    with pytest.warns(RuntimeWarning, match="no_positive_evidence"):
+        zero = cam(images, alpha=40.0)
+    assert all((status == "ok") == bool(row.max() > 0) for status, row in zip(cam.status, zero, strict=True))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("GradCAM", {"targets": [ours.ClassifierOutputTarget(1)]}, "1 targets for 4 images"),
+    ("GradCAM", {"targets": [ours.ClassifierOutputTarget(1)] * 5}, "5 targets for 4 images"),
+    ("GradCAM", {"targets": ours.ClassifierOutputTarget(1)}, "a list of one target an image"),
+    ("GradCAM", {"targets": [ours.ClassifierOutputTarget(7)] * 4}, "7 classes"),
+    ("GradCAM", {"targets": [lambda y: y.sum()] * 4}, "cannot be compiled"),
+    ("GradCAM", {"targets": [ours.FinerWeightedTarget(1, [1, 2], 1.0)] * 4}, "the target itself"),
+    ("GradCAM", {"targets": [ours.FinerWeightedTarget(1, range(7), 1.0)] * 4}, "7 comparison classes"),
+    ("GradCAM", {"targets": [ours.FinerWeightedTarget(1, [2, 3], -1.0)] * 4}, "alpha is -1"),
+    (
+        "GradCAM",
+        {"targets": [ours.FinerWeightedTarget(1, [2, 3], 1.0), lambda y: y[1] - y[[2, 3]].mean()] * 2},
+        "a batch of its own",
+    ),
+    ("FinerCAM", {"alpha": -1.0}, "alpha is -1"),
+    ("FinerCAM", {"alpha": float("nan")}, "alpha is nan"),
+    ("FinerCAM", {"target_idx": 7}, "7"),
+    ("FinerCAM", {"comparison_categories": [0, 1]}, "rank 0"),
+    ("FinerCAM", {"comparison_categories": [1, 1]}, "twice"),
+    ("FinerCAM", {"comparison_categories": []}, "no class"),
+    ("FinerCAM", {"comparison_categories": [7, 8]}, "no class"),
+    ("FinerCAM", {"comparison_categories": "12"}, "a list of ranks"),
+    ("FinerCAM", {"comparison_categories": [1], "reference_category_ranks": [1]}, "one argument"),
+    ("FinerCAM", {"targets": [ours.ClassifierOutputTarget(1)] * 4, "alpha": 0.6}, "would be ignored"),
+    ("FinerCAM", {"targets": [ours.ClassifierOutputTarget(1)] * 4, "target_idx": 2}, "would be ignored"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "sentence"), REFUSED, ids=range(len(REFUSED)))
+def test_mistakes_in_a_call(name: str, arguments: dict[str, Any], sentence: str, cnn: Any, images: Any) -> None:
+    with pytest.raises(InputError, match=sentence) as raised:
+        getattr(ours, name)(cnn, [cnn[1]])(images, **arguments)
+    assert isinstance(raised.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (torch.zeros(2, 1, *SIZE), "three channels"),
+        (torch.zeros(0, 3, *SIZE), "shape"),
+        (torch.zeros(3, *SIZE), "shape"),
+        (torch.zeros(2, 3, *SIZE, dtype=torch.float64), "float64"),
+        (torch.zeros(2, 3, *SIZE, device="meta"), "on meta"),
+        (np.zeros((2, 3, *SIZE), np.float32), "ndarray"),
+        (torch.zeros(2, 3, 4, 4), "4x4"),
+    ],
+)
+def test_mistakes_in_the_input(batch: Any, sentence: str, cnn: Any) -> None:
+    with pytest.raises(InputError, match=sentence):
+        ours.GradCAM(cnn, [cnn[1]])(batch)
+
+
+def test_mistakes_in_the_constructor(cnn: Any) -> None:
+    for layers, sentence in (
+        (cnn[1], "a list is expected"),  # a Sequential is a list of layers, too: the original takes its children
+        ([], "empty"),
+        ([nn.ReLU()], "not inside the model"),
+        ([cnn], "not inside the model"),
+        (["1"], "of type str"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            ours.GradCAM(cnn, layers)
+    with pytest.raises(TypeError, match="base_method"):
+        ours.FinerCAM(cnn, [cnn[1]], base_method=public.GradCAM)
+    with pytest.raises(InputError, match="k=2"):
+        ours.FEM(cnn, [cnn[1]], k=3)
+
+
+def test_mistakes_in_the_model(images: Any) -> None:
+    again = small_cnn()
+    cam = ours.GradCAM(again, [again[1]])
+    again.train()
+    with pytest.raises(InputError, match="training mode"):
+        cam(images)
+    for model, layer, sentence in (
+        (small_cnn().double(), 1, "float"),
+        (nn.Sequential(*[shared := nn.Identity(), *small_cnn(), shared]).eval(), 0, "2 times"),
+        (small_cnn(), 3, "feature map|positions"),
+    ):
+        with pytest.raises(FinerCAMError, match=sentence):
+            ours.GradCAM(model, [model[layer]])(images)
+
+
+def test_another_size_is_another_engine(cnn: Any) -> None:
+    batch = blobs(2, (48, 40))
+    _check(ours.GradCAM(cnn, [cnn[1]])(batch), public.GradCAM(cnn, [cnn[1]])(batch, None))

@@ -1,0 +1,63 @@
+"""Reading a caller's reshape_transform: what is a plain layout, and what gets a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from finercam_rt.compat.reshape import Reading, read_reshape
+from finercam_rt.errors import InputError
+
+Transform = Callable[[Any], Any]
+
+
+def _tokens(prefix: int, height: int, width: int) -> Transform:
+    """As the examples of pytorch-grad-cam write it."""
+
+    def transform(tensor: Any) -> Any:
+        result = tensor[:, prefix:, :].reshape(tensor.size(0), height, width, tensor.size(2))
+        return result.transpose(2, 3).transpose(1, 2)
+
+    return transform
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "expected"),
+    [
+        (_tokens(1, 4, 6), (2, 25, 8), Reading("tokens", (4, 6), 1)),
+        (_tokens(5, 4, 4), (2, 21, 8), Reading("tokens", (4, 4), 5)),
+        (lambda t: t[:, -24:].unflatten(1, (4, 6)).movedim(-1, 1), (2, 26, 8), Reading("tokens", (4, 6), 2)),
+        (lambda t: t.permute(0, 3, 1, 2), (2, 4, 6, 8), Reading("nhwc", (4, 6), 0)),
+        (lambda t: t.permute(0, 3, 1, 2).contiguous(), (3, 5, 5, 5), Reading("nhwc", (5, 5), 0)),
+        (lambda t: t, (2, 8, 4, 6), Reading("nchw", (4, 6), 0)),
+    ],
+)
+def test_plain_readings(transform: Transform, shape: tuple[int, ...], expected: Reading) -> None:
+    assert read_reshape(transform, torch.Size(shape), "layer") == expected
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "sentence"),
+    [
+        (_tokens(1, 4, 6), (2, 24, 8), "fails"),
+        (lambda t: t[:, :-1].reshape(2, 4, 4, 8).permute(0, 3, 1, 2), (2, 17, 8), "does more"),
+        (lambda t: t[:, 1:].reshape(2, 8, 4, 4), (2, 17, 8), "does more"),
+        (lambda t: t[:, 1:].reshape(2, 4, 4, 8).permute(0, 3, 2, 1), (2, 17, 8), "turns the map over"),
+        (lambda t: t[:, 1:].reshape(2, 4, 6, 8).permute(0, 3, 2, 1), (2, 25, 8), "turns the map over"),
+        (lambda t: t.permute(0, 3, 2, 1), (2, 4, 4, 8), "turns the map over"),
+        (lambda t: t.transpose(2, 3), (2, 8, 4, 6), "does more"),
+        (lambda t: t.flip(-1), (2, 8, 4, 6), "does more"),
+        (lambda t: t * 2, (2, 8, 4, 6), "does more"),
+        (lambda t: t.mean(1), (2, 8, 4, 6), "and not"),
+        (lambda t: t[:1], (2, 8, 4, 6), "and not"),
+        (lambda t: [t], (2, 8, 4, 6), "gives list"),
+    ],
+)
+def test_anything_else_gets_a_sentence(transform: Transform, shape: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as raised:
+        read_reshape(transform, torch.Size(shape), "blocks.1")
+    assert "'blocks.1'" in str(raised.value)
+    assert "leave it out" in str(raised.value)

@@ -1,0 +1,196 @@
+"""torch-cam's form against torch-cam, on small models; what it refuses where a map would be of something else."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import finercam_rt.compat.torchcam as ours
+from finercam_rt.errors import ExportError, InputError
+
+from .conftest import CLASSES, blobs, small_cnn
+
+public: Any = pytest.importorskip("torchcam.methods", reason="torch-cam, the library compared with")
+
+PINNED = [0, 3, 5, 6]
+
+
+def _check(got: list[Any], expected: list[Any]) -> None:
+    assert len(got) == len(expected)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert theirs.abs().sum((1, 2)).gt(0).sum() * 2 >= len(theirs), "too few maps with evidence to compare"
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.max()))
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "XGradCAM"])
+def test_plain_methods(name: str, cnn: Any, images: Any) -> None:
+    with getattr(ours, name)(cnn, "1") as mine, getattr(public, name)(cnn, cnn[1]) as theirs:
+        scores = cnn(images)
+        for classes, options in ((PINNED, {}), (3, {"normalized": False})):
+            expected = theirs(classes, scores, retain_graph=True, **options)
+            _check(mine(classes, scores, retain_graph=True, **options), expected)
+        if name == "GradCAM":
+            asked = [lambda y: y[3] - y[2], lambda y: y[1], lambda y: y[1], lambda y: y[4]]
+            _check(mine(scores=scores, targets=asked), theirs(scores=scores, targets=asked))
+
+
+def test_finer_cam(cnn: Any, images: Any) -> None:
+    asked: list[tuple[dict[str, Any], Any, Any, Any]] = [
+        ({}, None, None, lambda y: y),
+        ({"gamma": 1.5, "num_references": 1}, None, None, lambda y: y),
+        ({"num_references": 99, "gamma": 0.3}, PINNED, None, lambda y: y),
+        ({}, PINNED, [1, 2], lambda y: y),
+        ({}, PINNED, [[1, 2], [4, 5], [0, 1], [2, 3]], lambda y: y),
+        ({}, None, None, partial(torch.softmax, dim=-1)),
+    ]
+    for options, classes, references, scored in asked:
+        with ours.FinerCAM(cnn, "1", **options) as mine, public.FinerCAM(cnn, "1", **options) as theirs:
+            scores = scored(cnn(images))
+            chosen = classes or scores.argmax(1).tolist()
+            for normalized in (False, True):
+                expected = theirs(chosen, scores, references, normalized, retain_graph=True)
+                _check(mine(chosen, scores, references, normalized), expected)
+            assert repr(mine) == repr(theirs)
+
+
+def test_several_layers_and_their_fusion(cnn: Any, images: Any) -> None:
+    for name in ("GradCAM", "LayerCAM"):
+        with getattr(ours, name)(cnn, ["0", cnn[1]]) as mine, getattr(public, name)(cnn, ["0", "1"]) as theirs:
+            scores = cnn(images)
+            got, expected = mine(PINNED, scores), theirs(PINNED, scores)
+            _check(got, expected)
+            got = [got[0], got[1][:, ::2, ::2]]
+            torch.testing.assert_close(mine.fuse_cams(got), theirs.fuse_cams(got))
+            torch.testing.assert_close(mine.fuse_cams(got, (3, 3)), theirs.fuse_cams(got, (3, 3)))
+    for wrong in ([], torch.zeros(1, 2, 2)):
+        with pytest.raises((InputError, TypeError)):
+            ours.GradCAM.fuse_cams(wrong)
+
+
+def test_the_model_is_left_alone(images: Any) -> None:
+    model = small_cnn().requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with ours.GradCAM(model, "1") as extractor, torch.no_grad():
+        assert len(model._forward_pre_hooks) == 1
+        model.train()  # no dropout and no batch norm here: it makes no difference
+        extractor(1, model(images))
+        assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="has not run"):
+        extractor(1, torch.zeros(4, CLASSES))
+
+
+def test_two_extractors_do_not_disturb_each_other(images: Any) -> None:
+    """Compiling runs the model on noise, which neither may take for its input."""
+    model, other = small_cnn(seed=1), blobs(4, seed=9)
+    with ours.GradCAM(model, "1") as first, ours.LayerCAM(model, "1") as second:
+        scores = model(images)
+        got, late = first(PINNED, scores, normalized=False), second(PINNED, scores, normalized=False)
+        first.disable_hooks()
+        scores_of_other = model(other)
+        again = first(PINNED, scores, normalized=False)
+        assert not torch.equal(second(PINNED, scores_of_other)[0], late[0])
+        first.enable_hooks()
+    assert torch.equal(got[0], again[0])
+    for cls, mine in (("GradCAM", got), ("LayerCAM", late)):
+        with getattr(public, cls)(model, "1") as theirs:
+            _check(mine, theirs(PINNED, model(images), normalized=False))
+
+
+def test_scores_of_something_else_are_refused(cnn: Any, images: Any) -> None:
+    model = nn.Sequential(*copy.deepcopy(cnn)[:4], nn.Dropout(0.5), copy.deepcopy(cnn[4])).eval()
+    with ours.GradCAM(cnn, "1") as extractor, ours.GradCAM(model, "1") as dropped:
+        scores = cnn(images)
+        cnn(images.flip(0))
+        for wrong in (scores, scores * 2, scores + 0.1, scores.flip(1).softmax(1)):
+            with pytest.raises(InputError, match="not what the model gives"):
+                extractor(PINNED, wrong)
+        with pytest.raises(InputError, match="shape"):
+            extractor(PINNED[:2], scores[:2])
+        extractor(PINNED, scores.flip(0))
+        with pytest.raises(InputError, match="evaluation mode"):
+            dropped(PINNED, model.train()(images))
+
+
+def test_a_chosen_layer(cnn: Any, images: Any) -> None:
+    with ours.FinerCAM(cnn, input_shape=(3, 32, 48)) as extractor:
+        assert extractor.target_names == ["1"]
+        assert extractor(PINNED, cnn(images))[0].shape == (4, 4, 6)
+
+
+def test_torchcams_metrics_take_it(cnn: Any, images: Any) -> None:
+    metrics: Any = pytest.importorskip("torchcam.metrics")
+    found = []
+    for library in (ours, public):
+        with library.FinerCAM(cnn, "1", num_references=1) as extractor:
+            metric = metrics.DeletionInsertionMetric(extractor, partial(torch.softmax, dim=-1), steps=4)
+            metric.update(images)
+            found.append(metric.summary())
+    assert found[0].keys() == found[1].keys()
+    np.testing.assert_allclose(list(found[0].values()), list(found[1].values()), rtol=1e-3)
+
+
+REFUSED: list[tuple[Any, Any, type[Exception], str]] = [
+    ((0,), {}, ValueError, "scores is required"),
+    ((0, [[1.0, 2.0]]), {}, TypeError, "must be a tensor"),
+    ((0, torch.zeros(3)), {}, ValueError, "shape"),
+    ((0, torch.zeros(2, 1)), {}, ValueError, "comparison class"),
+    ((True, None), {}, TypeError, "class_idx"),
+    (([0, True, 1, 1], None), {}, TypeError, "contain integers"),
+    (([0], None), {}, ValueError, "batch size"),
+    (([0, 1, 2, 7], None), {}, ValueError, "out-of-range"),
+    ((-1, None), {}, ValueError, "out-of-range"),
+    ((0, None, []), {}, ValueError, "cannot be empty"),
+    ((0, None, (2,)), {}, TypeError, "a list, or a nested list"),
+    ((0, None, [0, 2]), {}, ValueError, "target class"),
+    ((0, None, [2, 2]), {}, ValueError, "duplicates"),
+    ((0, None, [2, 7]), {}, ValueError, "out-of-range"),
+    ((0, None, [True]), {}, TypeError, "contain integers"),
+    ((0, None, [[1, 2]]), {}, ValueError, "batch size"),
+    ((0, None, [[], [], [], []]), {}, ValueError, "rows cannot be empty"),
+    ((0, None, [[1], [1, 2], [1], [1]]), {}, ValueError, "equal lengths"),
+    ((0, None, [2, [1]]), {}, TypeError, "integers or lists"),
+    ((0, None), {"targets": lambda y: y[0]}, ValueError, "does not support"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named", "error", "sentence"), REFUSED, ids=range(len(REFUSED)))
+def test_mistakes_in_a_call(
+    arguments: tuple[Any, ...], named: dict[str, Any], error: type[Exception], sentence: str, cnn: Any, images: Any
+) -> None:
+    """The exceptions that torch-cam raises, so that who catches them goes on to."""
+    with ours.FinerCAM(cnn, "1") as extractor:
+        scores = cnn(images)
+        if len(arguments) > 1 and arguments[1] is None:
+            arguments = (arguments[0], scores, *arguments[2:])
+        with pytest.raises(error, match=sentence):
+            extractor(*arguments, **named)
+
+
+def test_mistakes_in_the_constructor(cnn: Any) -> None:
+    for options, error in (
+        ({"base_method": public.GradCAM}, TypeError),
+        ({"base_method": ours.XGradCAM}, TypeError),
+        ({"gamma": True}, TypeError),
+        ({"gamma": -0.1}, ValueError),
+        ({"gamma": float("inf")}, ValueError),
+        ({"num_references": 1.5}, TypeError),
+        ({"num_references": 0}, ValueError),
+        ({"reshape_transform": 3}, TypeError),
+    ):
+        with pytest.raises(error):
+            ours.FinerCAM(cnn, "1", **options)
+    for layer, error in ((3, TypeError), ([3], TypeError), (nn.ReLU(), ValueError), ("9", ExportError)):
+        with pytest.raises(error):
+            ours.GradCAM(cnn, layer)
+    with ours.GradCAM(cnn, "1") as extractor, pytest.raises(InputError, match="exactly one"):
+        extractor(scores=torch.zeros(1, CLASSES))
