@@ -14,8 +14,8 @@ BASE = "base"
 CLASSES = 1000
 LARGEST_DEFAULT = 384
 """Pixels: a model whose own input is larger (SAM's is 1024) is asked for ..."""
-REDUCED = 256
-"""... this many, because the passes and the layout are the same and its forward pass takes minutes."""
+REDUCED = (256, 252)
+"""... one of these, the first that it accepts, because graph and layout are the same and its own takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Variant:
     offset: tuple[int, int] = (0, 0)
     early: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the input is the base case's."""
+        return self.sizes == ((1, 1),) and self.offset == (0, 0)
 
     def candidates(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes to try, for a model whose own is `size`."""
@@ -61,9 +66,9 @@ def draw_families(families: Collection[str], count: int, seed: int) -> list[str]
     return [family for family in families if family in drawn]
 
 
-def own_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The input size of the base case for a model that comes with `size`."""
-    return size if max(size) <= LARGEST_DEFAULT else (REDUCED, REDUCED)
+def own_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The input sizes to try in the base case for a model that comes with `size`."""
+    return [size] if max(size) <= LARGEST_DEFAULT else [*((edge, edge) for edge in REDUCED), size]
 
 
 def earlier_layer(layer: str, names: Collection[str]) -> str | None:

@@ -170,7 +170,10 @@ def placement(model: nn.Module, layer: LayerInfo, image: torch.Tensor, seed: int
         if cells > 1:
             along = shares.sum(2 - axis)  # over the other axis of (places,h,w)
             centres = (along * torch.arange(cells)).sum(1) / along.sum(1)
-            found.append(float(np.corrcoef(centres.numpy(), [place[axis] for place in places])[0, 1]))
+            where = np.array([place[axis] for place in places], float)
+            spread = float(centres.std(correction=0)) * where.std()
+            covariance = float(np.mean((centres.numpy() - float(centres.mean())) * (where - where.mean())))
+            found.append(covariance / spread if spread > 0 else 0.0)
     return min(found, default=0.0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sweep import check, rtx
 from sweep.cases import BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
+from sweep.families import SHORTENED
 from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, reason, summary, verdict
 
 _NONE = "-"
@@ -24,7 +25,8 @@ _PASSES = (
 _INTRODUCTION = f"""\
 Made by `python benchmarks/coverage.py` from the JSON beside it. One member of each module of `timm.models` and \
 `torchvision.models`, the smallest but for timm's own toys, with seeded random weights, {CLASSES} classes, and \
-`--target-layer auto`. Inputs are the library's own, and {REDUCED}x{REDUCED} where that is above {LARGEST_DEFAULT}.
+`--target-layer auto`. Inputs are the library's own; where that is above {LARGEST_DEFAULT} pixels, \
+{REDUCED[0]}x{REDUCED[0]} or {REDUCED[1]}x{REDUCED[1]}.
 
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
@@ -73,8 +75,9 @@ def headline(document: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in found["families"].items())
     goal = "reached" if found["goal"] else "not reached"
     lines = [
-        f"**{total} families: {counts}.** Right in every runtime: {found['share_right']:.1%}; in ONNX Runtime at least: "
-        f"{found['share_right_onnxruntime']:.1%}. The goal, {GOAL_SHARE:.0%} right and none wrong or crashed, is {goal}.",
+        f"**{total} families: {counts}.** Right in every runtime: {found['share_right']:.1%}; at least in ONNX "
+        f"Runtime: {found['share_right_onnxruntime']:.1%}. The goal ({GOAL_SHARE:.0%} right, none wrong or crashed) is "
+        f"{goal}.",
         "",
     ]
     statuses = (check.RIGHT, rtx.RIGHT, check.REFUSED, check.WRONG, rtx.MISSING)
@@ -110,7 +113,7 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
     cost = stages.get("cost", {})
     return (
         record["family"],
-        record["specification"].partition(":")[2],
+        _model(record["specification"]),
         f"{model['parameters'] / 1e6:.1f}" if "parameters" in model else _NONE,
         "x".join(map(str, model.get("size", ()))) or _NONE,
         ", ".join(layer["name"] for layer in layers) or _NONE,
@@ -127,6 +130,11 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         _built(stages.get("tensorrt-rtx")),
         verdict(record),
     )
+
+
+def _model(specification: str) -> str:
+    changes = "".join(f", {name} {value}" for name, value in SHORTENED.get(specification, {}).items())
+    return f"{specification.partition(':')[2]}{changes}"
 
 
 def passes(lines: Iterable[str]) -> str:
@@ -188,7 +196,8 @@ def _environments(records: Sequence[Mapping[str, Any]]) -> str:
         host = record["environment"]
         versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
         changed = " with changes" if host["sources_changed"] else ""
-        line = f"{host['cpu']}, {host['logical_cpus']} processors; {versions}; commit {host['commit'][:10]}{changed}"
+        commit = (host["commit"] or "unknown")[:10]
+        line = f"{host['cpu']}, {host['logical_cpus']} processors; {versions}; commit {commit}{changed}"
         lines[line] = lines.get(line, 0) + 1
     return "\n".join(["## With", "", *(f"- {count} cases: {line}" for line, count in lines.items())])
 

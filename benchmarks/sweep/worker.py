@@ -9,8 +9,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from comparison.memory import high_water_mib
 from finercam_rt.errors import ExportError
 from finercam_rt.export import LoadedModel, ModelRequest, export_model, load_model
 from finercam_rt.manifest import LayerInfo, Manifest
-from sweep.cases import CLASSES, Variant, earlier_layer, find_variant, own_size
+from sweep.cases import CLASSES, Variant, earlier_layer, find_variant, own_sizes
 from sweep.check import check
+from sweep.families import SHORTENED
 from sweep.oracle import Oracle, degenerate, placement
 from sweep.weights import randomise
 
@@ -105,25 +106,38 @@ def load(specification: str, variant: Variant) -> LoadedModel:
     """The model at the first of the variant's sizes that it accepts, with its seeded weights.
 
     Raises:
-        ExportError: it accepts none of them, with what it says about the last.
+        ExportError: it accepts none of them, with what it says of the last.
     """
-    torch.manual_seed(WEIGHTS_SEED)
-    request = ModelRequest(specification, random_weights=True, num_classes=CLASSES)
-    loaded = load_model(request)
-    own = own_size(loaded.input.size)
-    for size in variant.candidates(own):
+    own = _build(specification, None)
+    sizes = own_sizes(own.input.size)
+    if sizes != [own.input.size]:
+        own = _accepted(specification, sizes)
+    loaded = own if variant.keeps_size else _accepted(specification, variant.candidates(own.input.size))
+    randomise(loaded.model, images_of(CALIBRATION_IMAGES, loaded.input.size, CALIBRATION_SEED), WEIGHTS_SEED)
+    return loaded
+
+
+def _accepted(specification: str, sizes: Sequence[tuple[int, int]]) -> LoadedModel:
+    refusal = ""
+    for size in sizes:
         try:
-            if size != loaded.input.size:
-                torch.manual_seed(WEIGHTS_SEED)
-                loaded = load_model(replace(request, input_size=size))
+            loaded = _build(specification, size)
             with torch.no_grad():
                 loaded.model(torch.zeros(2, 3, *size))
         except Exception as error:
             refusal = f"{size[0]}x{size[1]}: {type(error).__name__}: {error}".splitlines()[0]
-            continue
-        randomise(loaded.model, images_of(CALIBRATION_IMAGES, size, CALIBRATION_SEED), WEIGHTS_SEED)
-        return loaded
+        else:
+            return loaded
     raise ExportError(refusal)
+
+
+def _build(specification: str, size: tuple[int, int] | None) -> LoadedModel:
+    torch.manual_seed(WEIGHTS_SEED)
+    arguments = SHORTENED.get(specification, {})
+    request = ModelRequest(
+        specification, random_weights=True, num_classes=CLASSES, input_size=size, arguments=arguments
+    )
+    return load_model(request)
 
 
 def images_of(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
