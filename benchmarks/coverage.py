@@ -45,6 +45,7 @@ SOURCES = (
     "sweep.cases",
     "sweep.check",
     "sweep.oracle",
+    "sweep.outcome",
     "sweep.rtx",
     "sweep.weights",
     "sweep.worker",

@@ -15,12 +15,10 @@ from finercam_rt.contrast import Contrast as Asked
 from finercam_rt.engine import Outputs
 from finercam_rt.errors import FinerCAMError
 from finercam_rt.manifest import Manifest
-from sweep.oracle import TOLERANCE, Contrast, Errors, Oracle, choice_error, logit_error, map_error
+from sweep.oracle import Contrast, Errors, Oracle, choice_error, logit_error, map_error
+from sweep.outcome import REFUSED, RIGHT, ROUNDING, TOLERANCE, WRONG
 
 SEED = 3
-ROUNDING = 2.0
-"""An engine may be this many times as far from float64 as PyTorch's own float32 is, where that is above TOLERANCE."""
-RIGHT, WRONG, REFUSED = "right", "wrong", "refused"
 
 
 def check(graph: Path, runtime: str, oracle: Oracle) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from torch import nn
 
 from finercam_rt.manifest import LayerInfo
 
-TOLERANCE = 1e-4
-"""Relative error of maps and logits: DESIGN, section 6."""
 PLACES = 3
 """Places a side at which a patch of the image is changed."""
 

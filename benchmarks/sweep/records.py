@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweep import check, rtx
+from sweep import outcome, rtx
 from sweep.cases import BASE
 
 SCHEMA = 1
@@ -39,13 +39,13 @@ def verdict(record: Mapping[str, Any]) -> str:
     if "refused" in stages.get("export", {}):
         return REFUSED
     found = {name: stages[name]["status"] for name in RUNTIMES if name in stages}
-    if check.WRONG in found.values() or _misplaced(stages.get("oracle", {})):
+    if outcome.WRONG in found.values() or _misplaced(stages.get("oracle", {})):
         return WRONG
     if record["ended"]:
         return CRASHED
     if stages["oracle"]["degenerate"]:
         return UNTESTED
-    return PARTLY if check.REFUSED in found.values() or rtx.REFUSED in found.values() else RIGHT
+    return PARTLY if outcome.REFUSED in found.values() or rtx.REFUSED in found.values() else RIGHT
 
 
 def reason(record: Mapping[str, Any]) -> str:
@@ -59,7 +59,7 @@ def reason(record: Mapping[str, Any]) -> str:
         parts.append(f"the grid does not lie on the image as the layer is read ({stages['oracle']['placement']:.2f})")
     for name in RUNTIMES:
         value = stages.get(name, {})
-        if value.get("status") in (check.WRONG, check.REFUSED):
+        if value.get("status") in (outcome.WRONG, outcome.REFUSED):
             operation = f"{value['operation']}: " if value.get("operation") else ""
             parts.append(f"{name}: {operation}{value['reason']}")
     parts += [f"{stage}: {why}" for stage, why in record["ended"].items()]

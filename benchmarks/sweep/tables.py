@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sweep import check, rtx
+from sweep import outcome, rtx
 from sweep.cases import BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
 from sweep.families import SHORTENED
 from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, reason, summary, verdict
@@ -30,8 +30,8 @@ Made by `python benchmarks/coverage.py` from the JSON beside it. One member of e
 
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
-`logits` the largest difference over the largest logit. Wrong is what differs by more than {check.TOLERANCE:.0e} \
-and by more than {check.ROUNDING:g} times what PyTorch's float32 differs from float64; what chooses other classes; and \
+`logits` the largest difference over the largest logit. Wrong is what differs by more than {outcome.TOLERANCE:.0e} \
+and by more than {outcome.ROUNDING:g} times what PyTorch's float32 differs from float64; what chooses other classes; and \
 a grid that does not lie on the image as the layer was read (a patch of the image is changed at nine places, and the \
 centre of the activation's change must go with the place: `placed` is the lesser correlation of the two axes, and \
 {LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map over the plain forward pass's, in \
@@ -80,7 +80,7 @@ def headline(document: Mapping[str, Any]) -> str:
         f"{goal}.",
         "",
     ]
-    statuses = (check.RIGHT, rtx.RIGHT, check.REFUSED, check.WRONG, rtx.MISSING)
+    statuses = (outcome.RIGHT, rtx.RIGHT, outcome.REFUSED, outcome.WRONG, rtx.MISSING)
     for name, counted in found["runtimes"].items():
         lines.append(f"- {name}: {', '.join(f'{counted[key]} {key}' for key in statuses if key in counted)}")
     return "\n".join(lines)

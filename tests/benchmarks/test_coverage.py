@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 import torch
-from sweep import check, families, oracle, process, records, rtx, tables
+from sweep import check, families, oracle, outcome, process, records, rtx, tables
 from sweep.cases import BASE, VARIANTS, SweepCase, draw_families, earlier_layer, find_variant, own_sizes
 from sweep.families import Member, choose
 from sweep.oracle import Contrast, Oracle, choice_error, degenerate, placement
@@ -221,7 +221,7 @@ def test_an_engine_that_is_right_and_one_that_is_wrong(
     toy = make_toy()
     judge = Oracle(Patches(toy).eval(), CONV, images)
     found = check.check(toy.path, "onnxruntime", judge)
-    assert found["status"] == check.RIGHT
+    assert found["status"] == outcome.RIGHT
     assert 0 < found["map_error"] < 1e-5
     assert 0 < found["logit_error"] < 1e-5
 
@@ -229,7 +229,7 @@ def test_an_engine_that_is_right_and_one_that_is_wrong(
     with torch.no_grad():
         other.head.weight[0] *= 1.01
     found = check.check(toy.path, "onnxruntime", Oracle(other, CONV, images))
-    assert found["status"] == check.WRONG
+    assert found["status"] == outcome.WRONG
 
     class Flipped(check.Engine):
         """Its logits are right, and its maps are upside down."""
@@ -241,7 +241,7 @@ def test_an_engine_that_is_right_and_one_that_is_wrong(
     with monkeypatch.context() as patch:
         patch.setattr(check, "Engine", Flipped)
         found = check.check(toy.path, "onnxruntime", judge)
-    assert found["status"] == check.WRONG
+    assert found["status"] == outcome.WRONG
     assert found["map_error"] > 0.1
     assert found["rounding"]["engine"]["saliency_map"] > 0.1
     assert found["rounding"]["pytorch"]["saliency_map"] < 1e-5
@@ -254,20 +254,20 @@ def test_an_engine_that_is_right_and_one_that_is_wrong(
     with monkeypatch.context() as patch:
         patch.setattr(check, "Engine", Silent)
         found = check.check(toy.path, "onnxruntime", judge)
-    assert (found["status"], found["map_error"]) == (check.WRONG, None)
+    assert (found["status"], found["map_error"]) == (outcome.WRONG, None)
 
     def refuse(*args: Any, **options: Any) -> None:
         raise EngineError(f"{toy.path}: it cannot be loaded.")
 
     monkeypatch.setattr(check, "Engine", refuse)
     found = check.check(toy.path, "onnxruntime", judge)
-    assert found == {"status": check.REFUSED, "reason": "toy.onnx: it cannot be loaded."}
+    assert found == {"status": outcome.REFUSED, "reason": "toy.onnx: it cannot be loaded."}
 
 
 def test_engines_of_several_contrasts_are_held_too(make_toy: Callable[..., Any], images: torch.Tensor) -> None:
     toy = make_toy(contrasts=3)
     found = check.check(toy.path, "onnxruntime", Oracle(Patches(toy).eval(), CONV, images))
-    assert found["status"] == check.RIGHT
+    assert found["status"] == outcome.RIGHT
     assert 0 < found["map_error"] < 1e-5
 
 
