@@ -12,6 +12,8 @@ from sweep.families import Member
 
 BASE = "base"
 CLASSES = 1000
+BARS = 6
+"""Places along each axis at which the image is changed, to see where the layer's grid lies."""
 LARGEST_DEFAULT = 384
 """Pixels: a model whose own input is larger (SAM's is 1024) is asked for ..."""
 REDUCED = (256, 252)

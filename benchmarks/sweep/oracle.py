@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finercam_rt.manifest import LayerInfo
-
-PLACES = 3
-"""Places a side at which a patch of the image is changed."""
+from sweep.cases import BARS
 
 
 class Contrast(NamedTuple):
@@ -140,49 +138,58 @@ def degenerate(oracle: Oracle, references: int) -> str | None:
     return None
 
 
-def placement(model: nn.Module, layer: LayerInfo, image: torch.Tensor, seed: int) -> float:
-    """Whether the grid lies on the image as the layer's reading says: a correlation, 1 where it does.
+def placement(model: nn.Module, layer: LayerInfo, images: torch.Tensor, seed: int) -> float:
+    """Whether the grid lies on the images as the layer's reading says: a correlation, 1 where it does.
 
-    A patch of the image (3,H,W) is changed at PLACES x PLACES places, and the centre of the activation's change is
-    compared with the place, along each axis by itself; the worse axis counts. What every place changes alike (a mean
-    over the image, attention) is divided out before.
+    Of each image (N,3,H,W) a bar is changed, at BARS places along each axis in turn, and the centre of the activation's
+    change along this axis is compared with the bar's place; the worse axis counts. What changes alike at every position
+    (by a mean over the image, by attention) is taken off before.
     """
-    _, height, width = image.shape
-    high, wide = height // PLACES, width // PLACES
-    noise = 2 * torch.randn(3, high, wide, generator=torch.Generator().manual_seed(seed))
-    changed, places = [image], []
-    for row in range(PLACES):
-        for column in range(PLACES):
-            top, left = row * high, column * wide
-            other = image.clone()
-            other[:, top : top + high, left : left + wide] = noise
-            changed.append(other)
-            places.append((row, column))
-    with torch.no_grad():
-        maps = [channels_first(_activations(model, layer.name, one[None]), layer)[0].double() for one in changed]
-    shares = torch.stack([(other - maps[0]).norm(dim=0) for other in maps[1:]])
-    shares = shares / shares.flatten(1).sum(1)[:, None, None].clamp(min=1e-300)
-    shares = shares / shares.mean(0).clamp(min=1e-300)
+    noise = 2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    before = _features(model, layer, images)
     found = []
     for axis, cells in enumerate(layer.grid):
-        if cells > 1:
-            along = shares.sum(2 - axis)  # over the other axis of (places,h,w)
-            centres = (along * torch.arange(cells)).sum(1) / along.sum(1)
-            where = np.array([place[axis] for place in places], float)
-            spread = float(centres.std(correction=0)) * where.std()
-            covariance = float(np.mean((centres.numpy() - float(centres.mean())) * (where - where.mean())))
-            found.append(covariance / spread if spread > 0 else 0.0)
+        if cells == 1:
+            continue
+        edge = images.shape[2 + axis]
+        profiles = []
+        for bar in range(BARS):
+            place = torch.arange(edge * bar // BARS, edge * (bar + 1) // BARS)
+            changed = images.index_copy(2 + axis, place, noise.index_select(2 + axis, place))
+            change = _local(_features(model, layer, changed) - before).norm(dim=1)  # (N,h,w)
+            profile = change.sum(2 - axis)
+            profiles.append((profile / profile.sum(1, keepdim=True).clamp(min=1e-300)).mean(0))
+        shares = torch.stack(profiles)  # (BARS, cells)
+        shares = shares / shares.mean(0).clamp(min=1e-300)  # how much more than for the other bars
+        centres = ((shares * torch.arange(cells)).sum(1) / shares.sum(1)).numpy()
+        found.append(_correlation(centres, np.arange(BARS, dtype=np.float64)))
     return min(found, default=0.0)
 
 
-def _activations(model: nn.Module, layer: str, images: torch.Tensor) -> torch.Tensor:
+def _features(model: nn.Module, layer: LayerInfo, images: torch.Tensor) -> torch.Tensor:
+    """What the layer gives for images (N,3,H,W), as (N,C,h,w) in float64."""
     taps: list[torch.Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, out: taps.append(out.clone()))
+    # copied, because what follows may work in place
+    handle = model.get_submodule(layer.name).register_forward_hook(lambda _module, _in, out: taps.append(out.clone()))
     try:
-        model(images)
+        with torch.no_grad():
+            model(images)
     finally:
         handle.remove()
-    return taps[0]
+    found: torch.Tensor = channels_first(taps[0], layer).double()
+    return found
+
+
+def _local(change: torch.Tensor) -> torch.Tensor:
+    """(N,C,h,w) without what most positions have in common."""
+    return change - change.flatten(2).median(dim=2).values[:, :, None, None]
+
+
+def _correlation(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    """Pearson's, 0 where one of the two is constant."""
+    spread = float(found.std() * wanted.std())
+    covariance = float(((found - found.mean()) * (wanted - wanted.mean())).mean())
+    return covariance / spread if spread > 0 else 0.0
 
 
 def _largest(values: NDArray[Any]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweep import outcome, rtx
-from sweep.cases import BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
+from sweep.cases import BARS, BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
 from sweep.families import SHORTENED
 from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, reason, summary, verdict
 
@@ -31,12 +31,13 @@ Made by `python benchmarks/coverage.py` from the JSON beside it. One member of e
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
 `logits` the largest difference over the largest logit. Wrong is what differs by more than {outcome.TOLERANCE:.0e} \
-and by more than {outcome.ROUNDING:g} times what PyTorch's float32 differs from float64; what chooses other classes; and \
-a grid that does not lie on the image as the layer was read (a patch of the image is changed at nine places, and the \
-centre of the activation's change must go with the place: `placed` is the lesser correlation of the two axes, and \
-{LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map over the plain forward pass's, in \
-ONNX Runtime, one image, one thread, interleaved, one process. TensorRT-RTX: whether its builder takes the graph \
-({rtx.CAPABILITY}, batches {rtx.BATCHES[0]} to {rtx.BATCHES[-1]}), and in how many seconds; nothing is run there."""
+and by more than {outcome.ROUNDING:g} times what PyTorch's float32 differs from float64; what chooses other classes; \
+and a grid that does not lie on the image as the layer was read (a bar of the image is changed at {BARS} places along \
+each axis, and the centre of the activation's change must go with the place: `placed` is the lesser correlation of the \
+two axes, and {LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map over the plain \
+forward pass's, in ONNX Runtime, one image, one thread, interleaved, one process. TensorRT-RTX: whether its builder \
+takes the graph ({rtx.CAPABILITY}, batches {rtx.BATCHES[0]} to {rtx.BATCHES[-1]}), and in how many seconds; nothing \
+is run there."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ SILENT = 0.1
 LEAST_GAIN = 0.5
 """Of a linear layer, std * sqrt(inputs): transformers begin at 0.02, whose attention is the same for every token."""
 GAIN = 0.8
+LOCAL = 0.2
+"""The share of a batch norm's input that differs from position to position, below which the norm damps it."""
 _SHIFTS = ("bias", "beta", "token", "embed", "pos")
 """What names of parameters that are added contain; others of one value scale."""
 
@@ -21,7 +23,7 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
 
     Parameters that the library filled with one value are drawn: scales within 20 % of what they are (or from 0.2 to 0.6
     where they are silent), shifts with a standard deviation of 0.1. Weak linear layers are strengthened. Batch norms
-    get the statistics of `images` (N,3,H,W), N >= 2, and noise on them.
+    get the statistics of `images` (N,3,H,W), and noise on them.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -33,13 +35,7 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
                 gain = float(module.weight.std()) * math.sqrt(module.in_features)
                 if 0 < gain < LEAST_GAIN:
                     module.weight.mul_(GAIN / gain)
-        _calibrate([m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)], model, images)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                spread = model.get_buffer(name.replace("running_mean", "running_var")).sqrt()
-                buffer.add_(0.1 * spread * torch.randn(buffer.shape, generator=generator))
-            if name.endswith("running_var"):
-                buffer.mul_(_uniform(buffer, 0.8, 1.25, generator))
+        _calibrate(model, images, generator)
 
 
 def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,21 +52,37 @@ def _uniform(like: torch.Tensor, low: float, high: float, generator: torch.Gener
     return low + (high - low) * torch.rand(like.shape, generator=generator)
 
 
-def _calibrate(norms: list[nn.modules.batchnorm._BatchNorm], model: nn.Module, images: torch.Tensor) -> None:
-    """One pass in which batch norms alone are in training mode: the statistics of random weights are not (0, 1)."""
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average
-        norm.train()
-    model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-        variance = norm.running_var
-        assert variance is not None
-        # a channel that was silent by chance would be blown up by its norm at the next image
-        variance.clamp_(min=max(1e-3 * float(variance.mean()), 1e-12))
+def _calibrate(model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> None:
+    """One pass in which each batch norm takes the statistics of its input, and noise on them, before it runs.
+
+    As variance the second moment is taken, and more where the input is nearly the same at every position: an attention
+    with random weights takes the mean of everything, and normalised it would drown what is local.
+    """
+
+    def measure(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        channels = inputs[0].transpose(0, 1).flatten(1)
+        second_moment = channels.square().mean(1)
+        # a channel that was silent by chance would be blown up too
+        second_moment.clamp_(min=max(1e-3 * float(second_moment.mean()), 1e-12))
+        mean_noise = 0.1 * second_moment.sqrt() * torch.randn(len(channels), generator=generator)
+        norm.get_buffer("running_mean").copy_(channels.mean(1) + mean_noise)
+        local = _local_share(inputs[0]) / LOCAL
+        variance = second_moment / min(1.0, max(local, 1e-3))
+        norm.get_buffer("running_var").copy_(variance * _uniform(variance, 0.8, 1.25, generator))
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    handles = [norm.register_forward_pre_hook(measure) for norm in norms]
+    try:
+        if norms:
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _local_share(features: torch.Tensor) -> float:
+    """How much of what (N,C,h,w) holds differs from position to position; 1 where there is one position."""
+    if features.ndim != 4 or features.shape[2] * features.shape[3] == 1:
+        return 1.0
+    within = features.flatten(2).var(2).mean()
+    return float(within / features.square().mean().clamp(min=1e-30))

@@ -295,8 +295,8 @@ def test_a_grid_that_does_not_lie_on_the_image_is_seen(toy: Any, images: torch.T
     model = Turned().eval()
     readings = (LayerInfo("inner.conv", "nchw", (4, 6)), LayerInfo("tokens", "tokens", (4, 6)))
     wrong = (LayerInfo("turned", "nchw", (4, 6)), LayerInfo("tokens", "tokens", (6, 4)))
-    assert all(placement(model, layer, images[0], 1) > 0.9 for layer in readings)
-    assert all(placement(model, layer, images[0], 1) < records.LEAST_PLACEMENT for layer in wrong)
+    assert all(placement(model, layer, images, 1) > 0.9 for layer in readings)
+    assert all(placement(model, layer, images, 1) < records.LEAST_PLACEMENT for layer in wrong)
 
 
 # what a case comes to
