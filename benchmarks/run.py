@@ -53,8 +53,8 @@ from comparison.contenders import (
     Group,
 )
 from comparison.engines import FOLDER, Build, build_of
+from comparison.environment import describe
 
-from finercam_rt.cli.bench import environment
 from finercam_rt.cli.progress import Progress, progress
 
 HERE = Path(__file__).resolve().parent
@@ -209,7 +209,12 @@ def _identity(job: Mapping[str, Any]) -> str:
 def _measure(job: dict[str, Any], document: dict[str, Any], bar: Progress) -> None:
     (case,) = find_cases([job["case"]])
     graphs = Build(FOLDER / job["graphs"])
-    base: dict[str, Any] = {"kind": job["job"], "asked": job, "case": case.describe(), "environment": _environment()}
+    base: dict[str, Any] = {
+        "kind": job["job"],
+        "asked": job,
+        "case": case.describe(),
+        "environment": describe(PACKAGES),
+    }
     results: list[dict[str, Any]]
     if job["job"] == "build" and graphs.folder.exists() and not graphs.missing(job["variants"]):
         results = [graphs.record]
@@ -303,19 +308,6 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"exit code {done.returncode}: {reason}"}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-def _environment() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "../finercam_rt", "../export", "../csrc", ".", ":!results")
-    return {
-        **environment(PACKAGES),
-        "commit": git("rev-parse", "HEAD") or None,
-        "sources_changed": bool(changed),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
 
 
 def _line(record: dict[str, Any]) -> str:

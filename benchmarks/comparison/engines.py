@@ -22,6 +22,8 @@ from comparison.memory import high_water_mib
 from comparison.verification import CONTRASTS, oracle
 
 if TYPE_CHECKING:
+    import torch
+
     from finercam_rt.export import LoadedModel
 
 OPSET = 20
@@ -123,7 +125,7 @@ def _build_base(case: Case, loaded: LoadedModel, draft: Build) -> dict[str, Any]
     export_seconds, export_cpu = time.perf_counter() - began, time.process_time() - cpu
     export_mib = high_water_mib()
     began = time.perf_counter()
-    _export_plainly(loaded, draft.path(FORWARD))
+    export_plainly(loaded.model, loaded.input.size, draft.path(FORWARD))
     plain_seconds = time.perf_counter() - began
     images = images_of(ORACLE_IMAGES, loaded.input.size)
     np.savez(draft.folder / "oracle.npz", **oracle(loaded.model, manifest.layers[0], images))
@@ -161,13 +163,14 @@ def _export(case: Case, loaded: LoadedModel, path: Path, options: Mapping[str, A
     return export_model(loaded.model, path, opset=OPSET, **common, **options)
 
 
-def _export_plainly(loaded: LoadedModel, path: Path) -> None:
+def export_plainly(model: torch.nn.Module, size: tuple[int, int], path: Path) -> None:
+    """The model alone as an ONNX graph, `images` to `logits`, with a dynamic batch. Needs torch."""
     import torch
 
     # two images, because torch.export takes a batch of one for a constant
-    example = torch.zeros(2, 3, *loaded.input.size)
+    example = torch.zeros(2, 3, *size)
     torch.onnx.export(
-        loaded.model,
+        model,
         (example,),
         path,
         dynamo=True,
@@ -189,13 +192,26 @@ def _logits_alone(engine: Path, path: Path) -> None:
 
 def _key(case: Case) -> str:
     """Changes with the case, with the versions that export, and with every source that shapes a graph."""
-    digest = hashlib.sha256(json.dumps([case.describe(), OPSET], sort_keys=True).encode())
-    for package in _PACKAGES:
-        digest.update(f"{package} {metadata.version(package)}\n".encode())
-    for module in _SOURCES:
+    return digest_of(json.dumps([case.describe(), OPSET], sort_keys=True), _PACKAGES, _SOURCES)
+
+
+def digest_of(asked: str, packages: Iterable[str], modules: Iterable[str]) -> str:
+    """Twelve digits that change with what was asked, the packages' versions, and the sources of modules and folders."""
+    digest = hashlib.sha256(asked.encode())
+    for package in packages:
+        digest.update(f"{package} {version_of(package)}\n".encode())
+    for module in modules:
         for source in _files(module):
             digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def version_of(package: str) -> str | None:
+    """The version that is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _files(module: str) -> list[Path]:

@@ -54,7 +54,7 @@ def oracle(model: torch.nn.Module, layer: LayerInfo, images: NDArray[np.float32]
 def _oracle(model: torch.nn.Module, layer: LayerInfo, images: torch.Tensor) -> dict[str, NDArray[Any]]:
     import torch
 
-    activations, logits = _run_with_leaf(model, layer.name, images)
+    activations, logits = run_with_leaf(model, layer.name, images)
     scores = logits.detach()
     best = scores.argsort(dim=1, descending=True, stable=True)
 
@@ -82,7 +82,7 @@ def _oracle(model: torch.nn.Module, layer: LayerInfo, images: torch.Tensor) -> d
     }
 
 
-def _run_with_leaf(model: torch.nn.Module, layer: str, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_with_leaf(model: torch.nn.Module, layer: str, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The layer's output as a leaf, and the logits that autograd has followed from it."""
     taps: list[torch.Tensor] = []
 

@@ -1,0 +1,29 @@
+"""Where and with what something was measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finercam_rt.cli.bench import environment
+
+_BENCHMARKS = Path(__file__).resolve().parents[1]
+
+
+def describe(packages: Sequence[str]) -> dict[str, Any]:
+    """Machine, versions, commit, whether sources differ from it, and how busy the machine is."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=_BENCHMARKS, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../finercam_rt", "../export", "../csrc", ".", ":!results")
+    return {
+        **environment(packages),
+        "commit": git("rev-parse", "HEAD") or None,
+        "sources_changed": bool(changed),
+        "load_average": round(os.getloadavg()[0], 2),
+    }

@@ -1,0 +1,1 @@
+"""What coverage.py does to one model of each family, in processes of their own."""

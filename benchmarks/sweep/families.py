@@ -1,0 +1,148 @@
+"""The families of timm and torchvision, and which of their members stand for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PICKS = Path(__file__).with_name("picks.json")
+KEPT = 8
+"""Members of each family that picks.json has, the smallest."""
+LIBRARIES = ("timm", "torchvision")
+TOYS = "timm:test_"
+"""What the names of timm's own toys begin with: nobody uses them, so they stand for no family."""
+
+SHORTENED: dict[str, dict[str, Any]] = {"timm:deepseek_vit_412m": {"depth": 2}}
+"""Arguments of models that are the smallest of a family and too large: fewer of the same blocks."""
+
+NOT_COVERED: dict[str, str] = {}
+"""Families without a classifier that has a spatial target layer, and why."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One architecture: its specification for `finercam export`, and its parameters as the library builds it."""
+
+    family: str
+    specification: str
+    parameters: int
+
+
+def families(on_family: Callable[[str], None] = lambda family: None) -> dict[str, list[Member]]:
+    """Each family's smallest members, smallest first: out of picks.json, which is made anew for other versions.
+
+    A family is a module of timm.models or torchvision.models. Making it builds every architecture without memory, which
+    takes two minutes.
+    """
+    versions = {library: metadata.version(library) for library in LIBRARIES}
+    try:
+        kept = json.loads(PICKS.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    if kept.get("versions") != versions:
+        kept = {"versions": versions, "families": {}}
+        for family, names in architectures():
+            on_family(family)
+            used = [name for name in names if not name.startswith(TOYS)]
+            sizes = sorted((count, name) for name in used if (count := _count(name)) is not None)
+            kept["families"][family] = [[name, count] for count, name in sizes[:KEPT]]
+        _write(kept)
+    return {family: [Member(family, *row) for row in rows] for family, rows in kept["families"].items()}
+
+
+def architectures() -> Iterator[tuple[str, list[str]]]:
+    """(family, specifications) of every classifier of the two libraries."""
+    import timm
+    from torchvision import models
+
+    for module in timm.list_modules():
+        yield f"timm/{module}", [f"timm:{name}" for name in timm.list_models(module=module)]
+    by_module: dict[str, list[str]] = {}
+    for name in models.list_models(module=models):
+        module = models.get_model_builder(name).__module__.rpartition(".")[2]
+        by_module.setdefault(f"torchvision/{module}", []).append(f"torchvision:{name}")
+    yield from by_module.items()
+
+
+def choose(
+    table: dict[str, list[Member]], members: int, most_parameters: int, only: Sequence[str] | None
+) -> tuple[list[Member], dict[str, str]]:
+    """The members to export, and the families left out with the reason.
+
+    Args:
+        table: what `families` returned.
+        members: how many of each family, the smallest.
+        most_parameters: larger ones are left out.
+        only: names of families ("timm/beit", or "beit" of whatever library) or specifications of single models.
+
+    Raises:
+        ValueError: an unknown name, or a count below one.
+    """
+    if members < 1 or members > KEPT:
+        raise ValueError(f"members is {members}; give 1 to {KEPT}.")
+    found: list[Member] = []
+    for name in only or ():
+        if ":" in name:
+            count = _count(name)
+            if count is None:
+                raise ValueError(f"there is no model {name!r}.")
+            found.append(Member(_family_of(name), name, count))
+    wanted = [name for name in only or () if ":" not in name]
+    for name in wanted:
+        if not any(name in (family, family.partition("/")[2]) for family in table):
+            raise ValueError(f"there is no family {name!r}; choose from {', '.join(table)}.")
+    left_out: dict[str, str] = {}
+    for family, rows in table.items():
+        if only and family not in wanted and family.partition("/")[2] not in wanted:
+            continue
+        small = [member for member in rows if member.parameters <= most_parameters]
+        if family in NOT_COVERED:
+            left_out[family] = NOT_COVERED[family]
+        elif not small:
+            smallest = f"{rows[0].parameters / 1e6:.0f} M parameters" if rows else "nothing that can be built"
+            left_out[family] = f"its smallest member has {smallest}"
+        found += small[:members] if family not in NOT_COVERED else []
+    return found, left_out
+
+
+def _family_of(specification: str) -> str:
+    return next(family for family, names in architectures() if specification in names)
+
+
+def _count(specification: str) -> int | None:
+    """Parameters of an architecture; None where the library has no such one, or cannot build it as it is."""
+    import torch
+
+    build = _builder(specification)
+    try:
+        try:
+            with torch.device("meta"):
+                model = build()
+        except Exception:  # some compute with their weights while they are built
+            model = build()
+    except Exception:
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _builder(specification: str) -> Callable[[], Any]:
+    library, _, name = specification.partition(":")
+    if library == "timm":
+        import timm
+
+        return lambda: timm.create_model(name, **SHORTENED.get(specification, {}))
+    from torchvision import models
+
+    return lambda: models.get_model(name, weights=None)
+
+
+def _write(content: dict[str, Any]) -> None:
+    rows = ",\n".join(f'  "{family}": {json.dumps(rows)}' for family, rows in content["families"].items())
+    part = PICKS.with_name(f".{PICKS.name}.part")
+    part.write_text(f'{{\n "versions": {json.dumps(content["versions"])},\n "families": {{\n{rows}\n }}\n}}\n')
+    os.replace(part, PICKS)

@@ -1,0 +1,144 @@
+"""The result file of a sweep: what it holds, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweep import outcome, rtx
+from sweep.cases import BASE
+
+SCHEMA = 1
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt-rtx")
+RIGHT, PARTLY, REFUSED, UNTESTED, CRASHED, WRONG = VERDICTS = (
+    "right",
+    "partly",
+    "refused",
+    "untested",
+    "crashed",
+    "wrong",
+)
+"""From best to worst. partly: right where it runs, refused by a runtime; untested: its maps would prove nothing."""
+NOT_ACCEPTED = "not accepted"
+"""Of variants alone: the PyTorch model itself does not take this input, or has no such layer."""
+LEAST_PLACEMENT = 0.8
+"""A correlation below which the grid is not where the layer's reading says; see oracle.placement."""
+GOAL_SHARE = 0.95
+"""Of families that are right; none may be wrong."""
+
+
+def verdict(record: Mapping[str, Any]) -> str:
+    """What the stages of a case come to."""
+    stages = record["stages"]
+    if "not_accepted" in stages.get("model", {}):
+        return NOT_ACCEPTED if record["variant"] != BASE else CRASHED
+    if "refused" in stages.get("export", {}):
+        return REFUSED
+    found = {name: stages[name]["status"] for name in RUNTIMES if name in stages}
+    if outcome.WRONG in found.values() or _misplaced(stages.get("oracle", {})):
+        return WRONG
+    if record["ended"]:
+        return CRASHED
+    if stages["oracle"]["degenerate"]:
+        return UNTESTED
+    return PARTLY if outcome.REFUSED in found.values() or rtx.REFUSED in found.values() else RIGHT
+
+
+def reason(record: Mapping[str, Any]) -> str:
+    """In words, for a case that is not simply right."""
+    stages = record["stages"]
+    refused = stages.get("model", {}).get("not_accepted") or stages.get("export", {}).get("refused")
+    if refused:
+        return str(refused)
+    parts = []
+    if _misplaced(stages.get("oracle", {})):
+        parts.append(f"the grid does not lie on the image as the layer is read ({stages['oracle']['placement']:.2f})")
+    for name in RUNTIMES:
+        value = stages.get(name, {})
+        if value.get("status") in (outcome.WRONG, outcome.REFUSED):
+            operation = f"{value['operation']}: " if value.get("operation") else ""
+            parts.append(f"{name}: {operation}{value['reason']}")
+    parts += [f"{stage}: {why}" for stage, why in record["ended"].items()]
+    if not parts and stages["oracle"]["degenerate"]:
+        parts.append(stages["oracle"]["degenerate"])
+    return "; ".join(parts)
+
+
+def _misplaced(stage: Mapping[str, Any]) -> bool:
+    return "placement" in stage and not stage["placement"] >= LEAST_PLACEMENT
+
+
+def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Families (of the base cases; each by its worst member) and variants by verdict, and whether the goal is reached.
+
+    Returns:
+        "families", "variants": verdict to count; "runtimes": runtime to status to count, of the base cases;
+        "share_right": of families, those right in every runtime asked for; "share_right_onnxruntime": those right in
+        ONNX Runtime at least; "goal": whether share_right is at least GOAL_SHARE, and none is wrong or crashed.
+    """
+    families: dict[str, str] = {}
+    variants: Counter[str] = Counter()
+    runtimes: dict[str, Counter[str]] = {}
+    for record in records:
+        if record["variant"] != BASE:
+            variants[verdict(record)] += 1
+            continue
+        before = families.get(record["family"], RIGHT)
+        families[record["family"]] = max(before, verdict(record), key=VERDICTS.index)
+        for name in RUNTIMES:
+            if name in record["stages"]:
+                runtimes.setdefault(name, Counter())[record["stages"][name]["status"]] += 1
+    counts = Counter(families.values())
+    total = max(1, len(families))
+    share = counts[RIGHT] / total
+    return {
+        "families": {name: counts[name] for name in VERDICTS},
+        "variants": {name: variants[name] for name in (*VERDICTS, NOT_ACCEPTED)},
+        "runtimes": {name: dict(found) for name, found in runtimes.items()},
+        "share_right": share,
+        "share_right_onnxruntime": (counts[RIGHT] + counts[PARTLY]) / total,
+        "goal": share >= GOAL_SHARE and not counts[WRONG] and not counts[CRASHED],
+    }
+
+
+def check_document(document: dict[str, Any]) -> dict[str, Any]:
+    """The document itself, if it has this schema.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if document.get("schema") != SCHEMA or document.get("kind") != "coverage":
+        raise ValueError(f"it is no result of a sweep of schema {SCHEMA}; sweep again.")
+    for record in document["records"]:
+        missing = {"identity", "key", "family", "specification", "variant", "stages", "ended"} - record.keys()
+        if missing:
+            raise ValueError(f"the record {record.get('identity')} lacks {', '.join(sorted(missing))}.")
+    return document
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        ValueError: not there, not JSON, or not of this schema.
+    """
+    try:
+        return check_document(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    """Write it in one step, with its summary and verdicts made anew; one record a line."""
+    check_document(document)
+    document["summary"] = summary(document["records"])
+    head = json.dumps({key: value for key, value in document.items() if key != "records"}, indent=1)
+    lines = ",\n".join(json.dumps({**record, "verdict": verdict(record)}) for record in document["records"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(f'{head[:-2]},\n "records": [\n{lines}\n]}}\n')
+    os.replace(part, path)

@@ -1,0 +1,189 @@
+"""One case in a process of its own: `python -m sweep.worker REQUEST`; a line of JSON for each stage as it ends.
+
+A stage that kills the process takes nothing from those before it, and the last line begun says which one it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison import graphs, timing
+from comparison.cases import Case
+from comparison.contenders import OURS, PLAIN, Setting
+from comparison.engines import ENGINE, FORWARD, Build, export_plainly
+from comparison.memory import high_water_mib
+
+from finercam_rt.errors import ExportError
+from finercam_rt.export import LoadedModel, ModelRequest, export_model, load_model
+from finercam_rt.manifest import LayerInfo, Manifest
+from sweep.cases import CLASSES, Variant, earlier_layer, find_variant, own_sizes
+from sweep.check import check
+from sweep.families import SHORTENED
+from sweep.oracle import Oracle, degenerate, placement
+from sweep.weights import randomise
+
+IMAGES = 3
+CALIBRATION_IMAGES = 3
+WEIGHTS_SEED, CALIBRATION_SEED, IMAGES_SEED = 1, 2, 20261
+MOST_ROUNDS, LEAST_ROUNDS = 30, 3
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+def main(text: str) -> int:
+    """{"specification", "variant", "layer" of the base case or null, "folder", "runtimes", "seconds"}."""
+    request = json.loads(text)
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not be taken for a result
+
+    def emit(stage: str, value: Mapping[str, Any]) -> None:
+        out.write(json.dumps({"stage": stage, "value": value}) + "\n")
+        out.flush()
+
+    run(emit=emit, **request)
+    return 0
+
+
+def run(
+    emit: Emit, specification: str, variant: str, layer: str | None, folder: str, runtimes: list[str], seconds: float
+) -> None:
+    """All stages, one after the other; see records.STAGES for what they say."""
+    asked = find_variant(variant)
+    emit("begin", {"stage": "model"})
+    try:
+        loaded = load(specification, asked)
+    except ExportError as error:
+        emit("model", {"not_accepted": str(error)})
+        return
+    size, model = loaded.input.size, loaded.model
+    target_layer: str | None = "auto"
+    if asked.early:
+        target_layer = None if layer is None else earlier_layer(layer, [name for name, _ in model.named_modules()])
+    if target_layer is None:
+        emit("model", {"not_accepted": "no earlier layer is known"})
+        return
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    emit("model", {"size": size, "parameters": parameters, "asked_layer": target_layer})
+
+    emit("begin", {"stage": "export"})
+    graph = Build(Path(folder)).path(ENGINE)
+    began = time.perf_counter()
+    try:
+        manifest = export_model(
+            model, graph, target_layer=target_layer, input=loaded.input, name=specification, **asked.options
+        )
+    except ExportError as error:
+        emit("export", {"refused": str(error)})
+        return
+    emit("export", {**_exported(manifest), "seconds": time.perf_counter() - began, "peak_mib": high_water_mib()})
+
+    emit("begin", {"stage": "oracle"})
+    images = images_of(IMAGES, size, IMAGES_SEED)
+    judge = Oracle(model, manifest.layers[0], images, manifest.method)
+    placed = placement(model, manifest.layers[0], images, IMAGES_SEED)
+    emit("oracle", {"degenerate": degenerate(judge, manifest.references), "placement": placed})
+
+    for runtime in runtimes:
+        emit("begin", {"stage": runtime})
+        emit(runtime, check(graph, runtime, judge))
+        if runtime == "onnxruntime" and seconds > 0:
+            emit("begin", {"stage": "cost"})
+            emit("cost", cost(model, Build(Path(folder)), manifest.layers[0], images, seconds))
+
+
+def load(specification: str, variant: Variant) -> LoadedModel:
+    """The model at the first of the variant's sizes that it accepts, with its seeded weights.
+
+    Raises:
+        ExportError: it accepts none of them, with what it says of the last.
+    """
+    own = _build(specification, None)
+    sizes = own_sizes(own.input.size)
+    if sizes != [own.input.size]:
+        own = _accepted(specification, sizes)
+    loaded = own if variant.keeps_size else _accepted(specification, variant.candidates(own.input.size))
+    size = loaded.input.size
+    # white noise too, on which an export verifies: far from what the norms know, activations would explode
+    noise = torch.randn(CALIBRATION_IMAGES, 3, *size, generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+    images = torch.cat([images_of(CALIBRATION_IMAGES, size, CALIBRATION_SEED), noise])
+    randomise(loaded.model, images, WEIGHTS_SEED)
+    return loaded
+
+
+def _accepted(specification: str, sizes: Sequence[tuple[int, int]]) -> LoadedModel:
+    refusal = ""
+    for size in sizes:
+        try:
+            loaded = _build(specification, size)
+            with torch.no_grad():
+                loaded.model(torch.zeros(2, 3, *size))
+        except Exception as error:
+            refusal = f"{size[0]}x{size[1]}: {type(error).__name__}: {error}".splitlines()[0]
+        else:
+            return loaded
+    raise ExportError(refusal)
+
+
+def _build(specification: str, size: tuple[int, int] | None) -> LoadedModel:
+    torch.manual_seed(WEIGHTS_SEED)
+    arguments = SHORTENED.get(specification, {})
+    request = ModelRequest(
+        specification, random_weights=True, num_classes=CLASSES, input_size=size, arguments=arguments
+    )
+    return load_model(request)
+
+
+def images_of(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    """(N,3,H,W) float32 of coarse and fine noise together: with white noise alone pooled features are all the same."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 5, 5, generator=generator)
+    fine = torch.randn(count, 3, *size, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size, mode="bicubic") + 0.5 * fine
+
+
+def cost(
+    model: torch.nn.Module, folder: Build, layer: LayerInfo, images: torch.Tensor, seconds: float
+) -> dict[str, Any]:
+    """Explain over the plain forward pass, both in ONNX Runtime, one image, one thread, CPU time, interleaved."""
+    size = (images.shape[2], images.shape[3])
+    try:
+        export_plainly(model, size, folder.path(FORWARD))
+    except Exception as error:
+        return {"left_out": f"the plain model is not exported: {type(error).__name__}: {error}".splitlines()[0]}
+    setting = Setting(Case("", "", "", layer.name), folder, None, layer, threads=1)
+    one = images[:1].numpy()
+    calls = {
+        OURS: graphs.engine(ENGINE)(setting)(one).call,
+        PLAIN: graphs.onnxruntime_forward(FORWARD)(setting)(one).call,
+    }
+    clocks = {name: partial(timing.timed, call) for name, call in calls.items()}
+    walls = {name: min(clock()[1] for _ in range(2)) for name, clock in clocks.items()}
+    short = frozenset(name for name, wall in walls.items() if wall < timing.SHORT)
+    rounds = timing.plan_rounds(walls.values(), seconds, LEAST_ROUNDS, MOST_ROUNDS)
+    samples = timing.interleave(clocks, rounds, short)
+    found = timing.ratio(samples[OURS], samples[PLAIN])
+    milliseconds = {name: 1e3 * timing.spread(sample.cpu)["median"] for name, sample in samples.items()}
+    return {**{key: found[key] for key in ("ratio", "low", "high", "rounds")}, "cpu_ms": milliseconds}
+
+
+def _exported(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "layers": [asdict(layer) for layer in manifest.layers],
+        "passes": list(manifest.passes),
+        "verification": manifest.verification,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
