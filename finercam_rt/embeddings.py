@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
-from finercam_rt.manifest import ModelInfo
+from finercam_rt.manifest import Manifest, ModelInfo
 
 SCHEMA = 1
 """The version of the file; a newer one is refused."""
@@ -77,19 +76,17 @@ class ClassEmbeddings:
         destination = Path(path)
         model = self.model and {"name": self.model.name, "weights_sha256": self.model.weights_sha256}
         record = {"schema": SCHEMA, "names": self.names, "templates": self.templates, "model": model}
-        draft = None
+        part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
         try:
-            with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=".", suffix=".part", delete=False) as file:
-                draft = file.name
-                metadata = np.array(json.dumps(record, ensure_ascii=False))
-                np.savez(file, allow_pickle=False, **{_VALUES: self.values, _METADATA: metadata})
-            os.chmod(draft, 0o666 & ~_umask())
-            os.replace(draft, destination)
+            try:
+                with part.open("wb") as stream:
+                    text = np.array(json.dumps(record, ensure_ascii=False))
+                    np.savez(stream, **{_VALUES: self.values, _METADATA: text})
+                os.replace(part, destination)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{destination} cannot be written ({error.strerror or error}).") from None
-        finally:
-            if draft is not None and os.path.exists(draft):
-                os.unlink(draft)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> ClassEmbeddings:
@@ -121,6 +118,36 @@ class ClassEmbeddings:
             raise InputError(f"{path}: {error}") from None
 
 
+EmbeddingsSource: TypeAlias = "ClassEmbeddings | str | os.PathLike[str]"
+"""Embeddings, or the file of them."""
+
+
+def embeddings_for(manifest: Manifest, engine: Path, given: EmbeddingsSource) -> ClassEmbeddings:
+    """The embeddings, read where they are a file, if the engine of this manifest can take them.
+
+    Raises:
+        InputError: the engine's classes are fixed; embeddings of another size or of another model; see `load`.
+    """
+    zero_shot, model = manifest.zero_shot, manifest.model
+    if zero_shot is None:
+        raise InputError(f"{engine} has {manifest.num_classes} fixed classes; leave class embeddings out.")
+    if not isinstance(given, (ClassEmbeddings, str, os.PathLike)):
+        raise InputError(f"class embeddings are ClassEmbeddings or a file of them, not {type(given).__name__}.")
+    embeddings = given if isinstance(given, ClassEmbeddings) else ClassEmbeddings.load(given)
+    source = "the class embeddings" if isinstance(given, ClassEmbeddings) else str(given)
+    if embeddings.values.shape[1] != zero_shot.embedding_dim:
+        raise InputError(
+            f"{source}: rows of {embeddings.values.shape[1]} numbers, and {model.name} has embeddings of "
+            f"{zero_shot.embedding_dim}; make them with the model of the engine."
+        )
+    if embeddings.model is not None and embeddings.model.weights_sha256 != model.weights_sha256:
+        raise InputError(
+            f"{source}: made with other weights ({embeddings.model.name}) than the engine's ({model.name}); make them "
+            "with the same checkpoint."
+        )
+    return embeddings
+
+
 def random_embeddings(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
     """(count, dimension) float32: directions of no meaning, to measure and to verify with."""
     values = np.random.default_rng(seed).standard_normal((count, dimension))
@@ -131,10 +158,3 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise TypeError("not a list of texts")
     return tuple(str(value) for value in values)
-
-
-def _umask() -> int:
-    """What the process takes from the permissions of new files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
