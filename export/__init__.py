@@ -6,5 +6,6 @@ from finercam_rt.export.models import LoadedModel as LoadedModel
 from finercam_rt.export.models import ModelRequest as ModelRequest
 from finercam_rt.export.models import load_model as load_model
 from finercam_rt.export.models import load_state_dict as load_state_dict
+from finercam_rt.export.zero_shot import ZeroShot as ZeroShot
 
-__all__ = ["LayoutRequest", "LoadedModel", "ModelRequest", "export_model", "load_model", "load_state_dict"]
+__all__ = ["LayoutRequest", "LoadedModel", "ModelRequest", "ZeroShot", "export_model", "load_model", "load_state_dict"]

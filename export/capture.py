@@ -14,6 +14,8 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.quiet import quiet
 
 MAX_BATCH = 1 << 16
+EXAMPLE_CLASSES, MAX_CLASSES = 7, 1 << 24
+"""Where the classes are an input: while tracing, any number that is no other size of the graph, and at most."""
 
 
 @torch.library.custom_op("finercam::tap", mutates_args=())

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import capture
@@ -25,11 +26,12 @@ from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
+from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
-from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo
+from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, ZeroShotInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-VERIFICATION_IMAGES = 5
+VERIFICATION_IMAGES, VERIFICATION_CLASSES = 5, 8
 
 
 def export_model(
@@ -51,6 +53,7 @@ def export_model(
     precision: str = "fp32",
     calibration: Sequence[ImageSource] = (),
     force: bool = False,
+    class_embeddings: ClassEmbeddings | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Compile `model` and its Finer-CAM map into one ONNX file that holds its manifest.
@@ -59,14 +62,16 @@ def export_model(
     (relative L2 error at most 1e-4).
 
     Args:
-        model: float32, on the CPU, in evaluation mode; images (N,3,H,W) -> logits (N,K), K >= 2. It is not changed.
+        model: float32, on the CPU, in evaluation mode; images (N,3,H,W) -> logits (N,K), K >= 2. It is not changed. Of
+            a ZeroShot the classes are an input of the graph, `class_embeddings` (K,D), K >= 2 at each run.
         path: where the engine goes, usually NAME.onnx.
         target_layer: the module whose output the map is drawn from, or "auto". With several of them the map is the
             mean of their maps, each min-max normalised and resized to the largest grid.
         input: how photographs become the model's input; its size fixes H and W.
         classes: the K names of the classes.
         method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
-        objective: "weighted" (softmax-weighted references) or "mean" (the paper's).
+        objective: "weighted" (softmax-weighted references), "mean" (the paper's), or "softmax" (the target's share of
+            all classes' softmax less the references' mean share).
         references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
         contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
         layer_maps: whether the raw map of each of several target layers is an output of its own as well.
@@ -79,6 +84,7 @@ def export_model(
         calibration: photographs like those that the engine will see, 8 at least for int8, whose ranges are taken from
             up to 128 of them; others of them, up to 64, are what the twins are compared on, where there are no images.
         force: whether to write an engine that differs from its twin by more; its manifest says so.
+        class_embeddings: of a ZeroShot, to verify with and to compare precisions on; None takes random directions.
         on_stage: called with a short phrase when a stage begins.
 
     Returns:
@@ -99,24 +105,25 @@ def export_model(
     on_stage("finding the target layer")
     layers = tuple(find_target_layer(model, name, example[:2], layout) for name in names)
     with torch.no_grad():
-        num_classes = model(example[:2]).shape[1]
-    if num_classes < 2:
-        raise ExportError(
-            "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
-        )
-    if classes is not None and len(classes) != num_classes:
-        raise ExportError(
-            f"{len(classes)} class names were given for a model of {num_classes} classes; give one a class."
-        )
-    references = min(references, num_classes - 1)
+        width = int(model(example[:2]).shape[1])
+    zero_shot = ZeroShotInfo(width, *model.logit_constants) if isinstance(model, ZeroShot) else None
+    num_classes = width if zero_shot is None else None
+    if num_classes is not None:
+        _check_classes(num_classes, classes, class_embeddings)
+        references = min(references, num_classes - 1)
+    elif classes is not None:
+        raise ExportError("a zero-shot model gets its classes when it runs; leave the class names out.")
+    if zero_shot is not None and class_embeddings is None:
+        directions = random_embeddings(max(VERIFICATION_CLASSES, references + 2), width)
+        class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
     captured, folded = fold_batch_norms(capture(model, [layer.name for layer in layers], example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
-    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps))
+    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot))
     manifest = Manifest(
-        model=ModelInfo(name or type(model).__name__, _weights_sha256(model)),
+        model=ModelInfo(name or type(model).__name__, weights_sha256(model)),
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
@@ -126,30 +133,27 @@ def export_model(
         references=references,
         contrasts=contrasts,
         layer_maps=layer_maps,
+        zero_shot=zero_shot,
         opset=opset,
         passes=(*folded, *tail.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")
-    write = partial(
-        emit,
-        tail=tail.graph_module,
-        example=example[:2],
-        outputs=manifest.outputs,
-        contrasts=contrasts,
-        references=references,
-    )
+    write = partial(emit, tail=tail.graph_module, example=example[:2], manifest=manifest)
     graph = write(split.trunk, opset=opset)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         draft = Path(folder) / destination.name
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, model, example)
+            measured = verify(engine, model, example, class_embeddings)
         manifest = dataclasses.replace(manifest, verification=measured)
         if precision != "fp32":
             on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")
-            graph, manifest = reduce(split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force)
+            vectors = None if class_embeddings is None else class_embeddings.values
+            graph, manifest = reduce(
+                split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force, vectors
+            )
         save(graph, manifest, draft)
         os.replace(draft, destination)
     return manifest
@@ -199,6 +203,21 @@ def _check_arguments(
         raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
 
 
+def _check_classes(
+    num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None
+) -> None:
+    if num_classes < 2:
+        raise ExportError(
+            "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
+        )
+    if classes is not None and len(classes) != num_classes:
+        raise ExportError(
+            f"{len(classes)} class names were given for a model of {num_classes} classes; give one a class."
+        )
+    if class_embeddings is not None:
+        raise ExportError("the model has classes of its own; leave class embeddings out.")
+
+
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if images is None:
         generator = torch.Generator().manual_seed(0)
@@ -218,7 +237,7 @@ def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     return images
 
 
-def _weights_sha256(model: nn.Module) -> str:
+def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the state dict, in its order: no matter the file it came from."""
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
