@@ -72,17 +72,24 @@ def dense_seed(chosen: Contrast, num_classes: int) -> torch.Tensor:
 
 
 def softmax_seed(chosen: Contrast, logits: torch.Tensor) -> torch.Tensor:
-    """The seed of the logits, (N,K) or (N,P,K), from that of their softmax: v_j = p_j sum_i w_i (delta_ij - p_i).
+    """The seed of the logits, (N,K) or (N,P,K), from that of their softmax: v_j = p_j sum_i p_i (w_j - w_i).
 
-    1 - p_i is summed up from the other classes' p, because the difference would be nothing but rounding once the
+    w is 1 at the target, -b at the references and 0 elsewhere, so that the sums over the three groups are enough, and
+    classes of one weight are left out of each other's: w_j less the mean of w would be nothing but rounding once the
     classifier is sure. A seed that is so small that float32 loses parts of it becomes zero, so that the map says that
     it explains nothing.
     """
     p = _beside(logits.softmax(1), chosen.target)
-    hits = chosen.classes[..., None] == torch.arange(logits.shape[1])
-    others = torch.where(hits, 0.0, p[..., None, :]).sum(-1, keepdim=True)
-    own = torch.where(hits, p[..., None, :], 0.0).sum(-1, keepdim=True)
-    seed = p * (chosen.cotangents[..., None] * torch.where(hits, others, -own)).sum(-2)
+    numbers = torch.arange(logits.shape[1])
+    is_target = chosen.target[..., None] == numbers
+    is_reference = (chosen.references[..., None] == numbers).any(-2)
+    b = -chosen.cotangents[..., 1:].amin(-1, keepdim=True)
+    target, references, rest = (
+        torch.where(group, p, 0.0).sum(-1, keepdim=True)
+        for group in (is_target, is_reference, ~(is_target | is_reference))
+    )
+    of_reference = torch.where(is_reference, -(1 + b) * target - b * rest, b * references - target)
+    seed = p * torch.where(is_target, (1 + b) * references + rest, of_reference)
     return torch.where(seed.abs().amax(-1, keepdim=True) < SMALLEST_SEED, 0.0, seed)
 
 

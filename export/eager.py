@@ -64,16 +64,19 @@ def objective_value(
 ) -> torch.Tensor:
     """T = y_c - alpha * (weighted) mean of y_i over the references i, summed over images; references < 0 are unused.
 
-    y are the logits, or for the objective "softmax" their softmax over all classes.
+    y are the logits, or for the objective "softmax" their softmax over all classes, and T is then up to a constant.
     """
     total = logits.new_zeros(())
     for row, chosen, others, strength in zip(logits, target, references, alpha, strict=True):
         used = [index for index in others if index >= 0]
         if objective == "softmax":
             probabilities = row.double().softmax(0)
-            total = total + _probability(probabilities, chosen)
-            for index in used:
-                total = total - strength / len(used) * _probability(probabilities, index)
+            weights = torch.zeros_like(probabilities)
+            weights[chosen] = 1
+            weights[used] -= strength / max(1, len(used))
+            # sum p is 1: this is T but for a constant, and its derivative does not cancel where one class is certain
+            weights -= weights[probabilities.argmax()].clone()
+            total = total + (weights * probabilities).sum()
             continue
         total = total + row[chosen]
         scores = row[used]
@@ -81,11 +84,3 @@ def objective_value(
             weights = scores.softmax(0) if objective == "weighted" else torch.full_like(scores, 1 / len(scores))
             total = total - strength * (weights * scores).sum()
     return total
-
-
-def _probability(probabilities: torch.Tensor, index: int) -> torch.Tensor:
-    """p_i; of a class that is nearly certain as 1 less the other p, whose derivative does not cancel."""
-    if probabilities[index] < 0.5:
-        return probabilities[index]
-    others = torch.arange(len(probabilities)) != index
-    return 1 - probabilities[others].sum()
