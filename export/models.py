@@ -60,16 +60,21 @@ def load_model(request: ModelRequest) -> LoadedModel:
             belong to another architecture.
     """
     scheme, _, name = request.specification.partition(":")
-    loaders = {"timm": _load_timm, "torchvision": _load_torchvision, "py": _load_python}
+    loaders = {
+        "timm": _load_timm,
+        "torchvision": _load_torchvision,
+        "open_clip": _load_open_clip,
+        "py": _load_python,
+    }
     if scheme not in loaders or not name:
         raise ExportError(
             f"{request.specification!r} is not a model specification; "
-            "give timm:NAME, torchvision:NAME or py:PACKAGE.MODULE:CALLABLE."
+            "give timm:NAME, torchvision:NAME, open_clip:NAME or py:PACKAGE.MODULE:CALLABLE."
         )
     if request.checkpoint is not None and request.pretrained:
         raise ExportError("a checkpoint and pretrained weights were both asked for; give one of the two.")
     sources = (request.checkpoint is not None, request.pretrained, request.random_weights)
-    if scheme != "py" and not any(sources):
+    if scheme not in ("py", "open_clip") and not any(sources):
         raise ExportError(
             f"{request.specification} has no weights yet; give --checkpoint FILE, --pretrained (downloads them), "
             "or --random-weights."
@@ -153,6 +158,12 @@ def _load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
         count = model(torch.zeros(1, 3, *size)).shape[1]
     classes = tuple(categories) if categories and len(categories) == count else None
     return LoadedModel(model, f"torchvision:{name}", spec, classes)
+
+
+def _load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
+    from finercam_rt.export.open_clip_models import load_open_clip
+
+    return load_open_clip(name, request)
 
 
 def _crop_share(crop: int, resize: int) -> float:

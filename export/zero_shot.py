@@ -13,8 +13,8 @@ from torch.nn import functional
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
 
-TextTower = Callable[[Sequence[str]], torch.Tensor]
-"""Prompts to (M,D) float32 features of any length."""
+TextTower = Callable[[Sequence[str], "Path | None"], torch.Tensor]
+"""Prompts, and the folder of a tokenizer where it is not beside the weights, to (M,D) features of any length."""
 
 
 class ZeroShot(nn.Module):
@@ -27,7 +27,7 @@ class ZeroShot(nn.Module):
         model: where the weights are, such as a CLIP; in evaluation mode.
         image: images (N,3,H,W) float32 to features (N,D), such as model.encode_image.
         logit_scale, logit_bias: numbers, the scale itself and not its logarithm.
-        text: prompts to features (M,D), for `embed`; None where there is no text tower.
+        text: prompts to features (M,D), for `embed`, see TextTower; None where there is no text tower.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ZeroShot(nn.Module):
         """The logits (N,K), of what forward gave, (N,D), and class embeddings (K,D)."""
         return functional.linear(scaled, class_embeddings) + self.logit_constants[1]
 
-    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Prompts to text embeddings (M,D) float32 of length 1.
+    def embed(self, prompts: Sequence[str], tokenizer: Path | None = None) -> torch.Tensor:
+        """Prompts to text embeddings (M,D) float32 of length 1; `tokenizer` is a folder, for models that lack one.
 
         Raises:
             ExportError: there is no text tower, its tokenizer is missing, or a prompt is too long for it.
@@ -66,7 +66,7 @@ class ZeroShot(nn.Module):
         if text is None:
             raise ExportError("this model has no text tower; make ClassEmbeddings of your own vectors.")
         with torch.no_grad():
-            return functional.normalize(text(prompts).float(), dim=-1)
+            return functional.normalize(text(prompts, tokenizer).float(), dim=-1)
 
 
 def zero_shot_of_transformers(model: nn.Module, folder: Path) -> ZeroShot:
@@ -93,8 +93,8 @@ def zero_shot_of_transformers(model: nn.Module, folder: Path) -> ZeroShot:
         options = {"interpolate_pos_encoding": True} if other else {}
         return _features(towers.get_image_features(pixel_values=images, **options))
 
-    def text(prompts: Sequence[str]) -> torch.Tensor:
-        return _features(towers.get_text_features(**_tokens(folder, towers.config, prompts)))
+    def text(prompts: Sequence[str], tokenizer: Path | None) -> torch.Tensor:
+        return _features(towers.get_text_features(**_tokens(tokenizer or folder, towers.config, prompts)))
 
     scale = 1 / towers.temperature if kind == "align" else towers.logit_scale.exp()
     bias = getattr(towers, "logit_bias", None)
@@ -126,7 +126,7 @@ def _tokens(folder: Path, config: Any, prompts: Sequence[str]) -> dict[str, torc
     except Exception as error:  # OSError, ValueError, ImportError and what tokenizers have of their own
         raise ExportError(
             f"{folder}: its tokenizer cannot be loaded ({first_line(error)}); put the tokenizer's files beside the "
-            "weights."
+            "weights, or give their folder as --tokenizer."
         ) from None
     most = int(config.text_config.max_position_embeddings)
     check_lengths(prompts, [len(tokenizer(prompt)["input_ids"]) for prompt in prompts], most)
