@@ -68,17 +68,20 @@ def emit(
     """
     count = example.shape[0]
     lead = (count,) if manifest.contrasts == 1 else (count, manifest.contrasts)
-    inputs = (example, torch.full(lead, -1), torch.full((*lead, manifest.references), -1), torch.ones(lead))
+    inputs: tuple[torch.Tensor, ...] = (
+        example,
+        torch.full(lead, -1),
+        torch.full((*lead, manifest.references), -1),
+        torch.ones(lead),
+    )
     batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    shapes = (batch,) * len(inputs)
+    shapes: tuple[Any, ...] = (batch,) * len(inputs)
     if manifest.zero_shot is not None:
         inputs = (*inputs, torch.ones(EXAMPLE_CLASSES, manifest.zero_shot.embedding_dim))
         shapes = (*shapes, {0: Dim("classes", min=2, max=MAX_CLASSES)})
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                _Explained(trunk, tail), inputs, dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(_Explained(trunk, tail), inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 inputs,

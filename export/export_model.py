@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -26,6 +25,7 @@ from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
+from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
 from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, ZeroShotInfo
@@ -106,7 +106,9 @@ def export_model(
     layers = tuple(find_target_layer(model, name, example[:2], layout) for name in names)
     with torch.no_grad():
         width = int(model(example[:2]).shape[1])
-    zero_shot = ZeroShotInfo(width, *model.logit_constants) if isinstance(model, ZeroShot) else None
+    zero_shot = None
+    if isinstance(model, ZeroShot):
+        zero_shot = ZeroShotInfo(width, *model.logit_constants, text_sha256=model.text_sha256())
     num_classes = width if zero_shot is None else None
     if num_classes is not None:
         _check_classes(num_classes, classes, class_embeddings)
@@ -123,7 +125,7 @@ def export_model(
     on_stage("differentiating the tail")
     tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot))
     manifest = Manifest(
-        model=ModelInfo(name or type(model).__name__, weights_sha256(model)),
+        model=ModelInfo(name or type(model).__name__, weights_sha256(model.state_dict())),
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
@@ -203,9 +205,7 @@ def _check_arguments(
         raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
 
 
-def _check_classes(
-    num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None
-) -> None:
+def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:
     if num_classes < 2:
         raise ExportError(
             "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
@@ -235,15 +235,6 @@ def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if not images.isfinite().all():
         raise ExportError("images hold values that are not finite; give normalised photographs.")
     return images
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, in its order: no matter the file it came from."""
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _producer() -> dict[str, str]:

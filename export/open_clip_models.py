@@ -50,7 +50,8 @@ def load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
     if folder is None:
         options["pretrained"] = tag if request.pretrained else None
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng():
+            torch.manual_seed(0)  # random weights are the same ones each time, for the text tower too
             model: Any = open_clip.create_model(
                 f"local-dir:{folder}" if folder else architecture,
                 pretrained_image=False,
@@ -76,6 +77,7 @@ def load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
         model.encode_image,
         logit_scale=float(model.logit_scale.detach().exp()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
+        image_tower=("visual",),
         text=text,
     )
     size = model.visual.image_size
@@ -111,9 +113,7 @@ def _named_settings(
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     published = {name: open_clip.get_pretrained_cfg(architecture, name) for name in tags}
     if tag and tag not in published:
-        raise ExportError(
-            f"open_clip has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}."
-        )
+        raise ExportError(f"open_clip has no weights {tag!r} of {architecture}; it has {', '.join(tags) or 'none'}.")
     if tag:
         quick = bool(published[tag].get("quick_gelu", False))
         if quick != bool(settings.get("quick_gelu", False)):

@@ -55,7 +55,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     The raw maps of the layers follow where they are asked for. Autograd runs once, here, over the tail only; the graph
     that comes out holds plain forward operations. It differentiates with respect to what the method needs: one number a
     channel, added at every position (DESIGN, section 2.1), or the activations themselves, or nothing. With several
-    contrasts the VJP is taken of all seeds at once, over values that were computed once. For a zero-shot model, the class
+    contrasts the VJP is taken of all seeds at once, over values that were computed once. Of a zero-shot model the class
     embeddings (K,D) are a fifth input, which takes the place of the last linear layer's weight.
 
     Raises:
@@ -133,7 +133,7 @@ def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
 
 def _embeddings(fake_mode: Any, dimension: int) -> torch.Tensor:
     """Stands for the class embeddings (K,D) while tracing; K is a symbol."""
-    sizes = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    sizes: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
     made: torch.Tensor = fake_mode.from_tensor(
         torch.empty(EXAMPLE_CLASSES, dimension), source=ConstantSource("class_embeddings"), symbolic_context=sizes
     )

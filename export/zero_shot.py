@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.weights_hash import weights_sha256
 
 TextTower = Callable[[Sequence[str], "Path | None"], torch.Tensor]
 """Prompts, and the folder of a tokenizer where it is not beside the weights, to (M,D) features of any length."""
@@ -27,6 +28,7 @@ class ZeroShot(nn.Module):
         model: where the weights are, such as a CLIP; in evaluation mode.
         image: images (N,3,H,W) float32 to features (N,D), such as model.encode_image.
         logit_scale, logit_bias: numbers, the scale itself and not its logarithm.
+        image_tower: names of the modules and weights that `image` uses and `text` does not.
         text: prompts to features (M,D), for `embed`, see TextTower; None where there is no text tower.
     """
 
@@ -37,6 +39,7 @@ class ZeroShot(nn.Module):
         *,
         logit_scale: float,
         logit_bias: float = 0.0,
+        image_tower: Sequence[str] = (),
         text: TextTower | None = None,
     ) -> None:
         """Take over the model's layers."""
@@ -46,6 +49,7 @@ class ZeroShot(nn.Module):
         self._buffers.update(model._buffers)
         self.training = model.training
         self.logit_constants = (logit_scale, logit_bias)
+        self._image_tower = tuple(image_tower)
         self._towers = (image, text)  # in a tuple, where a module would not be taken for a layer of this one
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -55,6 +59,11 @@ class ZeroShot(nn.Module):
     def logits_of(self, scaled: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
         """The logits (N,K), of what forward gave, (N,D), and class embeddings (K,D)."""
         return functional.linear(scaled, class_embeddings) + self.logit_constants[1]
+
+    def text_sha256(self) -> str:
+        """The hash of all weights but the image tower's: what makes text embeddings what they are."""
+        image = tuple(f"{name}." for name in self._image_tower)
+        return weights_sha256({key: v for key, v in self.state_dict().items() if not f"{key}.".startswith(image)})
 
     def embed(self, prompts: Sequence[str], tokenizer: Path | None = None) -> torch.Tensor:
         """Prompts to text embeddings (M,D) float32 of length 1; `tokenizer` is a folder, for models that lack one.
@@ -103,6 +112,7 @@ def zero_shot_of_transformers(model: nn.Module, folder: Path) -> ZeroShot:
         image,
         logit_scale=float(scale.detach()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
+        image_tower=("vision_model", "visual_projection"),
         text=text,
     )
 

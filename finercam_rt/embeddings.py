@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
-from finercam_rt.manifest import Manifest, ModelInfo
+from finercam_rt.manifest import Manifest
 
 SCHEMA = 1
 """The version of the file; a newer one is refused."""
 _VALUES, _METADATA = "class_embeddings", "finercam"
+"""The arrays of the file; the latter is a text, JSON."""
 _ADVICE = "give a file that `finercam embed-text` wrote"
 
 
@@ -27,8 +28,8 @@ class ClassEmbeddings:
     """K classes as vectors: values (K,D) float32, rows of length 1; names, K strings, no two the same.
 
     Rows of any other length are normalised, since only their directions count. templates are the sentences that the
-    names were put into, where they were; model is the one that made the vectors, or None where that is not known, and
-    then nothing holds the engine's model to it.
+    names were put into, where they were. model is the name of the model that made the vectors, and text_sha256 the hash
+    of its weights but the image tower's; None where it is not known, and then no engine refuses them.
 
     Raises:
         InputError: not (K,D) numbers with K >= 2, not finite, a row of zeros, not one name a row, or a name twice.
@@ -37,7 +38,8 @@ class ClassEmbeddings:
     values: NDArray[np.float32]
     names: tuple[str, ...]
     templates: tuple[str, ...] = ()
-    model: ModelInfo | None = None
+    model: str | None = None
+    text_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Check and normalise."""
@@ -74,14 +76,19 @@ class ClassEmbeddings:
             InputError: the file cannot be written.
         """
         destination = Path(path)
-        model = self.model and {"name": self.model.name, "weights_sha256": self.model.weights_sha256}
-        record = {"schema": SCHEMA, "names": self.names, "templates": self.templates, "model": model}
+        record = {
+            "schema": SCHEMA,
+            "names": self.names,
+            "templates": self.templates,
+            "model": self.model,
+            "text_sha256": self.text_sha256,
+        }
         part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
         try:
             try:
                 with part.open("wb") as stream:
                     text = np.array(json.dumps(record, ensure_ascii=False))
-                    np.savez(stream, **{_VALUES: self.values, _METADATA: text})
+                    np.savez(stream, class_embeddings=self.values, finercam=text)
                 os.replace(part, destination)
             finally:
                 part.unlink(missing_ok=True)
@@ -99,9 +106,8 @@ class ClassEmbeddings:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 values, record = archive[_VALUES], json.loads(str(archive[_METADATA]))
-            model = record["model"]
             schema, names, templates = int(record["schema"]), _texts(record["names"]), _texts(record["templates"])
-            info = None if model is None else ModelInfo(str(model["name"]), str(model["weights_sha256"]))
+            made_by = [None if record[key] is None else str(record[key]) for key in ("model", "text_sha256")]
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; {_ADVICE}.") from None
         except OSError as error:
@@ -113,7 +119,7 @@ class ClassEmbeddings:
                 f"{path} has schema {schema}, newer than the {SCHEMA} that this finercam_rt reads; upgrade finercam-rt."
             )
         try:
-            return ClassEmbeddings(values, names, templates, info)
+            return ClassEmbeddings(values, names, templates, *made_by)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -140,9 +146,9 @@ def embeddings_for(manifest: Manifest, engine: Path, given: EmbeddingsSource) ->
             f"{source}: rows of {embeddings.values.shape[1]} numbers, and {model.name} has embeddings of "
             f"{zero_shot.embedding_dim}; make them with the model of the engine."
         )
-    if embeddings.model is not None and embeddings.model.weights_sha256 != model.weights_sha256:
+    if embeddings.text_sha256 not in (None, zero_shot.text_sha256):
         raise InputError(
-            f"{source}: made with other weights ({embeddings.model.name}) than the engine's ({model.name}); make them "
+            f"{source}: made by another text tower ({embeddings.model}) than the engine's ({model.name}); make them "
             "with the same checkpoint."
         )
     return embeddings
@@ -151,7 +157,8 @@ def embeddings_for(manifest: Manifest, engine: Path, given: EmbeddingsSource) ->
 def random_embeddings(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
     """(count, dimension) float32: directions of no meaning, to measure and to verify with."""
     values = np.random.default_rng(seed).standard_normal((count, dimension))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def _texts(values: Any) -> tuple[str, ...]:

@@ -323,9 +323,7 @@ class Engine:
 
     def _take_classes(self, classes: Classes) -> None:
         manifest = self.manifest
-        resolver = ContrastResolver(
-            classes, manifest.references, DEFAULT_ALPHA[manifest.objective], manifest.contrasts
-        )
+        resolver = ContrastResolver(classes, manifest.references, DEFAULT_ALPHA[manifest.objective], manifest.contrasts)
         self._known_resolver = resolver
         # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
         self._default_contrasts = lru_cache(maxsize=8)(

@@ -85,12 +85,14 @@ class LayerInfo:
 class ZeroShotInfo:
     """A model whose classes are an input: logits = logit_scale * z @ class_embeddings.T + logit_bias.
 
-    z, (N,D), and class_embeddings, (K,D), have rows of length 1; embedding_dim is D.
+    z, (N,D), and class_embeddings, (K,D), have rows of length 1; embedding_dim is D. text_sha256 is the SHA-256 (hex)
+    of all weights but the image tower's: embeddings that another text tower made mean nothing here.
     """
 
     embedding_dim: int
     logit_scale: float
     logit_bias: float
+    text_sha256: str
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,12 @@ def _layers(values: Any) -> tuple[LayerInfo, ...]:
 def _zero_shot(value: Any) -> ZeroShotInfo | None:
     if value is None:
         return None
-    return ZeroShotInfo(int(value["embedding_dim"]), float(value["logit_scale"]), float(value["logit_bias"]))
+    return ZeroShotInfo(
+        embedding_dim=_count(value["embedding_dim"]),
+        logit_scale=float(value["logit_scale"]),
+        logit_bias=float(value["logit_bias"]),
+        text_sha256=str(value["text_sha256"]),
+    )
 
 
 def _pair(values: Any) -> tuple[int, int]:
@@ -249,7 +256,7 @@ def _pair(values: Any) -> tuple[int, int]:
 def _count(value: Any) -> int:
     number = int(value)
     if number < 1:
-        raise ValueError(f"{number} contrasts")
+        raise ValueError(f"{number} where a positive number is expected")
     return number
 
 

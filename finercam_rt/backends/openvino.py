@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import BATCH, CLASSES, Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.interface import (
+    BATCH,
+    CLASSES,
+    Interface,
+    Sizes,
+    Value,
+    checked_interface,
+    fixed_batch,
+    sizes_of,
+)
 from finercam_rt.backends.openvino_cut import cut_behind_logits
 from finercam_rt.backends.openvino_weights import unshare_square_weights
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.backends.protocol import Backend
-from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.embeddings import random_embeddings
+from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import processor
 
