@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
 
 MAX_BATCH = 1 << 16
@@ -57,7 +58,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
         for index, layer in enumerate(layers)
     ]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), plain_attention(model):
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
             )
