@@ -13,10 +13,13 @@ from torch.export import Dim
 from finercam_rt.errors import ExportError
 from finercam_rt.export.constants import fold_constants
 from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.rewrite import rewrite
 
 MAX_BATCH = 1 << 16
+EXAMPLE_CLASSES, MAX_CLASSES = 7, 1 << 24
+"""Where the classes are an input: while tracing, any number that is no other size of the graph, and at most."""
 
 
 @torch.library.custom_op("finercam::tap", mutates_args=())
@@ -88,7 +91,7 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
     first: Exception | None = None
     for strict in (False, True):
         try:
-            with torch.no_grad(), quiet():
+            with torch.no_grad(), quiet(), plain_attention(model):
                 program = torch.export.export(
                     model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
                 )

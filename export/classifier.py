@@ -17,6 +17,7 @@ from finercam_rt.export.capture import first_line
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
 from finercam_rt.export.shared_names import SharedNames
+from finercam_rt.export.zero_shot import ZeroShot
 
 IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "inputs")
 """What forward methods call their images, the surest first."""
@@ -29,8 +30,8 @@ class Classifier:
     """A model with one image input and one output of logits.
 
     module: images (N,3,H,W) float32 -> logits (N,K) float32, with the children, parameters and buffers of the user's
-    model under the same names. source: the user's model without wrappers, in its own dtype. notes: what was adapted,
-    a line each.
+    model under the same names; of a ZeroShot itself, images -> scaled embeddings (N,D), and num_classes is D. source:
+    the user's model without wrappers, in its own dtype. notes: what was adapted, a line each.
     """
 
     module: nn.Module
@@ -69,12 +70,15 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
     if torch.is_inference_mode_enabled():
         raise ExportError("the export runs under torch.inference_mode(), where there is no gradient; call it outside.")
     request = request or ClassifierRequest()
+    if isinstance(model, ZeroShot):
+        return _as_it_is(model, example, request)
     source, notes = _without_wrappers(model)
     _check(source)
     own, converted = _in_float32(source)
     image, constants = _bind_inputs(own, request.inputs)
     adapter = _Adapter(own, image, constants)
-    output, uses_no_grad = _run_once(adapter, example)
+    output = _run_once(adapter, example)
+    uses_no_grad = adapter.switched_off
     name, logits = _find_logits(output, len(example), request.output)
     if not logits.isfinite().all():
         raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
@@ -87,6 +91,23 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
     if uses_no_grad:
         notes += ["classifier: gradients are taken although its forward switches them off"]
     return Classifier(adapter, source, logits.flatten(1).shape[1], (*notes, *converted))
+
+
+def _as_it_is(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
+    """A zero-shot model, which has one input and one output by its nature."""
+    if request.output is not None or request.inputs:
+        raise ExportError("a zero-shot model has one input and one output; leave the names of logits and inputs out.")
+    _check(model)
+    if any(v.is_floating_point() and v.dtype != torch.float32 for v in model.state_dict().values()):
+        raise ExportError(
+            "the zero-shot model has weights that are not float32; call model.float() before wrapping it."
+        )
+    embeddings = _run_once(model, example)
+    if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2:
+        raise ExportError("the zero-shot model must turn images into embeddings (N,D); give such an `image`.")
+    if not embeddings.isfinite().all():
+        raise ExportError("the model's embeddings are not finite on noise of its input size; check its weights.")
+    return Classifier(model, model, embeddings.shape[1])
 
 
 class _CallersGradientMode(TorchFunctionMode):
@@ -126,6 +147,11 @@ class _Adapter(SharedNames):
     def read_from(self, name: str) -> None:
         """Make the output of this name the logits."""
         self._call().output = name
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether forward switched gradients off."""
+        return self._call().switched_off
 
     def _call(self) -> _Call:
         found: _Call = self.__dict__["_adapter_call"]
@@ -273,17 +299,17 @@ def _shown(value: Any) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
-def _run_once(adapter: _Adapter, example: torch.Tensor) -> tuple[object, bool]:
-    """The model's output, and whether its forward switched gradients off."""
+def _run_once(model: nn.Module, example: torch.Tensor) -> object:
+    """The model's output."""
     inference: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         return lambda *_: inference.append(name) if torch.is_inference_mode_enabled() else None
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in adapter.named_modules() if name]
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            output = adapter(example)
+            output: object = model(example)
     except Exception as error:
         raise ExportError(
             f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
@@ -297,7 +323,7 @@ def _run_once(adapter: _Adapter, example: torch.Tensor) -> tuple[object, bool]:
             f"layer {inference[0]!r} runs under torch.inference_mode(), where there is no gradient; take that out of "
             "the model's forward, or write torch.no_grad()."
         )
-    return output, adapter._call().switched_off
+    return output
 
 
 def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[str, torch.Tensor]:

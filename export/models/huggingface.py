@@ -95,7 +95,7 @@ def _load_transformers(folder: Path, raw: dict[str, Any], name: str, request: Mo
     if kind is transformers.AutoModel and request.linear_head is None:
         from finercam_rt.export.zero_shot import zero_shot_of_transformers
 
-        return LoadedModel(zero_shot_of_transformers(model, folder), name, spec)
+        return LoadedModel(zero_shot_of_transformers(model.float(), folder), name, spec)
     own_size = _own_size(config)
     resized = own_size is not None and spec.size != own_size and _takes(model, SIZED)
     return LoadedModel(model, name, spec, _classes(config), {SIZED: True} if resized else {})

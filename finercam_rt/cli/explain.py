@@ -66,6 +66,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder to write to; needed without --json")
     parser.add_argument(
+        "--class-embeddings", metavar="FILE", type=Path, help="classes of a zero-shot model, by `finercam embed-text`"
+    )
+    parser.add_argument(
         "--target",
         metavar="CLASS",
         action="append",
@@ -138,8 +141,10 @@ def run(args: argparse.Namespace) -> int:
     names = find_photographs(args.paths, args.output, suffixes)
     if args.output is not None:
         check_output_folder(args.output)
-    with Engine(args.engine, threads=args.threads, compute=args.compute) as engine:
-        document = _document(engine)
+    with Engine(
+        args.engine, threads=args.threads, compute=args.compute, class_embeddings=args.class_embeddings
+    ) as engine:
+        document = _document(engine, args.class_embeddings)
         total = None if args.frames else len(names)
         with progress(total, "images", "explaining") as bar:
             records, seconds = _explain_all(_batches(engine, names, args), args, bar)
@@ -280,7 +285,7 @@ def _summary(explained: int, failed: int, seconds: dict[str, float], out: Path) 
     )
 
 
-def _document(engine: Engine) -> dict[str, Any]:
+def _document(engine: Engine, class_embeddings: Path | None) -> dict[str, Any]:
     manifest: Manifest = engine.manifest
     return {
         "schema": SCHEMA,
@@ -296,6 +301,7 @@ def _document(engine: Engine) -> dict[str, Any]:
             "backend": engine.backend,
             "compute": engine.compute,
             "device": engine.device,
+            **({} if class_embeddings is None else {"class_embeddings": str(class_embeddings)}),
         },
     }
 

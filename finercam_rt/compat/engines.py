@@ -22,10 +22,10 @@ from finercam_rt.compat.reshape import Reading
 from finercam_rt.compat.state import ModelState
 from finercam_rt.compat.targets import SCORES
 from finercam_rt.engine import Engine
-from finercam_rt.errors import ExportError, FinerCAMError, InputError
+from finercam_rt.errors import FinerCAMError, InputError
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
-from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.export.readings import LayoutRequest, find_target_layer
 from finercam_rt.manifest import InputSpec, LayerInfo
 
 MAX_ENGINES = 8

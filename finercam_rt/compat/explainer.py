@@ -16,7 +16,7 @@ from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError, InputError, WrongTypeError
-from finercam_rt.export.layers import LayoutRequest, find_target_layer
+from finercam_rt.export.readings import LayoutRequest, find_target_layer
 from finercam_rt.manifest import LayerInfo
 
 CACHE = EngineCache()
@@ -113,9 +113,7 @@ class Explainer:
         )
         return self._answer(engine, outputs, facts)
 
-    def _engine(
-        self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits"
-    ) -> Engine:
+    def _engine(self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits") -> Engine:
         size = (images.shape[2], images.shape[3])
         rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
         spec = Spec(self.layers, size, self.method, objective, rounded, scores)
@@ -191,7 +189,9 @@ def layer_name(model: nn.Module, layer: object) -> str:
         InputError: not one of this model's.
     """
     if not isinstance(layer, nn.Module):
-        raise WrongTypeError(f"a target layer is {layer!r}, of type {type(layer).__name__}; give a module of the model.")
+        raise WrongTypeError(
+            f"a target layer is {layer!r}, of type {type(layer).__name__}; give a module of the model."
+        )
     for name, module in model.named_modules():
         if module is layer and name:
             return name

@@ -227,7 +227,9 @@ class FinerCAM(_CAM):
     ) -> None:
         """Find the layers' names; the first call compiles."""
         if not (isinstance(base_method, type) and issubclass(base_method, _PlainCAM)):
-            raise WrongTypeError(f"base_method is {base_method!r}; give a class of finercam_rt.compat, such as GradCAM.")
+            raise WrongTypeError(
+                f"base_method is {base_method!r}; give a class of finercam_rt.compat, such as GradCAM."
+            )
         self._base = base_method
         self._method = base_method._method
         super().__init__(model, target_layers, reshape_transform)

@@ -65,9 +65,7 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str) -> R
     )
 
 
-def _readings(
-    index: torch.Tensor, found: torch.Tensor, grid: tuple[int, int]
-) -> list[tuple[Reading, torch.Tensor]]:
+def _readings(index: torch.Tensor, found: torch.Tensor, grid: tuple[int, int]) -> list[tuple[Reading, torch.Tensor]]:
     """The plain readings of a layer's output that have the shape of `found`."""
     cells = grid[0] * grid[1]
     every = []
