@@ -61,6 +61,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     else:
         raise ExportError(
             f"{request.specification!r} is not a model specification; give timm:NAME, torchvision:NAME, hf:NAME, "
-            "open_clip:NAME, py:PACKAGE.MODULE:CALLABLE, hub:FOLDER:CALLABLE, or the path of a folder or of a .pt2 file that exists."
+            "open_clip:NAME, py:PACKAGE.MODULE:CALLABLE, hub:FOLDER:CALLABLE, or the path of a folder or of a .pt2 file "
+            "that exists."
         )
     return loaded if request.linear_head is None else with_linear_head(loaded, request)

@@ -37,8 +37,8 @@ examples:
   finercam export open_clip:ViT-B-16@openai -o clip.onnx --checkpoint clip.safetensors
   finercam embed-text open_clip:ViT-B-16@openai --checkpoint clip.safetensors --class-names birds.txt -o birds.npz
   finercam explain clip.onnx grosbeak.jpg -o OUT/ --class-embeddings birds.npz
-  finercam embed-text open_clip:ViT-B-16@openai --checkpoint clip.safetensors --prompts "red epaulets" bird -o concepts.npz
-  finercam explain clip.onnx blackbird.jpg -o OUT/ --class-embeddings concepts.npz --target "red epaulets"
+  finercam embed-text open_clip:ViT-B-16@openai --checkpoint clip.safetensors --prompts "red epaulets" bird -o c.npz
+  finercam explain clip.onnx blackbird.jpg -o OUT/ --class-embeddings c.npz --target "red epaulets"
 """
 )
 
