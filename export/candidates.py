@@ -39,6 +39,7 @@ class Place:
 class _Record:
     value: _Tensor
     names: list[str]
+    plain: set[str]
     shape: tuple[int, ...]
     given: _Tensor | None
 
@@ -57,14 +58,16 @@ class _Trace:
                 tensor = feature_map(output, name)
             except ExportError:
                 return
-            if tensor.grad_fn is None or isinstance(module, nn.Identity):
+            given = next((v for v in inputs if isinstance(v, torch.Tensor) and v.grad_fn is not None), None)
+            if tensor.grad_fn is None or _computes_nothing(module, given, tensor):
                 return
             value = (tensor.grad_fn, tensor.output_nr)
-            given = next((v for v in inputs if isinstance(v, torch.Tensor) and v.grad_fn is not None), None)
             if value not in self.records:
                 source = None if given is None else (given.grad_fn, given.output_nr)
-                self.records[value] = _Record(value, [], tuple(tensor.shape), source)
+                self.records[value] = _Record(value, [], set(), tuple(tensor.shape), source)
             self.records[value].names.append(name)
+            if output is tensor:
+                self.records[value].plain.add(name)
 
         return enter
 
@@ -72,7 +75,8 @@ class _Trace:
 def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     """The outputs of all modules that run once, in the order of the forward pass, from one run under autograd.
 
-    Nothing is kept for a backward pass. Modules that hold stages of several resolutions lend their output no name.
+    Nothing is kept for a backward pass. A module that holds stages of several resolutions lends its output no
+    name where another has it, nor does one that returns more than that.
 
     Args:
         model: images (N,3,H,W) -> logits (N,K), in evaluation mode.
@@ -107,6 +111,14 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     return _places(trace, _cuts((logits.grad_fn, logits.output_nr), trace.records), example.shape)
 
 
+def _computes_nothing(module: nn.Module, given: torch.Tensor | None, output: torch.Tensor) -> bool:
+    """Whether a module hands on what it was given, or a view of it: dropout, a permutation."""
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)):
+        return True
+    leaf = next(module.children(), None) is None and next(module.parameters(), None) is None
+    return leaf and given is not None and output is not given and output.data_ptr() == given.data_ptr()
+
+
 def _never(_packed: object) -> torch.Tensor:
     raise AssertionError("nothing is differentiated here")
 
@@ -120,17 +132,16 @@ def _places(trace: _Trace, cuts: set[_Tensor], input_shape: Sequence[int]) -> li
     for value, record in trace.records.items():
         names = [name for name in record.names if trace.runs[name] == 1]
         if names:
-            fitting = [name for name in names if not _holds_several_resolutions(name, counts)] or names
-            best = min(reversed(fitting), key=lambda name: name.count("."))
+            best = min(reversed(names), key=lambda name: (_is_odd(name, record, counts), name.count(".")))
             reads = -1 if record.given is None else steps.get(record.given, -1)
             places.append(Place(best, tuple(names), record.shape, steps[value], value in cuts, reads))
     return places
 
 
-def _holds_several_resolutions(name: str, counts: dict[str, int]) -> bool:
-    """Whether a module is a sequence of stages of several resolutions: its last child is then the better name."""
+def _is_odd(name: str, record: _Record, counts: dict[str, int]) -> bool:
+    """Whether a child's name is better: a module returns more than the value, or holds several resolutions."""
     inside = [count for inner, count in counts.items() if inner.rpartition(".")[0] == name and count]
-    return bool(inside) and max(inside) >= 2 * min(inside)
+    return name not in record.plain or (bool(inside) and max(inside) >= 2 * min(inside))
 
 
 def _cuts(logits: _Tensor, values: Iterable[_Tensor]) -> set[_Tensor]:

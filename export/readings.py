@@ -110,7 +110,8 @@ def prove(
     """The reading of a layer's output that is pinned or possible and that agrees with where its positions look.
 
     A reading is proved where it explains what is seen (SURE) and every other, mirrored, turned, shifted by a token or
-    of another layout, explains it worse (APART). A complete request is believed where nothing is seen clearly.
+    of another layout, explains it worse (APART). Where nothing is seen clearly, as with random weights that mix all
+    positions, a complete request is believed, and so is a map of four axes whose shape has one usual reading.
 
     Args:
         looker: knows where the layer's positions look.
@@ -135,7 +136,7 @@ def prove(
         if _is_clear(best, fits):
             break
     else:
-        return _unclear(output, name, allowed, fits, sights, request)
+        return _unclear(output, name, allowed, input_shape, fits, sights, request)
     if best in allowed:
         return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
     if best.supported:
@@ -163,7 +164,12 @@ def _possible(name: str, shape: Sequence[int], input_shape: Sequence[int], reque
             "choose a layer with one row an image",
         )
     if len(shape) == 4:
-        found = map_readings(shape)
+        # strides may differ, but a single row or column of them is what pooling leaves
+        found = (
+            reading
+            for reading in map_readings(shape)
+            if min(reading.grid) > 1 or _divides(reading.grid, image) or request.layout == reading.layout
+        )
     else:
         pinned = [] if request.grid is None else [request.grid]
         found = (
@@ -213,17 +219,20 @@ def _unclear(
     output: str,
     name: str,
     allowed: Sequence[Reading],
+    input_shape: Sequence[int],
     fits: dict[Reading, Fit],
     sights: Sequence[Sight],
     request: LayoutRequest,
 ) -> LayerInfo:
-    best = min(allowed, key=lambda reading: reading.prefix_tokens)
+    """Where nothing is seen clearly: what is pinned is believed, and a map of four axes that has one reading."""
+    usual = [reading for reading in allowed if _divides(reading.grid, (input_shape[2], input_shape[3]))]
+    best = min(usual or allowed, key=lambda reading: reading.prefix_tokens)
     if agreement(best, sights[0], sights[1]) >= RELIABLE and not fits[best].sure:
         raise LayerError(
             f"{output}, has positions that look at places of the image in another order than that of {best}",
             "choose another layer",
         )
-    if request.complete:
+    if request.complete or (len(usual) == 1 and best.layout != "tokens"):
         return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",

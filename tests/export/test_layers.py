@@ -91,12 +91,12 @@ def test_grids_that_are_not_square_or_lose_a_border() -> None:
     assert _found(model, "0", (128, 128)) == ("0", "nchw", (14, 14), 0)
 
 
-def test_a_map_with_as_many_channels_as_rows_asks_for_the_layout() -> None:
+def test_a_map_with_as_many_channels_as_rows() -> None:
     model = SmallCNN(8, stride=16)
-    with pytest.raises(ExportError, match=r"can be read as nchw .*8x8.* or nhwc .*8x8.*; say which with layout\."):
-        _found(model, "features", (128, 128))
-    for layout in ("nchw", "nhwc"):
-        assert _found(model, "features", (128, 128), layout=layout) == ("features", layout, (8, 8), 0)
+    assert _found(model, "features", (128, 128)) == ("features", "nchw", (8, 8), 0)
+    assert _found(model, "features", (128, 128), layout="nchw") == ("features", "nchw", (8, 8), 0)
+    with pytest.raises(ExportError, match=r"where it looks in the image shows nchw with a 8x8 grid; give those, or"):
+        _found(model, "features", (128, 128), layout="nhwc")
 
 
 @pytest.mark.parametrize(("size", "grid"), [((64, 64), (4, 4)), ((48, 96), (3, 6)), ((96, 48), (6, 3))])
@@ -107,11 +107,12 @@ def test_prefix_tokens_are_what_the_grid_leaves_over(size, grid, prefix: int) ->
 
 
 def test_a_grid_and_prefix_tokens_can_be_pinned() -> None:
-    """17 tokens read by themselves as 1 + 16; the caller may know better."""
     model = perturb(TokenModel((64, 64), 1, "mean"))
-    assert _found(model, "norm", (64, 64), grid=(2, 8)) == ("norm", "tokens", (2, 8), 1)
-    assert _found(model, "norm", (64, 64), grid=(3, 5)) == ("norm", "tokens", (3, 5), 2)
-    assert _found(model, "norm", (64, 64), grid=(17, 1), prefix_tokens=0) == ("norm", "tokens", (17, 1), 0)
+    assert _found(model, "norm", (64, 64), grid=(4, 4)) == ("norm", "tokens", (4, 4), 1)
+    assert _found(model, "norm", (64, 64), prefix_tokens=1, layout="tokens") == ("norm", "tokens", (4, 4), 1)
+    for request in ({"grid": (2, 8)}, {"grid": (3, 5)}, {"grid": (17, 1), "prefix_tokens": 0}):
+        with pytest.raises(ExportError, match=r"looks in the image shows tokens of a 4x4 grid behind 1 prefix token"):
+            _found(model, "norm", (64, 64), **request)
     for request in ({"grid": (5, 5)}, {"prefix_tokens": 2}, {"grid": (4, 4), "prefix_tokens": 0}, {"layout": "nchw"}):
         with pytest.raises(ExportError, match="not a feature map of the layout, grid or prefix tokens given"):
             _found(model, "norm", (64, 64), **request)
@@ -123,10 +124,15 @@ def test_a_zero_gradient_names_the_layer_to_use() -> None:
     """The last block's output of a CLS head: the logits read no patch token of it."""
     model = _timm("test_vit")
     assert model.global_pool != "avg"
-    with pytest.raises(ExportError, match=r"gradient at layer 'blocks\.5' is zero .*; use 'blocks\.5\.norm1'\."):
+    with pytest.raises(
+        ExportError,
+        match=r"gradient at layer 'blocks\.5' is zero .*; choose an earlier layer, such as 'blocks\.5\.norm1'\.",
+    ):
         _found(model, "blocks.5")
     assert _found(model, "blocks.4")[0] == "blocks.4"
-    with pytest.raises(ExportError, match=r"gradient at layer 'block' is zero .*; choose an earlier layer\."):
+    with pytest.raises(
+        ExportError, match=r"gradient at layer 'block' is zero .*; choose an earlier layer, such as 'patch'\."
+    ):
         _found(perturb(TokenModel((64, 64), 1)), "block", (64, 64))
 
 

@@ -151,10 +151,13 @@ def test_right_pins_are_accepted() -> None:
 
 
 def test_positions_that_look_alike_are_taken_as_pinned_or_refused() -> None:
-    pinned = {"layout": "nchw", "grid": (8, 12)}
-    assert _read(_alike, **pinned) == ("nchw", (8, 12), 0)
-    with pytest.raises(ExportError, match=r"does not show whether it is nchw .*; say what it is with layout, grid"):
-        _read(_alike)
+    assert _read(_alike, (24, 96)) == ("nchw", (3, 12), 0)  # its shape has one usual reading
+    tokens = lambda x: _with(1)(_alike(x))  # noqa: E731
+    assert _read(tokens, layout="tokens", grid=(8, 12), prefix_tokens=1) == ("tokens", (8, 12), 1)
+    with pytest.raises(ExportError, match=r"does not show whether it is tokens of a 8x12 grid .*; say what it is with"):
+        _read(tokens)
+    with pytest.raises(ExportError, match=r"does not show whether it is nchw with a 8x8 grid; say what it is with"):
+        _read(_alike, (64, 64))
 
 
 def test_what_every_position_feels_alike_does_not_hide_where_it_looks() -> None:
