@@ -101,8 +101,10 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
         except Exception as error:
             first = first or error
     assert first is not None
+    constant = "specialized it to be a constant" in str(first)
+    reason = "the forward makes a number of the batch size" if constant else first_line(first)
     raise ExportError(
-        f"torch.export cannot capture the model with a dynamic batch ({first_line(first)}); "
+        f"torch.export cannot capture the model with a dynamic batch ({reason}); "
         "rewrite that part of its forward without data-dependent Python or a fixed batch size."
     ) from first
 

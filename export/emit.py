@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,8 @@ def _values(model: onnx_ir.Model) -> Sequence[Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause: what failed, rather than in which step of the exporter."""
+    """The innermost cause: what failed, rather than in which step of the exporter; an operation by its name alone."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
+    return f"the operation {missing[1]}" if missing else first_line(error)
