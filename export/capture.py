@@ -12,9 +12,12 @@ from torch.export import Dim
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
 
 MAX_BATCH = 1 << 16
+EXAMPLE_CLASSES, MAX_CLASSES = 7, 1 << 24
+"""Where the classes are an input: while tracing, any number that is no other size of the graph, and at most."""
 
 
 @torch.library.custom_op("finercam::tap", mutates_args=())
@@ -59,7 +62,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
         model.get_submodule(layer).register_forward_hook(mark(index, layer)) for index, layer in enumerate(layers)
     ]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), plain_attention(model):
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=False
             )

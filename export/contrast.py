@@ -9,12 +9,15 @@ from torch.nn import functional
 
 AUTOMATIC = -1
 UNUSED = -2
+SMALLEST_SEED = 1e-30
+"""Of the objective "softmax": that of a classifier that is 69 nats sure."""
 
 
 class Contrast(NamedTuple):
     """target (N,) and references (N,R) as used (UNUSED where a reference takes no part), and the sparse seed.
 
-    The seed has the value cotangents[n,j] at class classes[n,j], both (N,1+R), and 0 elsewhere. With several contrasts
+    The seed has the value cotangents[n,j] at class classes[n,j], both (N,1+R), and 0 elsewhere; of the objective
+    "softmax" it is the seed of the probabilities, which `softmax_seed` takes back to the logits. With several contrasts
     an axis P follows N on all of them.
     """
 
@@ -68,14 +71,44 @@ def dense_seed(chosen: Contrast, num_classes: int) -> torch.Tensor:
     return (hits * chosen.cotangents[..., None]).sum(-2)
 
 
+def softmax_seed(chosen: Contrast, logits: torch.Tensor) -> torch.Tensor:
+    """The seed of the logits, (N,K) or (N,P,K), from that of their softmax: v_j = p_j sum_i p_i (w_j - w_i).
+
+    w is 1 at the target, -b at the references and 0 elsewhere, so that the sums over the three groups are enough, and
+    classes of one weight are left out of each other's: w_j less the mean of w would be nothing but rounding once the
+    classifier is sure. A seed that is so small that float32 loses parts of it becomes zero, so that the map says that
+    it explains nothing.
+    """
+    p = _beside(logits.softmax(1), chosen.target)
+    numbers = torch.arange(logits.shape[1])
+    is_target = chosen.target[..., None] == numbers
+    is_reference = (chosen.references[..., None] == numbers).any(-2)
+    b = -chosen.cotangents[..., 1:].amin(-1, keepdim=True)
+    target, references, rest = (
+        torch.where(group, p, 0.0).sum(-1, keepdim=True)
+        for group in (is_target, is_reference, ~(is_target | is_reference))
+    )
+    of_reference = torch.where(is_reference, -(1 + b) * target - b * rest, b * references - target)
+    seed = p * torch.where(is_target, (1 + b) * references + rest, of_reference)
+    return torch.where(seed.abs().amax(-1, keepdim=True) < SMALLEST_SEED, 0.0, seed)
+
+
 def _ranked(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The classes that negative targets stand for."""
     if target.ndim == 1:
         return logits.argmax(1)
     count = int(target.shape[1])
-    # the K-th is the last that there is
-    largest = logits.topk(min(count, int(logits.shape[1])), dim=1).indices
-    return largest.gather(1, (-1 - target).clamp(0, int(largest.shape[1]) - 1))
+    rank = (-1 - target).clamp(0, count - 1)
+    if _may_lack(logits, count):
+        # the K-th is the last that there is
+        rank = torch.minimum(rank, torch.full_like(rank, logits.shape[1] - 1))
+        logits = functional.pad(logits, (0, count), value=-torch.inf)
+    return logits.topk(count, dim=1).indices.gather(1, rank)
+
+
+def _may_lack(logits: torch.Tensor, count: int) -> bool:
+    """Whether there may be fewer classes than `count`: their number may be known only when the graph runs."""
+    return not isinstance(logits.shape[1], int) or logits.shape[1] < count
 
 
 def _beside(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -99,7 +132,12 @@ def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tenso
     distance = (_beside(logits, chosen) - _at(logits, chosen[..., None])).abs()
     taken = torch.cat([chosen[..., None], torch.where(free, chosen[..., None], references)], -1)
     distance = distance.scatter(-1, taken, torch.inf)
-    nearest = distance.topk(num_references, dim=-1, largest=False).indices
+    lacking = _may_lack(logits, num_references + 1)
+    if lacking:
+        distance = functional.pad(distance, (0, num_references), value=torch.inf)
+    distances, nearest = distance.topk(num_references, dim=-1, largest=False)
+    if lacking:
+        nearest = torch.where(distances == torch.inf, UNUSED, nearest)
     automatic = references == AUTOMATIC
     one = automatic.to(torch.int64)
     rank = one.cumsum(-1) - one  # how many automatic references come before

@@ -59,11 +59,24 @@ def objective_value(
     alpha: Sequence[float],
     objective: str,
 ) -> torch.Tensor:
-    """T = y_c - alpha * (weighted) mean of the references' logits, summed over images; references < 0 are unused."""
+    """T = y_c - alpha * (weighted) mean of y_i over the references i, summed over images; references < 0 are unused.
+
+    y are the logits, or for the objective "softmax" their softmax over all classes, and T is then up to a constant.
+    """
     total = logits.new_zeros(())
     for row, chosen, others, strength in zip(logits, target, references, alpha, strict=True):
+        used = [index for index in others if index >= 0]
+        if objective == "softmax":
+            probabilities = row.double().softmax(0)
+            weights = torch.zeros_like(probabilities)
+            weights[chosen] = 1
+            weights[used] -= strength / max(1, len(used))
+            # sum p is 1: this is T but for a constant, and its derivative does not cancel where one class is certain
+            weights -= weights[probabilities.argmax()].clone()
+            total = total + (weights * probabilities).sum()
+            continue
         total = total + row[chosen]
-        scores = row[[index for index in others if index >= 0]]
+        scores = row[used]
         if len(scores):
             weights = scores.softmax(0) if objective == "weighted" else torch.full_like(scores, 1 / len(scores))
             total = total - strength * (weights * scores).sum()

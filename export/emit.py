@@ -11,14 +11,13 @@ from torch import fx, nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import MAX_BATCH, first_line
+from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES, first_line
 from finercam_rt.export.quiet import quiet
 from finercam_rt.manifest import METADATA_KEY, Manifest
 
 if TYPE_CHECKING:
     import onnx_ir
 
-INPUTS = ("images", "target", "references", "alpha")
 OPSETS = (18, 19, 20)
 TRUNK, TAIL = "trunk/", "tail/"
 """What the names of the nodes begin with: before and behind the target layer's output."""
@@ -31,10 +30,16 @@ class _Explained(nn.Module):
         self.tail = tail
 
     def forward(
-        self, images: torch.Tensor, target: torch.Tensor, references: torch.Tensor, alpha: torch.Tensor
+        self,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        references: torch.Tensor,
+        alpha: torch.Tensor,
+        class_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         boundary = tuple(self.trunk(images))
-        outputs: tuple[torch.Tensor, ...] = self.tail(boundary, target, references, alpha)
+        classes = () if class_embeddings is None else (class_embeddings,)
+        outputs: tuple[torch.Tensor, ...] = self.tail(boundary, target, references, alpha, *classes)
         # the boundary too, so that the nodes before it are known in the ONNX graph; _name_parts takes it off again
         return *outputs, *(value for value in boundary if isinstance(value, torch.Tensor))
 
@@ -43,21 +48,18 @@ def emit(
     trunk: nn.Module,
     tail: fx.GraphModule,
     example: torch.Tensor,
-    outputs: Sequence[str],
+    manifest: Manifest,
     *,
-    contrasts: int,
-    references: int,
     opset: int,
 ) -> onnx_ir.Model:
-    """One ONNX model: images, target, references, alpha -> logits, saliency_map, target_class, reference_classes, ...
+    """One ONNX model with the inputs and outputs of the manifest.
 
     Args:
         trunk: images -> boundary.
-        tail: (boundary, target, references, alpha) -> the outputs.
-        example: (N,3,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`.
-        outputs: the names of the tail's outputs.
-        contrasts: P, the number of contrasts an image.
-        references: R, the number of reference classes a contrast.
+        tail: (boundary, target, references, alpha) -> the outputs; of a zero-shot model with class_embeddings.
+        example: (N,3,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`, the number of classes of a
+            zero-shot model the dynamic axis `classes`.
+        manifest: says the outputs, the number of contrasts, of references, and the size of class embeddings.
         opset: 18 to 20; older ones lack LayerNormalization's companions, newer ones have an Attention that TensorRT
             cannot take.
 
@@ -65,28 +67,35 @@ def emit(
         ExportError: an operation that ONNX, or TensorRT behind it, has no form for.
     """
     count = example.shape[0]
-    lead = (count,) if contrasts == 1 else (count, contrasts)
-    inputs = (example, torch.full(lead, -1), torch.full((*lead, references), -1), torch.ones(lead))
+    lead = (count,) if manifest.contrasts == 1 else (count, manifest.contrasts)
+    inputs: tuple[torch.Tensor, ...] = (
+        example,
+        torch.full(lead, -1),
+        torch.full((*lead, manifest.references), -1),
+        torch.ones(lead),
+    )
     batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
+    shapes: tuple[Any, ...] = (batch,) * len(inputs)
+    if manifest.zero_shot is not None:
+        inputs = (*inputs, torch.ones(EXAMPLE_CLASSES, manifest.zero_shot.embedding_dim))
+        shapes = (*shapes, {0: Dim("classes", min=2, max=MAX_CLASSES)})
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                _Explained(trunk, tail), inputs, dynamic_shapes=(batch, batch, batch, batch), strict=False
-            )
+            program = torch.export.export(_Explained(trunk, tail), inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 inputs,
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=list(INPUTS),
-                output_names=list(outputs),  # the boundary behind them keeps names of the exporter's
+                input_names=list(manifest.inputs),
+                output_names=list(manifest.outputs),  # the boundary behind them keeps names of the exporter's
             )
     except Exception as error:
         raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
     assert exported is not None
     model: onnx_ir.Model = exported.model
-    _name_parts(model, len(outputs))
+    _name_parts(model, len(manifest.outputs))
     _check_operations(model)
     _read_weights_as_stored(model)
     _drop_stack_traces(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import capture
@@ -27,11 +27,13 @@ from finercam_rt.export.layers import UNPINNED, LayoutRequest, find_target_layer
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
+from finercam_rt.export.weights_hash import weights_sha256
+from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
-from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo
+from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, ZeroShotInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-VERIFICATION_IMAGES = 5
+VERIFICATION_IMAGES, VERIFICATION_CLASSES = 5, 8
 
 
 def export_model(
@@ -55,6 +57,7 @@ def export_model(
     precision: str = "fp32",
     calibration: Sequence[ImageSource] = (),
     force: bool = False,
+    class_embeddings: ClassEmbeddings | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Compile `model` and its Finer-CAM map into one ONNX file that holds its manifest.
@@ -66,14 +69,16 @@ def export_model(
         model: on the CPU, in evaluation mode; its image input is (N,3,H,W), its logits are (N,K), K >= 2, alone or
             among other outputs. Wrappers of torch.compile and DataParallel, frozen weights, weights of another
             floating type and a forward under no_grad are all right; so is a torch.export program with a dynamic
-            batch. It is not changed; see export/classifier.py.
+            batch. It is not changed; see export/classifier.py. Of a ZeroShot the classes are an input of the graph,
+            `class_embeddings` (K,D), K >= 2 at each run.
         path: where the engine goes, usually NAME.onnx.
         target_layer: the module whose output the map is drawn from, or "auto". With several of them the map is the
             mean of their maps, each min-max normalised and resized to the largest grid.
         input: how photographs become the model's input; its size fixes H and W.
         classes: the K names of the classes.
         method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
-        objective: "weighted" (softmax-weighted references) or "mean" (the paper's).
+        objective: "weighted" (softmax-weighted references), "mean" (the paper's), or "softmax" (the target's share of
+            all classes' softmax less the references' mean share).
         references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
         contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
         layer_maps: whether the raw map of each of several target layers is an output of its own as well.
@@ -89,6 +94,7 @@ def export_model(
         calibration: photographs like those that the engine will see, 8 at least for int8, whose ranges are taken from
             up to 128 of them; others of them, up to 64, are what the twins are compared on, where there are no images.
         force: whether to write an engine that differs from its twin by more; its manifest says so.
+        class_embeddings: of a ZeroShot, to verify with and to compare precisions on; None takes random directions.
         on_stage: called with a short phrase when a stage begins.
 
     Returns:
@@ -109,24 +115,26 @@ def export_model(
     on_stage("finding the target layer")
     classifier = as_classifier(model, example[:2], ClassifierRequest(output, inputs or {}))
     layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
-    num_classes = classifier.num_classes
-    if num_classes < 2:
-        raise ExportError(
-            "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
-        )
-    if classes is not None and len(classes) != num_classes:
-        raise ExportError(
-            f"{len(classes)} class names were given for a model of {num_classes} classes; give one a class."
-        )
-    references = min(references, num_classes - 1)
+    zero_shot = None
+    if isinstance(model, ZeroShot):
+        zero_shot = ZeroShotInfo(classifier.width, *model.logit_constants, text_sha256=model.text_sha256())
+    num_classes = classifier.width if zero_shot is None else None
+    if num_classes is not None:
+        _check_classes(num_classes, classes, class_embeddings)
+        references = min(references, num_classes - 1)
+    elif classes is not None:
+        raise ExportError("a zero-shot model gets its classes when it runs; leave the class names out.")
+    if zero_shot is not None and class_embeddings is None:
+        directions = random_embeddings(max(VERIFICATION_CLASSES, references + 2), classifier.width)
+        class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
     captured, folded = fold_batch_norms(capture(classifier.module, [layer.name for layer in layers], example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
-    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps))
+    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot))
     manifest = Manifest(
-        model=ModelInfo(name or type(classifier.source).__name__, _weights_sha256(classifier.source)),
+        model=ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict())),
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
@@ -136,30 +144,27 @@ def export_model(
         references=references,
         contrasts=contrasts,
         layer_maps=layer_maps,
+        zero_shot=zero_shot,
         opset=opset,
         passes=(*classifier.notes, *folded, *tail.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")
-    write = partial(
-        emit,
-        tail=tail.graph_module,
-        example=example[:2],
-        outputs=manifest.outputs,
-        contrasts=contrasts,
-        references=references,
-    )
+    write = partial(emit, tail=tail.graph_module, example=example[:2], manifest=manifest)
     graph = write(split.trunk, opset=opset)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         draft = Path(folder) / destination.name
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         with Engine(draft, backend="onnxruntime", device="cpu") as engine:
-            measured = verify(engine, classifier.module, example)
+            measured = verify(engine, classifier.module, example, class_embeddings)
         manifest = dataclasses.replace(manifest, verification=measured)
         if precision != "fp32":
             on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")
-            graph, manifest = reduce(split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force)
+            vectors = None if class_embeddings is None else class_embeddings.values
+            graph, manifest = reduce(
+                split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force, vectors
+            )
         save(graph, manifest, draft)
         os.replace(draft, destination)
     return manifest
@@ -199,6 +204,19 @@ def _check_arguments(
         raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
 
 
+def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:
+    if num_classes < 2:
+        raise ExportError(
+            "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
+        )
+    if classes is not None and len(classes) != num_classes:
+        raise ExportError(
+            f"{len(classes)} class names were given for a model of {num_classes} classes; give one a class."
+        )
+    if class_embeddings is not None:
+        raise ExportError("the model has classes of its own; leave class embeddings out.")
+
+
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if images is None:
         generator = torch.Generator().manual_seed(0)
@@ -216,15 +234,6 @@ def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if not images.isfinite().all():
         raise ExportError("images hold values that are not finite; give normalised photographs.")
     return images
-
-
-def _weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, in its order: no matter the file it came from."""
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict().items():
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _producer() -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from finercam_rt import ops
 from finercam_rt.comparison import compare_explained, mean_agreement
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import OUTPUTS, Manifest
+from finercam_rt.manifest import EMBEDDINGS, OUTPUTS, Manifest
 
 Feeds = Mapping[str, NDArray[Any]]
 Runner = Callable[[Feeds], dict[str, NDArray[Any]]]
@@ -65,18 +65,26 @@ def run_modules(trunk: nn.Module, tail: fx.GraphModule) -> Runner:
     return run
 
 
-def automatic(manifest: Manifest, count: int) -> dict[str, NDArray[Any]]:
-    """The inputs beside the images that leave every choice to the graph, for `count` images."""
+def automatic(manifest: Manifest, count: int, class_embeddings: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
+    """The inputs beside the images that leave every choice to the graph, for `count` images.
+
+    class_embeddings: (K,D), of a zero-shot model.
+    """
     lead = (count,) if manifest.contrasts == 1 else (count, manifest.contrasts)
     return {
         "target": np.full(lead, -1),
         "references": np.full((*lead, manifest.references), -1),
         "alpha": np.ones(lead, np.float32),
+        **({} if class_embeddings is None else {EMBEDDINGS: class_embeddings}),
     }
 
 
 def measure_agreement(
-    twin: Runner, reduced: Runner, manifest: Manifest, images: NDArray[np.float32]
+    twin: Runner,
+    reduced: Runner,
+    manifest: Manifest,
+    images: NDArray[np.float32],
+    class_embeddings: NDArray[np.float32] | None = None,
 ) -> tuple[dict[str, float], int]:
     """Means of `compare_explained` for the same contrasts (of several, the first), and the number of maps compared.
 
@@ -84,11 +92,12 @@ def measure_agreement(
         twin, reduced: the fp32 engine and the one of reduced precision.
         manifest: of both, but for the precision.
         images: (N,3,H,W) float32, normalised.
+        class_embeddings: (K,D), of a zero-shot model.
     """
     records = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
-        feeds = {"images": batch, **automatic(manifest, len(batch))}
+        feeds = {"images": batch, **automatic(manifest, len(batch), class_embeddings)}
         first = twin(feeds)
         second = reduced(feeds | {"target": first["target_class"], "references": first["reference_classes"]})
         records += compare_explained(_explained(first), _explained(second), manifest.input.size)

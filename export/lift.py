@@ -94,6 +94,9 @@ class LiftedTail(fx.Interpreter):
             args = fx.node.map_aggregate(args, lambda v: v.merged() if isinstance(v, Lifted) else v)
         if target is aten.scaled_dot_product_attention.default:
             return attention(*args, **kwargs)
+        if target is aten.linear.default and not args[0].is_contiguous():
+            # else the product becomes one for each position, with a copy of the weight for each
+            args = (args[0].contiguous(), *args[1:])
         return super().call_function(target, args, kwargs)
 
 

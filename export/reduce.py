@@ -85,6 +85,7 @@ def reduce(
     precision: str,
     samples: Samples,
     force: bool,
+    class_embeddings: NDArray[np.float32] | None = None,
 ) -> tuple[onnx_ir.Model, Manifest]:
     """The engine of `twin` with its trunk in another precision, and its manifest with what the comparison measured.
 
@@ -96,6 +97,7 @@ def reduce(
         precision: "fp16", "bf16" or "int8".
         samples: see `take_samples`.
         force: whether a difference above the thresholds of gate.py is written down and no error.
+        class_embeddings: (K,D), of a zero-shot model.
 
     Raises:
         ExportError: the precision cannot be had, or the maps and classes differ from the twin's by too much.
@@ -105,7 +107,7 @@ def reduce(
     opset = max(manifest.opset, BF16_OPSET) if precision == "bf16" else manifest.opset
     line = f"precision: the trunk in {precision}"
     if precision == "int8":
-        graph, line = quantize(twin, folder, samples.calibration, automatic(manifest, 1))
+        graph, line = quantize(twin, folder, samples.calibration, automatic(manifest, 1, class_embeddings))
     else:
         reduced = with_precision(trunk, precision)
         graph = emit(reduced, opset=opset)
@@ -115,7 +117,7 @@ def reduce(
     else:
         save(graph, manifest, draft)
         run, where = run_file(draft), "ONNX Runtime"
-    means, compared = measure_agreement(run_file(twin), run, manifest, samples.comparison)
+    means, compared = measure_agreement(run_file(twin), run, manifest, samples.comparison, class_embeddings)
     low = shortfalls(means, compared)
     if low and not force:
         raise ExportError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from finercam_rt.contrast import Contrast, top_classes
+from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
 from finercam_rt.export.method import mean_of_normalised, raw_map
+from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.manifest import Manifest
 
 MAP_TOLERANCE = 1e-4
@@ -28,7 +31,11 @@ class Expected(NamedTuple):
 
 
 def eager_maps(
-    model: nn.Module, manifest: Manifest, images: torch.Tensor, outputs: Outputs
+    model: nn.Module,
+    manifest: Manifest,
+    images: torch.Tensor,
+    outputs: Outputs,
+    class_embeddings: ClassEmbeddings | None = None,
 ) -> tuple[torch.Tensor, list[list[Expected]]]:
     """What eager autograd says for the targets, references and alphas of `outputs`.
 
@@ -38,6 +45,8 @@ def eager_maps(
     """
     layers = manifest.layers
     activations, logits = run_with_gradients(model, [layer.name for layer in layers], images)
+    if isinstance(model, ZeroShot) and class_embeddings is not None:
+        logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
     found = []
     for target, references, alpha in _contrasts(outputs):
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
@@ -53,13 +62,17 @@ def eager_maps(
     return logits.detach(), found
 
 
-def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
+def verify(
+    engine: Engine, model: nn.Module, images: torch.Tensor, class_embeddings: ClassEmbeddings | None = None
+) -> dict[str, Any]:
     """Run the engine on batches of one and of all images, with automatic and pinned contrasts, and compare.
 
     Args:
         engine: a finercam_rt.Engine of the file under test.
         model: the model it was made from.
         images: (N,3,H,W) float32, normalised, N >= 2.
+        class_embeddings: of a zero-shot model; the first few of them are another set, of fewer classes than the
+            references need.
 
     Returns:
         What was measured: errors (relative L2 of the maps, largest relative difference of the logits), images, cases.
@@ -68,11 +81,12 @@ def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, 
         ExportError: an error above the tolerance, or an automatic choice that eager logits do not support.
     """
     manifest = engine.manifest
-    cases = _cases(manifest, len(images))
+    sets = [None] if class_embeddings is None else [class_embeddings, _few(class_embeddings, manifest.references)]
+    runs = [run for classes in sets for run in _runs(engine, classes, images)]
     worst_map = worst_logit = 0.0
-    for batch, arguments in [(images[:1], cases[0]), *((images, case) for case in cases)]:
-        outputs = engine(batch.numpy(), **arguments)
-        logits, expected = eager_maps(model, manifest, batch, outputs)
+    for asked, classes, batch, arguments in runs:
+        outputs = asked(batch.numpy(), **arguments)
+        logits, expected = eager_maps(model, manifest, batch, outputs, classes)
         for contrast, maps in enumerate(expected):
             every = (outputs.saliency_map, *outputs.layer_maps.values())
             for got, want in zip(every, maps if len(every) > 1 else maps[:1], strict=True):
@@ -92,14 +106,28 @@ def verify(engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, 
         "map_relative_l2": worst_map,
         "logits_relative_max": worst_logit,
         "images": len(images),
-        "cases": len(cases) + 1,
+        "cases": len(runs),
         "against": "eager autograd, float32",
     }
 
 
-def _cases(manifest: Manifest, count: int) -> list[dict[str, Any]]:
+def _few(embeddings: ClassEmbeddings, references: int) -> ClassEmbeddings:
+    """So few classes that an image lacks a reference, or two."""
+    count = min(max(2, references), len(embeddings))
+    return replace(embeddings, values=embeddings.values[:count], names=embeddings.names[:count])
+
+
+def _runs(
+    engine: Engine, classes: ClassEmbeddings | None, images: torch.Tensor
+) -> list[tuple[Engine, ClassEmbeddings | None, torch.Tensor, dict[str, Any]]]:
+    """The engine with these classes, the classes, a batch, and the arguments."""
+    asked = engine if classes is None else engine.with_classes(classes)
+    cases = _cases(asked.classes.count, engine.manifest.contrasts, len(images))
+    return [(asked, classes, batch, case) for batch, case in [(images[:1], cases[0]), *((images, c) for c in cases)]]
+
+
+def _cases(classes: int, several: int, count: int) -> list[dict[str, Any]]:
     """Arguments of the engine: targets and references chosen by it (the first three) and pinned, several alphas."""
-    classes, several = manifest.num_classes, manifest.contrasts
     alphas = np.linspace(0.5, 2.5, count, dtype=np.float32)
     automatic: list[dict[str, Any]] = [{"alpha": 0.6}, {"alpha": 0.0}, {"alpha": alphas}]
     if several == 1:
@@ -154,6 +182,9 @@ def _check_choices(outputs: Outputs, logits: torch.Tensor, arguments: dict[str, 
                 continue
             distance = (row - row[target]).abs()
             distance[target] = torch.inf
-            nearest = distance.sort().values[: len(others)]
-            if (distance[others] - nearest).abs().max() > 2 * margin:
+            used = [index for index in others if index >= 0]
+            if len(used) < min(len(others), len(row) - 1):
+                raise ExportError("the compiled engine leaves references out; nothing was written, please report it.")
+            nearest = distance.sort().values[: len(used)]
+            if (distance[used] - nearest).abs().max() > 2 * margin:
                 raise ExportError("the compiled engine chooses other references than the model; nothing was written.")

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.broadcast import delay_broadcasts
-from finercam_rt.export.capture import first_line
-from finercam_rt.export.contrast import Contrast, contrast, dense_seed
+from finercam_rt.export.capture import EXAMPLE_CLASSES, first_line
+from finercam_rt.export.contrast import Contrast, contrast, dense_seed, softmax_seed
 from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
@@ -24,18 +26,19 @@ from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, posit
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
-from finercam_rt.manifest import LayerInfo, map_grid
+from finercam_rt.manifest import LayerInfo, ZeroShotInfo, map_grid
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of the explanation; the fields are the manifest's."""
+    """What is asked of the explanation; the fields are the manifest's. Of a zero-shot model the tail ends in z."""
 
     method: str
     objective: str
     references: int
     contrasts: int = 1
     layer_maps: bool = False
+    zero_shot: ZeroShotInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,16 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     The raw maps of the layers follow where they are asked for. Autograd runs once, here, over the tail only; the graph
     that comes out holds plain forward operations. It differentiates with respect to what the method needs: one number a
     channel, added at every position (DESIGN, section 2.1), or the activations themselves, or nothing. With several
-    contrasts the VJP is taken of all seeds at once, over values that were computed once.
+    contrasts the VJP is taken of all seeds at once, over values that were computed once. Of a zero-shot model the class
+    embeddings (K,D) are a fifth input, which takes the place of the last linear layer's weight.
 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
     """
     method, count = METHODS[request.method], request.contrasts
     tail, sunk = sink_selections(split.tail)
-    head = take_head(tail)
+    zero_shot = request.zero_shot
+    head = take_head(tail) if zero_shot is None else None
     taps = _Taps(layers, method.needs)
     interpreter = LiftedTail(tail if head is None else head.features, taps.enter)
 
@@ -72,13 +77,20 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         return result.detach(), *(value.detach() for value in taps.values()), *taps.gradients(result, seed)
 
     def run(
-        boundary: tuple[Any, ...], target: torch.Tensor, reference_classes: torch.Tensor, alpha: torch.Tensor
+        boundary: tuple[Any, ...],
+        target: torch.Tensor,
+        reference_classes: torch.Tensor,
+        alpha: torch.Tensor,
+        *class_embeddings: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         derivative = Staged(traced)
         result, *activations = derivative.start(boundary)
-        logits = result if head is None else functional.linear(result, head.weight, head.bias)
+        weight = next(iter(class_embeddings), None) if head is None else head.weight
+        logits = result if weight is None else functional.linear(result, weight, None if head is None else head.bias)
+        if zero_shot is not None and zero_shot.logit_bias:
+            logits = logits + zero_shot.logit_bias
         chosen = contrast(logits, target, reference_classes, alpha, request.objective)
-        seed = _cotangent(chosen, logits, head)
+        seed = _cotangent(chosen, logits, weight, request.objective)
         values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
         if method.needs == "nothing":
             scores = [_repeated(method.score(value, value.data), count) for value in values]
@@ -99,12 +111,13 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             target = torch.empty(lead, dtype=torch.int64)
             reference_classes = torch.empty([*lead, request.references], dtype=torch.int64)
             alpha = torch.empty(lead)
+        classes = [] if zero_shot is None else [_embeddings(fake_mode, zero_shot.embedding_dim)]
         traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
         traced, delayed = delay_broadcasts(traced)
-        graph_module = _trace(run, split.boundary, target, reference_classes, alpha)
+        graph_module = _trace(run, split.boundary, target, reference_classes, alpha, *classes)
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"the model's tail cannot be differentiated: {first_line(error)}.") from error
-    report = (*sunk, *_report(interpreter.merged_at, head, method.needs), *summed, *delayed)
+    report = (*sunk, *_report(interpreter.merged_at, _seed_form(head, request), method.needs), *summed, *delayed)
     return ExplainedTail(graph_module, report)
 
 
@@ -116,6 +129,15 @@ def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def _embeddings(fake_mode: Any, dimension: int) -> torch.Tensor:
+    """Stands for the class embeddings (K,D) while tracing; K is a symbol."""
+    sizes: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    made: torch.Tensor = fake_mode.from_tensor(
+        torch.empty(EXAMPLE_CLASSES, dimension), source=ConstantSource("class_embeddings"), symbolic_context=sizes
+    )
+    return made
 
 
 def _width(tail: fx.GraphModule, head: Head | None) -> int:
@@ -185,18 +207,27 @@ def _mask(activations: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
         return mask
 
 
-def _cotangent(chosen: Contrast, logits: torch.Tensor, head: Head | None) -> torch.Tensor:
+def _cotangent(chosen: Contrast, logits: torch.Tensor, weight: torch.Tensor | None, objective: str) -> torch.Tensor:
     """The seed itself, or, behind a last linear layer, its product with the rows of the weight that it touches."""
-    if head is None:
+    if objective == "softmax":
+        seed = softmax_seed(chosen, logits)
+        return seed if weight is None else seed @ weight
+    if weight is None:
         return dense_seed(chosen, int(logits.shape[1]))
-    rows = functional.embedding(chosen.classes, head.weight)
+    rows = functional.embedding(chosen.classes, weight)
     return (chosen.cotangents[..., None, :] @ rows).squeeze(-2)
 
 
-def _report(merged_at: Sequence[str], head: Head | None, needs: str) -> tuple[str, ...]:
+def _seed_form(head: Head | None, request: Request) -> str:
+    if request.objective == "softmax" or (head is None and request.zero_shot is None):
+        return "dense"
+    rows = "the last linear layer" if request.zero_shot is None else "the class embeddings"
+    return f"sparse, rows of {rows} gathered"
+
+
+def _report(merged_at: Sequence[str], seed: str, needs: str) -> tuple[str, ...]:
     if needs == "nothing":
         return ("gradients: none, the method needs only activations",)
-    seed = "dense" if head is None else "sparse, rows of the last linear layer gathered"
     if needs == "gradients":
         return ("gradients: at every position, as the method needs", f"seed: {seed}")
     merged = ", ".join(merged_at) or "nowhere: closed form"

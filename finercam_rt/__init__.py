@@ -8,6 +8,7 @@ from finercam_rt.contrast import Rank as Rank
 from finercam_rt.contrast import alpha_sweep as alpha_sweep
 from finercam_rt.contrast import top_classes as top_classes
 from finercam_rt.contrast import why_not as why_not
+from finercam_rt.embeddings import ClassEmbeddings as ClassEmbeddings
 from finercam_rt.engine import Batch as Batch
 from finercam_rt.engine import Engine as Engine
 from finercam_rt.engine import Outputs as Outputs
@@ -23,6 +24,7 @@ __version__ = _version("finercam-rt")
 __all__ = [
     "BackendError",
     "Batch",
+    "ClassEmbeddings",
     "Contrast",
     "Engine",
     "EngineError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -19,10 +20,11 @@ from finercam_rt import arrays, ops
 from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, References, Target
+from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels, status_of
 from finercam_rt.images import ImageSource, load_image, source_name
-from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
+from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.preprocess import Preprocessor
 
@@ -74,10 +76,12 @@ class Engine:
         spinning: whether idle threads of ONNX Runtime spin, for a lower latency at the price of a busy core each.
         compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
             maps then differ. It is no property of the file, whose own precision `manifest.precision` is.
+        class_embeddings: the classes of an engine of a zero-shot model; see `with_classes`.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
         BackendError: a runtime or device that is missing or not supported.
+        InputError: class embeddings that are not this engine's.
     """
 
     def __init__(
@@ -88,18 +92,17 @@ class Engine:
         threads: int | None = None,
         spinning: bool = False,
         compute: str = "f32",
+        class_embeddings: EmbeddingsSource | None = None,
     ) -> None:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
-        self.classes = Classes(self.manifest.classes, self.manifest.num_classes)
-        self._resolver = ContrastResolver(
-            self.classes, self.manifest.references, DEFAULT_ALPHA[self.manifest.objective], self.manifest.contrasts
-        )
-        # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
-        self._default_contrasts = lru_cache(maxsize=8)(
-            lambda count: self._resolver.resolve(count, target=None, references=None, alpha=None)
-        )
+        self._known_resolver: ContrastResolver | None = None
+        self._embeddings: dict[str, NDArray[np.float32]] = {}
+        if class_embeddings is not None:
+            self._take_embeddings(class_embeddings)
+        elif self.manifest.num_classes is not None:
+            self._take_classes(Classes(self.manifest.classes, self.manifest.num_classes))
         self._preprocess = Preprocessor(self.manifest.input)
         self._compute = compute
         self._backend = open_backend(
@@ -111,6 +114,28 @@ class Engine:
             spinning=spinning,
             compute=compute,
         )
+
+    def with_classes(self, class_embeddings: EmbeddingsSource) -> Engine:
+        """An engine of the same zero-shot model with these classes, given as embeddings or as their file.
+
+        It shares the loaded graph, so it costs nothing to make, and each may be used in its own thread; closing one
+        closes all.
+
+        Raises:
+            InputError: the engine's classes are fixed; embeddings of another model, or of another size.
+        """
+        engine = copy.copy(self)
+        engine._take_embeddings(class_embeddings)
+        return engine
+
+    @property
+    def classes(self) -> Classes:
+        """The classes by name and index.
+
+        Raises:
+            InputError: those of a zero-shot model have not been given.
+        """
+        return self._resolver.classes
 
     @property
     def backend(self) -> str:
@@ -173,10 +198,11 @@ class Engine:
             BackendError: the runtime failed, or the engine is closed.
         """
         images = self._checked_batch(arrays.to_numpy(batch, "the batch"))
+        resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
             contrast = self._default_contrasts(len(images))
         else:
-            contrast = self._resolver.resolve(len(images), target, references, alpha, contrasts)
+            contrast = resolver.resolve(len(images), target, references, alpha, contrasts)
         damaged = _rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images))
         if damaged is not None:
@@ -290,6 +316,29 @@ class Engine:
             layer_maps={name: v if whole else v[rows] for name, v in outputs.layer_maps.items()},
         )
 
+    def _take_embeddings(self, given: EmbeddingsSource) -> None:
+        embeddings = embeddings_for(self.manifest, self.path, given)
+        self._embeddings = {EMBEDDINGS: embeddings.values}
+        self._take_classes(Classes(embeddings.names, len(embeddings)))
+
+    def _take_classes(self, classes: Classes) -> None:
+        manifest = self.manifest
+        resolver = ContrastResolver(classes, manifest.references, DEFAULT_ALPHA[manifest.objective], manifest.contrasts)
+        self._known_resolver = resolver
+        # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
+        self._default_contrasts = lru_cache(maxsize=8)(
+            lambda count: resolver.resolve(count, target=None, references=None, alpha=None)
+        )
+
+    @property
+    def _resolver(self) -> ContrastResolver:
+        if self._known_resolver is None:
+            raise InputError(
+                f"{self.path} is a zero-shot model, whose classes are given when it runs; make them with `finercam "
+                "embed-text` and give the file as class_embeddings (--class-embeddings)."
+            )
+        return self._known_resolver
+
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
         """NumPy outputs of the first `count` images, copied out of the backend's buffers; status of the maps."""
         several = self.manifest.contrasts > 1
@@ -297,6 +346,7 @@ class Engine:
         feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
         if count < len(images):
             feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
+        feeds |= self._embeddings
         buffers: Mapping[str, NDArray[Any]] = self._backend.run(feeds)
         part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
         logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][part].copy()

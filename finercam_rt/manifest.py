@@ -15,10 +15,14 @@ SCHEMA = 1
 METADATA_KEY = "finercam"
 """The key of the manifest in the ONNX file's metadata_props."""
 
+INPUTS = ("images", "target", "references", "alpha")
+EMBEDDINGS = "class_embeddings"
+"""The inputs of every engine's graph; a zero-shot model's has the embeddings of the classes besides."""
+
 OUTPUTS = ("logits", "saliency_map", "target_class", "reference_classes")
 """Of every engine's graph; the raw maps of several layers may follow."""
 
-OBJECTIVES = ("weighted", "mean")
+OBJECTIVES = ("weighted", "mean", "softmax")
 LAYOUTS = ("nchw", "nhwc", "tokens")
 METHODS = (
     "gradcam",
@@ -37,8 +41,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "center_floor", "squash", "border")
 
-DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6}
-"""The contrast strength of each objective where the caller gives none: its public code's, its paper's."""
+DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6, "softmax": 1.0}
+"""The contrast strength of each objective where the caller gives none: its public code's, its paper's, the whole
+difference of two probabilities (CLIP-ES, which has no references, is 0)."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +83,31 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class ZeroShotInfo:
+    """A model whose classes are an input: logits = logit_scale * z @ class_embeddings.T + logit_bias.
+
+    z, (N,D), and class_embeddings, (K,D), have rows of length 1; embedding_dim is D. text_sha256 is the SHA-256 (hex)
+    of all weights but the image tower's: embeddings that another text tower made mean nothing here.
+    """
+
+    embedding_dim: int
+    logit_scale: float
+    logit_bias: float
+    text_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a runtime needs to know about an engine; see DESIGN, section 3.
 
     passes: what the compiler did, a line each. layer_maps: whether the raw map of each of several layers is an output
-    as well.
+    as well. An engine of a zero-shot model has neither classes nor their number: they are given when it runs.
     """
 
     model: ModelInfo
     input: InputSpec
     classes: tuple[str, ...] | None
-    num_classes: int
+    num_classes: int | None
     layers: tuple[LayerInfo, ...]
     method: str
     objective: str
@@ -96,6 +115,7 @@ class Manifest:
     opset: int
     contrasts: int = 1
     layer_maps: bool = False
+    zero_shot: ZeroShotInfo | None = None
     head: str = "graph"
     precision: str = "fp32"
     passes: tuple[str, ...] = ()
@@ -107,6 +127,11 @@ class Manifest:
     def grid(self) -> tuple[int, int]:
         """(h,w) of the saliency map: the target layer's, or of several layers the largest of each."""
         return map_grid(self.layers)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the graph's inputs, in order."""
+        return INPUTS if self.zero_shot is None else (*INPUTS, EMBEDDINGS)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -171,9 +196,11 @@ def _build(raw: dict[str, Any]) -> Manifest:
     mean, std = (tuple(float(v) for v in spec[key]) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError("mean and std must have three values, std above zero")
-    classes = raw["classes"]
-    if classes is not None and len(classes) != raw["num_classes"]:
-        raise ValueError(f"{len(classes)} class names for {raw['num_classes']} classes")
+    classes, num_classes, zero_shot = raw["classes"], raw["num_classes"], _zero_shot(raw["zero_shot"])
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"{len(classes)} class names for {num_classes} classes")
+    if (num_classes is None) != (zero_shot is not None):
+        raise ValueError("the number of classes is that of the class embeddings exactly where it has none")
     return Manifest(
         model=ModelInfo(str(model["name"]), str(model["weights_sha256"])),
         input=InputSpec(
@@ -185,7 +212,7 @@ def _build(raw: dict[str, Any]) -> Manifest:
             crop_mode=str(spec["crop_mode"]),
         ),
         classes=None if classes is None else tuple(str(name) for name in classes),
-        num_classes=int(raw["num_classes"]),
+        num_classes=None if num_classes is None else int(num_classes),
         layers=_layers(raw["layers"]),
         method=str(raw["method"]),
         objective=str(raw["objective"]),
@@ -193,6 +220,7 @@ def _build(raw: dict[str, Any]) -> Manifest:
         opset=int(raw["opset"]),
         contrasts=_count(raw["contrasts"]),
         layer_maps=bool(raw["layer_maps"]),
+        zero_shot=zero_shot,
         head=str(raw["head"]),
         precision=str(raw["precision"]),
         passes=tuple(str(line) for line in raw["passes"]),
@@ -208,6 +236,17 @@ def _layers(values: Any) -> tuple[LayerInfo, ...]:
     return tuple(LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"])) for v in values)
 
 
+def _zero_shot(value: Any) -> ZeroShotInfo | None:
+    if value is None:
+        return None
+    return ZeroShotInfo(
+        embedding_dim=_count(value["embedding_dim"]),
+        logit_scale=float(value["logit_scale"]),
+        logit_bias=float(value["logit_bias"]),
+        text_sha256=str(value["text_sha256"]),
+    )
+
+
 def _pair(values: Any) -> tuple[int, int]:
     height, width = (int(v) for v in values)
     if height < 1 or width < 1:
@@ -218,7 +257,7 @@ def _pair(values: Any) -> tuple[int, int]:
 def _count(value: Any) -> int:
     number = int(value)
     if number < 1:
-        raise ValueError(f"{number} contrasts")
+        raise ValueError(f"{number} where a positive number is expected")
     return number
 
 

@@ -24,7 +24,10 @@ CLASS_NAMES = (
 
 @dataclass(frozen=True)
 class ToyEngine:
-    """A = Conv(images), one patch a cell; y = W mean(A) + b; the Grad-CAM weights are W' seed / (h w)."""
+    """A = Conv(images), one patch a cell; y = W mean(A) + b; the Grad-CAM weights are W' seed / (h w).
+
+    Of a zero-shot engine W is an input, class_embeddings, and b is 0; `weight` is what to give it in a test.
+    """
 
     path: Path
     kernel: np.ndarray  # (C,3,P,P)
@@ -35,6 +38,7 @@ class ToyEngine:
     references: int
     clip: float | None
     contrasts: int = 1
+    zero_shot: bool = False
 
     def activations(self, images: np.ndarray) -> np.ndarray:
         patch = self.kernel.shape[-1]
@@ -90,6 +94,7 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         batch: int | str = "N",
         clip: float | None = None,
         contrasts: int = 1,
+        zero_shot: bool = False,
         manifest: dict[str, Any] | None = None,
         metadata: str | None = "",
     ) -> ToyEngine:
@@ -99,7 +104,9 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         kernel = rng.normal(size=(channels, 3, patch, patch)).astype(np.float32) / patch
         weight = rng.normal(size=(len(CLASS_NAMES), channels)).astype(np.float32) * 3
         bias = rng.normal(size=len(CLASS_NAMES)).astype(np.float32)
-        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, clip, contrasts)
+        if zero_shot:
+            weight, bias = weight / np.linalg.norm(weight, axis=1, keepdims=True), 0 * bias
+        toy = ToyEngine(tmp_path / name, kernel, weight, bias, objective, size, references, clip, contrasts, zero_shot)
         model = _model(onnx, toy, batch)
         text = _manifest(toy, manifest or {}) if metadata == "" else metadata
         if text is not None:
@@ -117,19 +124,20 @@ def toy(make_toy: Callable[..., ToyEngine]) -> ToyEngine:
 
 
 def _manifest(toy: ToyEngine, changes: dict[str, Any]) -> str:
-    from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo
+    from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo, ZeroShotInfo
 
     grid = (toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1])
     manifest = Manifest(
         model=ModelInfo("toy", "0" * 64),
         input=InputSpec(size=toy.size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)),
-        classes=CLASS_NAMES,
-        num_classes=len(CLASS_NAMES),
+        classes=None if toy.zero_shot else CLASS_NAMES,
+        num_classes=None if toy.zero_shot else len(CLASS_NAMES),
         layers=(LayerInfo("conv", "nchw", grid),),
         method="gradcam",
         objective=toy.objective,
         references=toy.references,
         contrasts=toy.contrasts,
+        zero_shot=ZeroShotInfo(toy.weight.shape[1], 1.0, 0.0, "1" * 64) if toy.zero_shot else None,
         opset=18,
     )
     return dataclasses.replace(manifest, **changes).to_json()
@@ -166,6 +174,11 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
         **{f"contrast_{p}": np.int64(p) for p in range(toy.contrasts)},
         "earlier": np.tril(np.ones((slots, slots), np.int64), -1)[None] > 0,
     }
+    if toy.zero_shot:  # K is known only when it runs
+        del constants["weight"], constants["bias"], constants["depth"]
+        constants["no_bias"] = np.zeros(1, np.float32)
+        constants["first"] = np.int64(0)
+    weight, bias = ("class_embeddings", "no_bias") if toy.zero_shot else ("weight", "bias")
     nodes: list[Any] = []
 
     def op(kind: str, inputs: str, outputs: str, **attributes: Any) -> None:
@@ -183,7 +196,10 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
     op("Identity" if toy.clip is None else "Clip", "images" if toy.clip is None else "images low high", "seen")
     op("Conv", "seen kernel", "activations", strides=list(toy.kernel.shape[2:]))
     op("ReduceMean", "activations axes_hw", "pooled", keepdims=0)
-    op("Gemm", "pooled weight bias", "logits", transB=1)
+    op("Gemm", f"pooled {weight} {bias}", "logits", transB=1)
+    if toy.zero_shot:
+        op("Shape", "class_embeddings", "embeddings_shape")
+        op("Gather", "embeddings_shape first", "depth", axis=0)
     op("TopK", "logits ranks", "_largest ranked", axis=1)
     for name in ("target", "references", "alpha"):
         per_contrast.append(name)
@@ -239,8 +255,8 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
         contrast_op("Div", "used_number divisor", "share")
     contrast_op("Mul", "share alpha_column", "strength")
     contrast_op("Unsqueeze", "strength axis2", "strength_column")
-    contrast_op("Gather", "weight target_class", "target_weight", axis=0)
-    contrast_op("Gather", "weight safe", "reference_weight", axis=0)
+    contrast_op("Gather", f"{weight} target_class", "target_weight", axis=0)
+    contrast_op("Gather", f"{weight} safe", "reference_weight", axis=0)
     contrast_op("Mul", "reference_weight strength_column", "scaled")
     contrast_op("ReduceSum", "scaled axis1", "contrasted", keepdims=0)
     contrast_op("Sub", "target_weight contrasted", "summed")
@@ -265,9 +281,10 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
             value("target", tensor.INT64, [batch, *several]),
             value("references", tensor.INT64, [batch, *several, slots]),
             value("alpha", tensor.FLOAT, [batch, *several]),
+            *([value("class_embeddings", tensor.FLOAT, ["K", toy.weight.shape[1]])] if toy.zero_shot else []),
         ],
         [
-            value("logits", tensor.FLOAT, [batch, classes]),
+            value("logits", tensor.FLOAT, [batch, "K" if toy.zero_shot else classes]),
             value("saliency_map", tensor.FLOAT, [batch, *several, *grid]),
             value("target_class", tensor.INT64, [batch, *several]),
             value("reference_classes", tensor.INT64, [batch, *several, slots]),

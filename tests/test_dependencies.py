@@ -21,11 +21,15 @@ ALLOWED_IN = {
     "cli/progress.py": {"tqdm"},
 }
 """The third-party modules that one file of the runtime may import besides."""
-EXPORT_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript"}
-EXPORT_COMMANDS = {"cli/export.py", "cli/demo.py"}
+EXPORT_ONLY = {"torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "onnxscript"}
+EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 """The subcommands that need the export stage; they load it when they run, not when they are imported."""
 
-VERIFYING = {"verify.py": {"engine", "contrast"}, "export_model.py": {"engine", "images"}}
+VERIFYING = {
+    "verify.py": {"engine", "contrast", "embeddings"},
+    "export_model.py": {"engine", "images", "embeddings"},
+    "embed_text.py": {"embeddings"},
+}
 COMPARING = {
     "gate.py": {"comparison", "ops"},
     "reduce.py": {"images", "preprocess"},

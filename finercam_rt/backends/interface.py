@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import EngineError
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import EMBEDDINGS, Manifest
 
-BATCH = -1
-"""Stands for N in the expected shapes."""
+BATCH, CLASSES = -1, -2
+"""Stand for N, and for K where the classes are an input, in the expected shapes."""
+_LETTERS = {BATCH: "N", CLASSES: "K"}
 _FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
 
@@ -25,40 +26,58 @@ class Value(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """Name to (dtype, shape after N) of the inputs and of the outputs."""
+    """Name to (dtype, shape with BATCH and CLASSES in it) of the inputs and of the outputs."""
 
     inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
     outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-    def buffers(self, batch: int) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        """Arrays for the inputs and the outputs of `batch` images, not initialised."""
+    def buffers(self, sizes: Sizes) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Arrays for the inputs and the outputs of a run of these sizes, not initialised."""
         inputs, outputs = (
-            {name: np.empty((batch, *tail), dtype) for name, (dtype, tail) in values.items()} for values in self
+            {name: np.empty(sizes.of(shape), dtype) for name, (dtype, shape) in values.items()} for values in self
         )
         return inputs, outputs
 
 
+class Sizes(NamedTuple):
+    """What a run's shapes depend on: N, and K where the classes are an input, else 0."""
+
+    batch: int
+    classes: int = 0
+
+    def of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape with these sizes in the place of BATCH and CLASSES."""
+        return tuple(self.batch if size == BATCH else self.classes if size == CLASSES else size for size in shape)
+
+
+def sizes_of(feeds: Mapping[str, NDArray[Any]]) -> Sizes:
+    """The sizes of the run that these inputs ask for."""
+    embeddings = feeds.get(EMBEDDINGS)
+    return Sizes(len(feeds["images"]), 0 if embeddings is None else len(embeddings))
+
+
 def expected_interface(manifest: Manifest) -> Interface:
     """The graph interface of DESIGN, section 3, with this manifest's sizes."""
-    contrasts = () if manifest.contrasts == 1 else (manifest.contrasts,)
+    contrasts = (BATCH,) if manifest.contrasts == 1 else (BATCH, manifest.contrasts)
     references = (*contrasts, manifest.references)
+    classes = CLASSES if manifest.num_classes is None else manifest.num_classes
+    inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "images": (_FLOAT32, (BATCH, 3, *manifest.input.size)),
+        "target": (_INT64, contrasts),
+        "references": (_INT64, references),
+        "alpha": (_FLOAT32, contrasts),
+    }
+    if manifest.zero_shot is not None:
+        inputs[EMBEDDINGS] = (_FLOAT32, (CLASSES, manifest.zero_shot.embedding_dim))
     outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-        "logits": (_FLOAT32, (manifest.num_classes,)),
+        "logits": (_FLOAT32, (BATCH, classes)),
         "saliency_map": (_FLOAT32, (*contrasts, *manifest.grid)),
         "target_class": (_INT64, contrasts),
         "reference_classes": (_INT64, references),
     }
     for name, layer in manifest.layer_outputs.items():
         outputs[name] = (_FLOAT32, (*contrasts, *layer.grid))
-    return Interface(
-        inputs={
-            "images": (_FLOAT32, (3, *manifest.input.size)),
-            "target": (_INT64, contrasts),
-            "references": (_INT64, references),
-            "alpha": (_FLOAT32, contrasts),
-        },
-        outputs=outputs,
-    )
+    return Interface(inputs, outputs)
 
 
 def checked_interface(
@@ -88,8 +107,8 @@ def _check(
             f"{path}: its graph has the {kind}s {', '.join(found) or 'none'}, and an engine has "
             f"{', '.join(expected)}; export it again."
         )
-    for name, (dtype, tail) in expected.items():
-        value, shape = found[name], (BATCH, *tail)
+    for name, (dtype, shape) in expected.items():
+        value = found[name]
         if value.dtype != dtype.name or not _fits(value.shape, shape):
             raise EngineError(
                 f"{path}: its {kind} {name} is {value.dtype} {_text(value.shape)}, and its manifest says {dtype.name} "
@@ -105,4 +124,4 @@ def _fits(found: Sequence[int | str | None], expected: tuple[int, ...]) -> bool:
 
 
 def _text(shape: Sequence[int | str | None]) -> str:
-    return f"({','.join('N' if d == BATCH else '?' if d is None else str(d) for d in shape)})"
+    return f"({','.join('?' if d is None else _LETTERS.get(d, str(d)) if isinstance(d, int) else d for d in shape)})"

@@ -8,37 +8,40 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import Interface, Value, checked_interface, fixed_batch
+from finercam_rt.backends.interface import Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import sums_of_int8_saturate
 
 _ONLY_FATAL = 4
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_BOUND_IN_PLACE = ("images", EMBEDDINGS)
+"""Inputs that are read where the caller has them; the others are small, and copied."""
 
 
 class _Slot:
-    """One batch size of one thread: a binding, and the buffers that all but the images are bound to for good."""
+    """The sizes of a run of one thread: a binding, and the buffers that all small values are bound to for good."""
 
-    def __init__(self, session: Any, interface: Interface, batch: int) -> None:
+    def __init__(self, session: Any, interface: Interface, sizes: Sizes) -> None:
         self.binding = session.io_binding()
-        self.inputs, self.outputs = interface.buffers(batch)
+        self.inputs, self.outputs = interface.buffers(sizes)
         for name, buffer in self.inputs.items():
             self.binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         for name, buffer in self.outputs.items():
             self.binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Copy the small feeds into their buffers and point the binding at the images.
+        """Copy the small feeds into their buffers and point the binding at the others.
 
         By address, because bind_cpu_input keeps the caller's array alive until the next call. The address is not read
         after this run: every run binds its own images first.
         """
         for name, buffer in self.inputs.items():
             buffer[...] = feeds[name]
-        images = feeds["images"]
-        self.binding.bind_input("images", "cpu", 0, images.dtype, images.shape, images.ctypes.data)
+        for name in _BOUND_IN_PLACE:
+            if (value := feeds.get(name)) is not None:
+                self.binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
 
 
 class OnnxRuntimeBackend:
@@ -77,7 +80,8 @@ class OnnxRuntimeBackend:
         inputs = {value.name: _value(value) for value in session.get_inputs()}
         outputs = {value.name: _value(value) for value in session.get_outputs()}
         interface = checked_interface(inputs, outputs, manifest, path)
-        del interface.inputs["images"]  # bound where the caller has them, so they need no buffer
+        for name in _BOUND_IN_PLACE:  # they need no buffer
+            interface.inputs.pop(name, None)
         self._interface = interface
         self.fixed_batch = fixed_batch(inputs)
         self._session: Any = session
@@ -88,7 +92,7 @@ class OnnxRuntimeBackend:
         session, slots = self._session, self._slots
         if session is None:
             raise BackendError("the engine is closed; make a new one.")
-        slot = slots.get(feeds["images"].shape[0], lambda batch: _Slot(session, self._interface, batch))
+        slot = slots.get(sizes_of(feeds), lambda sizes: _Slot(session, self._interface, sizes))
         try:
             slot.bind(feeds)
             session.run_with_iobinding(slot.binding)

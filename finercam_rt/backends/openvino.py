@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import Interface, Value, checked_interface, fixed_batch
+from finercam_rt.backends.interface import (
+    BATCH,
+    CLASSES,
+    Interface,
+    Sizes,
+    Value,
+    checked_interface,
+    fixed_batch,
+    sizes_of,
+)
 from finercam_rt.backends.openvino_cut import cut_behind_logits
 from finercam_rt.backends.openvino_weights import unshare_square_weights
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.threads import physical_cores_granted
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
@@ -24,10 +33,11 @@ _BF16, _PRECISION = "BF16", "INFERENCE_PRECISION_HINT"
 
 
 class _Slot:
-    """One batch size of one thread: an infer request a graph, and the buffers that they are bound to for good."""
+    """The sizes of a run of one thread: an infer request a graph, and the buffers that they are bound to for good."""
 
-    def __init__(self, openvino: Any, graphs: Sequence[Any], interface: Interface, batch: int) -> None:
-        self.inputs, self.outputs = interface.buffers(batch)
+    def __init__(self, openvino: Any, graphs: Sequence[Any], interface: Interface, sizes: Sizes) -> None:
+        self.inputs, self.outputs = interface.buffers(sizes)
+        self._embeddings: NDArray[Any] | None = None
         self._requests = [graph.create_infer_request() for graph in graphs]
         for graph, request in zip(graphs, self._requests, strict=True):
             names = {name for value in (*graph.inputs, *graph.outputs) for name in value.get_names()}
@@ -42,8 +52,10 @@ class _Slot:
         The images are copied too (about 1 % of a run): OpenVINO refuses arrays that are read-only, and would hold on
         to the caller's.
         """
+        known, self._embeddings = self._embeddings, feeds.get(EMBEDDINGS)
         for name, buffer in self.inputs.items():
-            np.copyto(buffer, feeds[name])
+            if name != EMBEDDINGS or known is not feeds[name]:  # they are large, and the same ones for many runs
+                np.copyto(buffer, feeds[name])
         first, *rest = self._requests
         first.infer(share_outputs=True)
         for request in rest:
@@ -110,7 +122,7 @@ class OpenVinoBackend:
         slots = self._slots
         if self._model is None:
             raise BackendError("the engine is closed; make a new one.")
-        slot = slots.get(feeds["images"].shape[0], self._slot)
+        slot = slots.get(sizes_of(feeds), self._slot)
         try:
             slot.run(feeds)
         except Exception as error:  # see __init__
@@ -124,8 +136,8 @@ class OpenVinoBackend:
             self._compiled.clear()
             self._slots = Slots()
 
-    def _slot(self, batch: int) -> _Slot:
-        return _Slot(self._openvino, self._graphs(batch), self._interface, batch)
+    def _slot(self, sizes: Sizes) -> _Slot:
+        return _Slot(self._openvino, self._graphs(sizes.batch), self._interface, sizes)
 
     def _graphs(self, batch: int) -> list[Any]:
         """The compiled graphs that serve this batch size: one, or in bf16 two that run one after the other."""
@@ -151,7 +163,9 @@ class OpenVinoBackend:
         """For one batch size, or for any (None)."""
         model = self._model.clone()
         if batch is not None:
-            model.reshape({name: [batch, *tail] for name, (_, tail) in self._interface.inputs.items()})
+            known = {BATCH: batch, CLASSES: -1}  # -1 is what may change from run to run
+            shapes = {name: shape for name, (_, shape) in self._interface.inputs.items()}
+            model.reshape({name: [known.get(size, size) for size in shape] for name, shape in shapes.items()})
         if self._compute == "f32":
             return [self._core.compile_model(model, "CPU", self._options)]
         prediction, explanation = cut_behind_logits(self._openvino, model)

@@ -4,7 +4,8 @@ Openvino 2026.4 packs the weight of a matrix product once for all products that 
 weight that one product reads as it is and another one transposed, as a tail and its gradient do, has the same shape
 both ways where it is square, and one of the two gets the other's packing: wrong by more than its own size, without an
 error. Reading it through equal conversions, reshapes or slices does not help, because OpenVINO merges those; a copy
-does. Not square weights are packed apart.
+does. Not square weights are packed apart. Convolutions and their transposes share a weight of as many channels in as
+out in the same wrong way.
 """
 
 from __future__ import annotations
@@ -13,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-_PRODUCTS = {"MatMul": (0, 1), "Convolution": (1,)}
-"""The operations with packed weights, and the inputs where these may be."""
+_PRODUCTS = {
+    "MatMul": ((0, 1), -2),
+    "Convolution": ((1,), 0),
+    "ConvolutionBackpropData": ((1,), 0),
+    "GroupConvolution": ((1,), 1),
+    "GroupConvolutionBackpropData": ((1,), 1),
+}
+"""The operations with packed weights, the inputs where these may be, and the first of the two dimensions of the weight
+that the operation and its transpose swap."""
 
 
 def unshare_square_weights(openvino: Any, model: Any) -> int:
@@ -25,9 +33,10 @@ def unshare_square_weights(openvino: Any, model: Any) -> int:
     seen: set[str] = set()
     copies = 0
     for node in model.get_ordered_ops():
-        for port in _PRODUCTS.get(node.get_type_name(), ()):
+        ports, swapped = _PRODUCTS.get(node.get_type_name(), ((), 0))
+        for port in ports:
             weight = node.input_value(port)
-            if not _is_square(weight) or (sources := _constants_behind(weight)) is None:
+            if not _is_square(weight, swapped) or (sources := _constants_behind(weight)) is None:
                 continue
             if sources & seen:
                 node.input(port).replace_source_output(openvino.op.Constant(_value(openvino, weight)).output(0))
@@ -36,13 +45,13 @@ def unshare_square_weights(openvino: Any, model: Any) -> int:
     return copies
 
 
-def _is_square(output: Any) -> bool:
-    """Whether it is a matrix, or a stack of them, with as many rows as columns; dimensions of 1 do not count."""
+def _is_square(output: Any, swapped: int) -> bool:
+    """Whether it is a weight with as many rows as columns: the dimension `swapped`, and the one behind it."""
     shape = output.get_partial_shape()
-    if shape.is_dynamic:
+    if shape.is_dynamic or len(shape) < 2:
         return False
-    sizes = [size for size in shape.to_shape() if size != 1]
-    return len(sizes) >= 2 and sizes[-1] == sizes[-2]
+    sizes = shape.to_shape()
+    return bool(sizes[swapped] == sizes[swapped + 1])
 
 
 def _constants_behind(output: Any) -> set[str] | None:

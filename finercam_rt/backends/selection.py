@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import expected_interface
+from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.backends.protocol import Backend
+from finercam_rt.embeddings import random_embeddings
 from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import processor
 
 _LOG = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ Measure = Callable[[Sequence[Callable[[], object]]], list[float]]
 """Functions to the wall seconds of a call of each."""
 
 _SCHEMA = 1
+_CLASSES = 100
+"""As many a zero-shot model is measured with."""
 _CHOICES_KEPT = 256
 _SECONDS, _ROUNDS_AT_LEAST, _ROUNDS_AT_MOST = 1.0, 5, 50
 _MARGIN = 0.97
@@ -159,8 +162,10 @@ def _equal(result: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[A
 def _feeds(manifest: Manifest, count: int) -> dict[str, NDArray[Any]]:
     """Images of noise; target and references are given, because noise may leave the nearest ones to rounding."""
     interface = expected_interface(manifest)
-    feeds, _ = interface.buffers(count)
+    feeds, _ = interface.buffers(Sizes(count, max(_CLASSES, manifest.references + 1)))
     feeds["images"][...] = np.random.default_rng(0).standard_normal(feeds["images"].shape, np.float32)
+    if manifest.zero_shot is not None:
+        feeds[EMBEDDINGS] = random_embeddings(len(feeds[EMBEDDINGS]), manifest.zero_shot.embedding_dim)
     feeds["target"][...] = 0
     feeds["references"][...] = np.arange(1, manifest.references + 1)
     feeds["alpha"][...] = 1

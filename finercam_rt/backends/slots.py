@@ -1,4 +1,4 @@
-"""What a thread binds once for a batch size and then uses again."""
+"""What a thread binds once for the sizes of a run and then uses again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from finercam_rt.backends.interface import Sizes
+
 BATCH_SIZES_KEPT = 4
 """Bindings kept for each thread; a service sees few batch sizes, and the buffers of the rest go."""
 
@@ -14,18 +16,18 @@ Slot = TypeVar("Slot")
 
 
 class Slots(threading.local, Generic[Slot]):
-    """The calling thread's slots by batch size; the least recently used goes first."""
+    """The calling thread's slots by the sizes of a run; the least recently used goes first."""
 
     def __init__(self) -> None:
         """Called once for each thread that uses it."""
-        self._slots: OrderedDict[int, Slot] = OrderedDict()
+        self._slots: OrderedDict[Sizes, Slot] = OrderedDict()
 
-    def get(self, batch: int, make: Callable[[int], Slot]) -> Slot:
-        """The slot of this batch size, made where there is none."""
-        slot = self._slots.get(batch)
+    def get(self, sizes: Sizes, make: Callable[[Sizes], Slot]) -> Slot:
+        """The slot of these sizes, made where there is none."""
+        slot = self._slots.get(sizes)
         if slot is None:
-            slot = self._slots[batch] = make(batch)
+            slot = self._slots[sizes] = make(sizes)
             if len(self._slots) > BATCH_SIZES_KEPT:
                 self._slots.popitem(last=False)
-        self._slots.move_to_end(batch)
+        self._slots.move_to_end(sizes)
         return slot

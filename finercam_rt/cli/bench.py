@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from finercam_rt.backends import COMPUTES
+from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
+from finercam_rt.manifest import Manifest
+from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.processor import processor
 from finercam_rt.threads import physical_cores_granted
 
@@ -26,6 +29,8 @@ SCHEMA = 1
 PERCENTILES = (90, 95, 99)
 WARMUP_MS, DURATION, ITERATIONS = 200, 3.0, 10
 """trtexec's defaults: milliseconds of warm-up, then at least so many seconds and so many runs."""
+RANDOM_CLASSES = 1000
+"""Of an engine of a zero-shot model where no class embeddings are given."""
 _PACKAGES = ("finercam-rt", "numpy", "onnxruntime", "openvino")
 
 _EPILOG = """\
@@ -58,6 +63,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
     )
+    parser.add_argument(
+        "--class-embeddings",
+        metavar="FILE",
+        type=Path,
+        help="classes of a zero-shot model, by `finercam embed-text` (default: random)",
+    )
     parser.add_argument("--json", action="store_true", help="print one record with every latency and the environment")
     parser.set_defaults(run=run)
 
@@ -76,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--duration is {args.duration:g}; give a number of seconds, 0 or more.")
     threads = physical_cores_granted() if args.threads is None else args.threads
     began = time.perf_counter()
-    with Engine(args.engine, threads=threads, compute=args.compute) as engine:
+    embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
+    with Engine(args.engine, threads=threads, compute=args.compute, class_embeddings=embeddings) as engine:
         load = time.perf_counter() - began
         shape = (args.batch, 3, *engine.manifest.input.size)
         try:
@@ -95,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
                 "backend": engine.backend,
                 "compute": engine.compute,
                 "device": engine.device,
+                "classes": engine.classes.count,
             },
             "config": {
                 "batch": args.batch,
@@ -114,6 +127,14 @@ def run(args: argparse.Namespace) -> int:
         }
     print(json.dumps(record, indent=1) if args.json else _text(record))
     return 0
+
+
+def _random_classes(manifest: Manifest) -> ClassEmbeddings | None:
+    """As many as ImageNet has, for an engine of a zero-shot model."""
+    if manifest.zero_shot is None:
+        return None
+    values = random_embeddings(RANDOM_CLASSES, manifest.zero_shot.embedding_dim)
+    return ClassEmbeddings(values, tuple(f"random {index}" for index in range(len(values))))
 
 
 def measure(

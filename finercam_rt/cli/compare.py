@@ -44,6 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("a", metavar="A", type=Path, help="the engine to hold to, such as the fp32 one")
     parser.add_argument("b", metavar="B", type=Path, help="the engine to compare with it")
     parser.add_argument("--images", metavar="PATH", type=Path, nargs="+", required=True, help="images, or folders")
+    parser.add_argument(
+        "--class-embeddings", metavar="FILE", type=Path, help="classes of a zero-shot model, by `finercam embed-text`"
+    )
     parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
     parser.add_argument(
@@ -60,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     """Explain all photographs with both engines, and print how far they agree."""
     files = list(find_photographs(args.images, None))
     with (
-        Engine(args.a, threads=args.threads) as a,
-        Engine(args.b, threads=args.threads, compute=args.compute) as b,
+        Engine(args.a, threads=args.threads, class_embeddings=args.class_embeddings) as a,
+        Engine(args.b, threads=args.threads, compute=args.compute, class_embeddings=args.class_embeddings) as b,
     ):
         _check_comparable(a, b)
         records = _compare_all(a, b, files, args.alpha)

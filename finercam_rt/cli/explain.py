@@ -60,6 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="folder to write to; needed without --json")
     parser.add_argument(
+        "--class-embeddings", metavar="FILE", type=Path, help="classes of a zero-shot model, by `finercam embed-text`"
+    )
+    parser.add_argument(
         "--target",
         metavar="CLASS",
         action="append",
@@ -109,14 +112,16 @@ def run(args: argparse.Namespace) -> int:
     names = find_photographs(args.paths, args.output)
     if args.output is not None:
         check_output_folder(args.output)
-    with Engine(args.engine, threads=args.threads, compute=args.compute) as engine:
+    with Engine(
+        args.engine, threads=args.threads, compute=args.compute, class_embeddings=args.class_embeddings
+    ) as engine:
         batches = engine.explain_batches(
             list(names),
             **_questions(args, engine.classes),
             batch_size=args.batch_size,
             skip_errors=True,
         )
-        document = _document(engine)
+        document = _document(engine, args.class_embeddings)
         with progress(len(names), "images", "explaining") as bar:
             records, seconds = _explain_all(batches, names, args, bar)
     failed = [record for record in records if record["error"] is not None]
@@ -250,7 +255,7 @@ def _summary(explained: int, failed: int, seconds: dict[str, float], out: Path) 
     )
 
 
-def _document(engine: Engine) -> dict[str, Any]:
+def _document(engine: Engine, class_embeddings: Path | None) -> dict[str, Any]:
     manifest: Manifest = engine.manifest
     return {
         "schema": SCHEMA,
@@ -266,6 +271,7 @@ def _document(engine: Engine) -> dict[str, Any]:
             "backend": engine.backend,
             "compute": engine.compute,
             "device": engine.device,
+            **({} if class_embeddings is None else {"class_embeddings": str(class_embeddings)}),
         },
     }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
+from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.errors import ExportError
 from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
 
@@ -27,6 +28,7 @@ _EPILOG = """\
 model specifications:
   timm:NAME                    any classifier of timm
   torchvision:NAME             any classifier of torchvision
+  open_clip:NAME[@TAG]         a zero-shot model of open_clip, prepared as the weights TAG want it; or its FOLDER
   FOLDER, hf:NAME              what transformers or timm saved (config.json and weights); NAME with --pretrained
   PROGRAM.pt2                  what torch.export.save wrote, with a dynamic batch; open only what you trust
   py:PACKAGE.MODULE:CALLABLE   a function of yours that returns a torch.nn.Module in evaluation mode
@@ -104,7 +106,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--objective",
         choices=OBJECTIVES,
         default="weighted",
-        help="how several references count: by their softmax (default), or equally, as in the paper",
+        help="how references count: by their softmax (default), equally, as in the paper, or as shares of the softmax "
+        "over all classes",
     )
     contrast.add_argument(
         "--references", metavar="R", type=int, default=3, help="reference classes an image (default: 3)"
@@ -138,6 +141,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="typical photographs, or folders: int8 takes its ranges from them; the comparison uses others of them",
     )
     precision.add_argument("--force", action="store_true", help="write it even where its maps differ from fp32's")
+    parser.add_argument(
+        "--class-embeddings",
+        metavar="FILE",
+        type=Path,
+        help="of a zero-shot model: verify, and compare precisions, on these classes (default: random directions)",
+    )
     parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 20 (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.set_defaults(run=run)
@@ -153,15 +162,16 @@ def run(args: argparse.Namespace) -> int:
         "random_weights": args.random_weights,
         "num_classes": args.num_classes,
         "input_size": _size(args.input_size),
-        "arguments": dict(_assignment("--model-arg", text) for text in args.model_arg),
+        "arguments": dict(assignment("--model-arg", text) for text in args.model_arg),
         "linear_head": args.linear_head,
         "pool": args.pool,
     }
-    inputs = dict(_assignment("--input", text) for text in args.input)
+    inputs = dict(assignment("--input", text) for text in args.input)
     classes = None if args.classes is None else read_class_names(args.classes)
     photographs = list(find_photographs(args.calibration, None))
     if args.precision == "fp32" and (photographs or args.force):
         raise ExportError("--calibration and --force belong to a reduced --precision; name one, or leave them out.")
+    embeddings = None if args.class_embeddings is None else ClassEmbeddings.load(args.class_embeddings)
     export = import_export()
 
     def load() -> LoadedModel:
@@ -186,6 +196,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         calibration=photographs,
         force=args.force,
+        class_embeddings=embeddings,
     )
     print(manifest.to_json() if args.json else summary(manifest, args.output, time.perf_counter() - began))
     return 0
@@ -230,6 +241,7 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
     measured = manifest.verification
     layers = ", ".join(layer.name for layer in manifest.layers)
     several = "" if manifest.contrasts == 1 else f" for each of {manifest.contrasts} contrasts"
+    classes = "" if manifest.zero_shot is None else " --class-embeddings FILE, made by `finercam embed-text`"
     return (
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
         f"  target layer {layers}, {manifest.layers[0].layout}, map {manifest.grid[0]} x {manifest.grid[1]}; "
@@ -238,7 +250,7 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"{_agreement(manifest)}"
-        f"next: finercam explain {path} PHOTOGRAPHS -o OUT/"
+        f"next: finercam explain {path} PHOTOGRAPHS -o OUT/{classes}"
     )
 
 
@@ -286,8 +298,8 @@ def _size(values: list[int] | None) -> tuple[int, int] | None:
     return values[0], values[-1]
 
 
-def _assignment(option: str, text: str) -> tuple[str, Any]:
-    """NAME=VALUE; what is no Python literal is text."""
+def assignment(option: str, text: str) -> tuple[str, Any]:
+    """NAME=VALUE as a name and a Python value; what is no literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise ExportError(f"{option} {text!r} is not NAME=VALUE.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finercam_rt.backends import describe_auto
+from finercam_rt.errors import InputError
 from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.passes:
         print("\n".join(manifest.passes))
     elif args.classes:
+        if manifest.num_classes is None:
+            raise InputError(f"{args.engine} is a zero-shot model, whose classes are given when it runs.")
         for index in range(manifest.num_classes):
             print(f"{index}\t{manifest.classes[index] if manifest.classes else ''}".rstrip())
     else:
@@ -78,6 +81,13 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _classes(manifest: Manifest) -> str:
+    if manifest.zero_shot is not None:
+        given = manifest.zero_shot
+        return (
+            f"given when it runs, embeddings of {given.embedding_dim} numbers; "
+            f"logit scale {given.logit_scale:g}, bias {given.logit_bias:g}"
+        )
+    assert manifest.num_classes is not None
     if manifest.classes is None:
         return f"{manifest.num_classes}, without names"
     more = "; ..." if manifest.num_classes > _NAMES_SHOWN else ""

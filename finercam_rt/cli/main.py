@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
 
-COMMANDS = ("export", "explain", "inspect", "compare", "bench", "demo")
-"""Each is a module of this package with add_parser(subparsers) and run(args) -> exit code."""
+COMMANDS = ("export", "embed-text", "explain", "inspect", "compare", "bench", "demo")
+"""Each is a module of this package (with _ for -) with add_parser(subparsers) and run(args) -> exit code."""
 
 _MISTAKE, _INTERRUPTED = 2, 130
 
@@ -68,5 +68,5 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported; all of them where the user asks what there is.
     for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
-        importlib.import_module(f"finercam_rt.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"finercam_rt.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser

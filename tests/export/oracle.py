@@ -98,7 +98,10 @@ class Oracle:
 def objective_value(
     logits: torch.Tensor, target: int, references: Sequence[int], alpha: float, objective: str
 ) -> torch.Tensor:
-    """T of one image, as DESIGN section 2 writes it."""
+    """T of one image, as DESIGN section 2 writes it; "softmax" is "mean" of the probabilities over all classes."""
+    if objective == "softmax":
+        p = logits.softmax(0)
+        return p[target] - (alpha * p[list(references)].mean() if references else 0.0)
     if not references:
         return logits[target]
     y = logits[list(references)]

@@ -80,6 +80,35 @@ def test_only_square_weights_that_are_shared_are_copied():
     assert unshare_square_weights(ov, model) == 0
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_and_its_transpose_with_one_weight(kernel, groups):
+    """As in the tail behind a layer of a ResNet, and its gradient: channels in and out are as many."""
+    size, pads = 64 // groups, [kernel // 2] * 2
+    weight = (RNG.standard_normal((groups, size, size, kernel, kernel)) / 8).astype(np.float32)
+    x, g = RNG.standard_normal((2, 1, 64, 2, 2)).astype(np.float32)
+
+    def model(shared):
+        inputs = [op.parameter([1, 64, 2, 2], np.float32, name=name) for name in "xg"]
+        forward, backward = (op.constant(weight if groups > 1 else weight[0]) for _ in range(2))
+        backward = forward if shared else backward
+        kinds = (
+            (op.convolution, op.convolution_backprop_data)
+            if groups == 1
+            else (op.group_convolution, op.group_convolution_backprop_data)
+        )
+        outputs = [
+            kinds[0](inputs[0], forward, [1, 1], pads, pads, [1, 1]),
+            kinds[1](inputs[1], backward, [1, 1], pads_begin=pads, pads_end=pads, dilations=[1, 1]),
+        ]
+        return ov.Model([op.result(value) for value in outputs], inputs)
+
+    shared = model(True)
+    assert unshare_square_weights(ov, shared) == 1
+    for got, want in zip(infer(shared, x=x, g=g), infer(model(False), x=x, g=g), strict=True):
+        assert np.abs(got - want).max() < 1e-5
+
+
 def whole_and_parts(toy):
     whole = CORE.read_model(toy.path)
     return whole, cut_behind_logits(ov, whole.clone())

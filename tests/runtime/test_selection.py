@@ -14,7 +14,7 @@ from PIL import Image
 
 from finercam_rt import Engine
 from finercam_rt.backends import describe_auto, selection
-from finercam_rt.backends.interface import expected_interface
+from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.backends.selection import choose, in_turns, remembered
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.onnx_metadata import read_manifest
@@ -46,7 +46,7 @@ class Fake:
         if self.fails:
             raise BackendError("it failed.")
         count = len(feeds["images"])
-        _, outputs = expected_interface(self.manifest).buffers(count)
+        _, outputs = expected_interface(self.manifest).buffers(Sizes(count))
         for value in outputs.values():
             value[...] = 3
         if self.wrong_batch in (None, count):
