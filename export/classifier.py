@@ -30,13 +30,14 @@ class Classifier:
     """A model with one image input and one output of logits.
 
     module: images (N,3,H,W) float32 -> logits (N,K) float32, with the children, parameters and buffers of the user's
-    model under the same names; of a ZeroShot itself, images -> scaled embeddings (N,D), and num_classes is D. source:
-    the user's model without wrappers, in its own dtype. notes: what was adapted, a line each.
+    model under the same names; of a ZeroShot, itself. source: the user's model without wrappers, in its own dtype.
+    width: K, or of a ZeroShot the length D of its embeddings. notes: what was adapted,
+    a line each.
     """
 
     module: nn.Module
     source: nn.Module
-    num_classes: int
+    width: int
     notes: tuple[str, ...] = ()
 
 
@@ -71,43 +72,38 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
         raise ExportError("the export runs under torch.inference_mode(), where there is no gradient; call it outside.")
     request = request or ClassifierRequest()
     if isinstance(model, ZeroShot):
-        return _as_it_is(model, example, request)
+        return _zero_shot(model, example, request)
     source, notes = _without_wrappers(model)
     _check(source)
     own, converted = _in_float32(source)
     image, constants = _bind_inputs(own, request.inputs)
     adapter = _Adapter(own, image, constants)
     output = _run_once(adapter, example)
-    uses_no_grad = adapter.switched_off
     name, logits = _find_logits(output, len(example), request.output)
-    if not logits.isfinite().all():
-        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+    _check_finite(logits)
     adapter.read_from(name)
     if image is not None:
         notes += [f"classifier: the images are its input {image!r}"]
     notes += [f"classifier: its input {key!r} is the constant {_shown(value)}" for key, value in constants.items()]
     if name:
         notes += [f"classifier: the logits are {name!r} of its {type(output).__name__}"]
-    if uses_no_grad:
+    if adapter.call().switched_off:
         notes += ["classifier: gradients are taken although its forward switches them off"]
     return Classifier(adapter, source, logits.flatten(1).shape[1], (*notes, *converted))
 
 
-def _as_it_is(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
-    """A zero-shot model, which has one input and one output by its nature."""
+def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
+    """It is images -> (N,D) already; a copy of it would still run the towers of the original."""
     if request.output is not None or request.inputs:
-        raise ExportError("a zero-shot model has one input and one output; leave the names of logits and inputs out.")
+        raise ExportError("a zero-shot model has one input and one output; leave --logits and --input out.")
     _check(model)
-    if any(v.is_floating_point() and v.dtype != torch.float32 for v in model.state_dict().values()):
-        raise ExportError(
-            "the zero-shot model has weights that are not float32; call model.float() before wrapping it."
-        )
-    embeddings = _run_once(model, example)
-    if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2:
-        raise ExportError("the zero-shot model must turn images into embeddings (N,D); give such an `image`.")
-    if not embeddings.isfinite().all():
-        raise ExportError("the model's embeddings are not finite on noise of its input size; check its weights.")
-    return Classifier(model, model, embeddings.shape[1])
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ExportError(f"weight {key!r} is {str(value.dtype)[6:]}; convert the model with model.float().")
+    embedding = _run_once(model, example)
+    assert isinstance(embedding, torch.Tensor)
+    _check_finite(embedding)
+    return Classifier(model, model, embedding.shape[1])
 
 
 class _CallersGradientMode(TorchFunctionMode):
@@ -146,20 +142,16 @@ class _Adapter(SharedNames):
 
     def read_from(self, name: str) -> None:
         """Make the output of this name the logits."""
-        self._call().output = name
+        self.call().output = name
 
-    @property
-    def switched_off(self) -> bool:
-        """Whether forward switched gradients off."""
-        return self._call().switched_off
-
-    def _call(self) -> _Call:
+    def call(self) -> _Call:
+        """What is the adapter's own."""
         found: _Call = self.__dict__["_adapter_call"]
         return found
 
     def forward(self, images: torch.Tensor) -> Any:
         """The logits (N,K) float32; until `read_from`, whatever the model returns."""
-        call, model = self._call(), self.__dict__["_shared_model"]
+        call, model = self.call(), self.__dict__["_shared_model"]
         constants = {key: _for_each(value, images) for key, value in call.constants.items()}
         mode = _CallersGradientMode()
         with mode, torch.compiler.set_stance("force_eager"):
@@ -300,7 +292,7 @@ def _shown(value: Any) -> str:
 
 
 def _run_once(model: nn.Module, example: torch.Tensor) -> object:
-    """The model's output."""
+    """The model's output on the example."""
     inference: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -324,6 +316,11 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
             "the model's forward, or write torch.no_grad()."
         )
     return output
+
+
+def _check_finite(logits: torch.Tensor) -> None:
+    if not logits.isfinite().all():
+        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
 
 
 def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[str, torch.Tensor]:

@@ -120,16 +120,16 @@ def export_model(
         layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
     zero_shot = None
     if isinstance(classifier.module, ZeroShot):
-        width, constants = classifier.num_classes, classifier.module.logit_constants
+        width, constants = classifier.width, classifier.module.logit_constants
         zero_shot = ZeroShotInfo(width, *constants, text_sha256=classifier.module.text_sha256())
-    num_classes = classifier.num_classes if zero_shot is None else None
+    num_classes = classifier.width if zero_shot is None else None
     if num_classes is not None:
         _check_classes(num_classes, classes, class_embeddings)
         references = min(references, num_classes - 1)
     elif classes is not None:
         raise ExportError("a zero-shot model gets its classes when it runs; leave the class names out.")
     if zero_shot is not None and class_embeddings is None:
-        directions = random_embeddings(max(VERIFICATION_CLASSES, references + 2), zero_shot.embedding_dim)
+        directions = random_embeddings(max(VERIFICATION_CLASSES, references + 2), classifier.width)
         class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")

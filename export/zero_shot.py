@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.weights_hash import weights_sha256
 
 TextTower = Callable[[Sequence[str], "Path | None"], torch.Tensor]
 """Prompts, and the folder of a tokenizer where it is not beside the weights, to (M,D) features of any length."""
 
 
-class ZeroShot(nn.Module):
+class ZeroShot(SharedNames):
     """logit_scale * z, z = f / |f|, of images (N,3,H,W) with features f (N,D): what class embeddings are held against.
 
     The logits of an engine made of it are forward(images) @ class_embeddings.T + logit_bias, with class embeddings
@@ -43,11 +44,7 @@ class ZeroShot(nn.Module):
         text: TextTower | None = None,
     ) -> None:
         """Take over the model's layers."""
-        super().__init__()
-        self._modules.update(model._modules)
-        self._parameters.update(model._parameters)
-        self._buffers.update(model._buffers)
-        self.training = model.training
+        super().__init__(model)
         self.logit_constants = (logit_scale, logit_bias)
         self._image_tower = tuple(image_tower)
         self._towers = (image, text)  # in a tuple, where a module would not be taken for a layer of this one

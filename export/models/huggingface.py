@@ -16,6 +16,7 @@ from finercam_rt.export.models.request import SIZED, LoadedModel, ModelRequest, 
 from finercam_rt.export.models.timm_models import load_timm_folder
 from finercam_rt.export.models.weights import fill_zero_weights, load_into, requested_weights
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.zero_shot import zero_shot_of_transformers
 
 
 def load_huggingface(name: str, request: ModelRequest) -> LoadedModel:
@@ -93,8 +94,6 @@ def _load_transformers(folder: Path, raw: dict[str, Any], name: str, request: Mo
         chosen.set_attn_implementation("sdpa")
     spec = input_of_processor(transformers, folder, config, request)
     if kind is transformers.AutoModel and request.linear_head is None:
-        from finercam_rt.export.zero_shot import zero_shot_of_transformers
-
         return LoadedModel(zero_shot_of_transformers(model.float(), folder), name, spec)
     own_size = _own_size(config)
     resized = own_size is not None and spec.size != own_size and _takes(model, SIZED)

@@ -22,14 +22,14 @@ _NEED_WEIGHTS: dict[str, Loader] = {"timm": load_timm, "torchvision": load_torch
 
 
 def _load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
-    from finercam_rt.export.open_clip_models import load_open_clip  # which imports LoadedModel from this package
+    from finercam_rt.export.open_clip_models import load_open_clip  # which imports this package
 
     return load_open_clip(name, request)
 
 
 _BRING_WEIGHTS: dict[str, Loader] = {
-    "hf": load_huggingface,
     "open_clip": _load_open_clip,
+    "hf": load_huggingface,
     "py": load_python,
     "hub": load_hub,
 }
@@ -61,7 +61,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
     else:
         raise ExportError(
             f"{request.specification!r} is not a model specification; give timm:NAME, torchvision:NAME, hf:NAME, "
-            "open_clip:NAME, py:PACKAGE.MODULE:CALLABLE, hub:FOLDER:CALLABLE, or the path of a folder or of a .pt2 file "
-            "that exists."
+            "open_clip:NAME, py:PACKAGE.MODULE:CALLABLE, hub:FOLDER:CALLABLE, or the path of a folder or of a .pt2 "
+            "file that exists."
         )
     return loaded if request.linear_head is None else with_linear_head(loaded, request)

@@ -89,7 +89,7 @@ def test_the_logits_are_found(form: str) -> None:
     with torch.no_grad():
         assert torch.equal(classifier.module(images), model.logits(images))
         assert classifier.module(images[:1]).shape == (1, CLASSES)
-    assert classifier.num_classes == CLASSES
+    assert classifier.width == CLASSES
     assert classifier.source is model
     assert any(f"the logits are {name!r}" in line for line in classifier.notes) == bool(name)
     assert [n for n, _ in classifier.module.named_modules()] == [n for n, _ in model.named_modules()]

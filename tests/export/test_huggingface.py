@@ -19,6 +19,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export import ModelRequest, export_model, load_model
 from finercam_rt.export.classifier import ClassifierRequest, as_classifier
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.preprocess import Preprocessor
 
 from .oracle import blobs, noise, perturb
@@ -326,3 +327,41 @@ def test_linear_heads_on_transformers(saved: Any, tmp_path: Path, pool: str) -> 
     _assert_linear(head, pooled, loaded, images)
     assert "encoder.layer.1.norm1" in dict(loaded.model.named_modules())
     assert "linear_head.weight" in loaded.model.state_dict()
+
+
+def _clip(classify: bool) -> Any:
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 60}
+    config = transformers.CLIPConfig(
+        vision_config={**vision, "intermediate_size": 64},
+        text_config={**text, "intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        projection_dim=24,
+        **NAMES,
+    )
+    return (transformers.CLIPForImageClassification if classify else transformers.CLIPModel)(config)
+
+
+@pytest.mark.parametrize("classify", [False, True])
+def test_clip_folders(tmp_path: Path, classify: bool) -> None:
+    """With two towers a zero-shot model, in float32 whatever the weights; with a classifier on it one like others."""
+    torch.manual_seed(0)
+    perturb(_clip(classify), scale=0.1).bfloat16().save_pretrained(tmp_path)
+    crop = {"height": 64, "width": 64}
+    transformers.CLIPImageProcessorPil(size={"shortest_edge": 70}, crop_size=crop).save_pretrained(tmp_path)
+    loaded = _loaded(tmp_path)
+    images = noise(2, (64, 64))
+    assert (loaded.input.size, loaded.input.crop_mode) == ((64, 64), "center_floor")
+    assert isinstance(loaded.model, ZeroShot) == (not classify)
+    assert loaded.classes == (NAMES["id2label"][0], *loaded.classes[1:]) if classify else loaded.classes is None
+    classifier = as_classifier(loaded.model, images)
+    assert classifier.width == (6 if classify else 24)
+    layer = "vision_model.encoder.layers.1.layer_norm1"
+    (activations,), _ = run_with_gradients(classifier.module, [layer], images)
+    assert activations.shape == (2, 17, 32)
+    assert activations.dtype == torch.float32
+    if not classify:
+        assert classifier.module is loaded.model
+        with pytest.raises(ExportError, match="a zero-shot model has one input and one output; leave --logits"):
+            as_classifier(loaded.model, images, ClassifierRequest(output="x"))
+        with pytest.raises(ExportError, match=r"is bfloat16; convert the model with model\.float\(\)"):
+            as_classifier(loaded.model.bfloat16(), images)
