@@ -113,9 +113,7 @@ class Explainer:
         )
         return self._answer(engine, outputs, facts)
 
-    def _engine(
-        self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits"
-    ) -> Engine:
+    def _engine(self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits") -> Engine:
         size = (images.shape[2], images.shape[3])
         rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
         spec = Spec(self.layers, size, self.method, objective, rounded, scores)
@@ -191,10 +189,12 @@ def layer_name(model: nn.Module, layer: object) -> str:
         InputError: not one of this model's.
     """
     if not isinstance(layer, nn.Module):
-        raise WrongTypeError(f"a target layer is {layer!r}, of type {type(layer).__name__}; give a module of the model.")
+        raise WrongTypeError(
+            f"a target layer is {layer!r}, of type {type(layer).__name__}; give a module of the model."
+        )
     for name, module in model.named_modules():
         if module is layer and name:
-            return name
+            return str(name)
     raise InputError(
         f"a target layer, a {type(layer).__name__}, is not inside the model; give one of model.named_modules()."
     )
