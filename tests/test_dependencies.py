@@ -24,6 +24,9 @@ ALLOWED_IN = {
 }
 """The third-party modules that one file of the runtime may import besides."""
 EXPORT_ONLY = {"torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "onnxscript"}
+DROP_IN = "compat/"
+"""The opt-in package of the runtime that compiles PyTorch models: it imports torch and the export, and nothing imports
+it."""
 EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 """The subcommands that need the export stage; they load it when they run, not when they are imported."""
 
@@ -95,14 +98,16 @@ def test_the_scan_sees_imports(tmp_path):
 
 @pytest.mark.parametrize("name", runtime_files())
 def test_runtime_imports(name):
-    allowed = ALLOWED_ANYWHERE | ALLOWED_IN.get(name, set())
+    allowed = ALLOWED_ANYWHERE | ALLOWED_IN.get(name, set()) | ({"torch"} if name.startswith(DROP_IN) else set())
     assert third_party(RUNTIME / name) <= allowed
 
 
 @pytest.mark.parametrize("name", runtime_files())
 def test_runtime_does_not_import_the_export_stage_or_the_command_line(name):
     for module, at_import in imports(RUNTIME / name):
-        if module.startswith("finercam_rt.export"):
+        if module.startswith("finercam_rt.compat"):
+            assert name.startswith(DROP_IN), f"{name} imports {module}"
+        if module.startswith("finercam_rt.export") and not name.startswith(DROP_IN):
             assert name in EXPORT_COMMANDS, f"{name} imports {module}"
             assert not at_import, f"{name} imports {module} before it is run"
         if module.startswith("finercam_rt.cli"):
@@ -128,9 +133,10 @@ def test_export_imports(path):
             assert parts[1] in allowed, f"{path.name} imports {module}"
 
 
-def test_torch_and_onnx_are_imported_by_export_alone():
+def test_torch_and_onnx_are_imported_by_export_and_the_drop_in_alone():
     found = {name for name in runtime_files() if third_party(RUNTIME / name) & EXPORT_ONLY}
-    assert found == set()
+    assert {name for name in found if not name.startswith(DROP_IN)} == set()
+    assert {name for name in found if third_party(RUNTIME / name) & EXPORT_ONLY != {"torch"}} == set()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +159,8 @@ def test_csrc_includes(path):
 
 def test_importing_the_package_is_light():
     heavy = (
-        "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tqdm', 'finercam_rt.export')"
+        "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tqdm', 'finercam_rt.export', "
+        "'finercam_rt.compat')"
     )
     code = f"import sys, finercam_rt, finercam_rt.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,7 +25,8 @@ from finercam_rt.engine import Engine
 from finercam_rt.errors import FinerCAMError, InputError
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
-from finercam_rt.export.readings import LayoutRequest, find_target_layer
+from finercam_rt.export.layers import find_target_layer
+from finercam_rt.export.readings import LayoutRequest
 from finercam_rt.manifest import InputSpec, LayerInfo
 
 MAX_ENGINES = 8
@@ -83,6 +84,7 @@ class EngineCache:
         self._known: dict[int, _Known] = {}
         self._engines: dict[tuple[int, Spec], _Kept] = {}  # the one used last at the end
         self._lock = threading.RLock()  # a model's end may come at any point, in any thread
+        self._running: int | None = None
         self._compiling = threading.Lock()  # what runs models, too: their hooks and modes are changed meanwhile
 
     def __len__(self) -> int:
@@ -102,12 +104,11 @@ class EngineCache:
             ExportError: a layer gives no tensor or does not run once, or the output is not one tensor of logits.
             InputError: the model does not run on images of that size.
         """
-        with self._lock:
-            known = self._current(model)
+        known = self._settled(model)
         if (layers, size) not in known.facts:
             with self._compiling:
                 if (layers, size) not in known.facts:
-                    with _own_run(model):
+                    with self._own_run(model):
                         known.facts[layers, size] = _examine(model, layers, size)
         return known.facts[layers, size]
 
@@ -120,11 +121,31 @@ class EngineCache:
                 found = self._use(key)
                 if found is None:
                     known = self._known.get(id(model))
-                    with _own_run(model):
+                    with self._own_run(model):
                         kept = _compile(model, spec, layout())
                     self._keep(known, key, kept)
                     found = kept.engine
         return found
+
+    def _settled(self, model: nn.Module) -> _Known:
+        """The model as it is now, and not as it is while this module runs it with hooks of its own."""
+        while True:
+            with self._lock:
+                if self._running != id(model):
+                    return self._current(model)
+            with self._compiling:
+                pass
+
+    @contextmanager
+    def _own_run(self, model: nn.Module) -> Iterator[None]:
+        with self._lock:
+            self._running = id(model)
+        try:
+            with _evaluating(model):
+                yield
+        finally:
+            with self._lock:
+                self._running = None
 
     def _current(self, model: nn.Module) -> _Known:
         known = self._known.get(id(model))
@@ -162,7 +183,7 @@ class EngineCache:
 
 
 @contextmanager
-def _own_run(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, with the modes put back after."""
     trained = [module for module in model.modules() if module.training]
     token = OWN_RUN.set(True)

@@ -16,7 +16,8 @@ from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
 from finercam_rt.engine import Engine, Outputs
 from finercam_rt.errors import ExportError, InputError, WrongTypeError
-from finercam_rt.export.readings import LayoutRequest, find_target_layer
+from finercam_rt.export.layers import find_target_layer
+from finercam_rt.export.readings import LayoutRequest
 from finercam_rt.manifest import LayerInfo
 
 CACHE = EngineCache()
@@ -194,7 +195,7 @@ def layer_name(model: nn.Module, layer: object) -> str:
         )
     for name, module in model.named_modules():
         if module is layer and name:
-            return name
+            return str(name)
     raise InputError(
         f"a target layer, a {type(layer).__name__}, is not inside the model; give one of model.named_modules()."
     )

@@ -85,7 +85,7 @@ class _CAM:
             )
         images = checked_images(input_tensor, "input_tensor")
         answers = [(ask(view), flipped) for view, flipped in (_views(images) if aug_smooth else [(images, False)])]
-        found = [finished(answer.maps, images.shape[2:]) for answer, _ in answers]  # type: ignore[arg-type]
+        found = [finished(answer.maps, images.shape[2:]) for answer, _ in answers]
         # where a map may be made of what is not finite, it must not look like one
         for maps, (answer, _) in zip(found, answers, strict=True):
             maps[answer.status == Status.NON_FINITE] = np.nan

@@ -25,7 +25,7 @@ def finished(layers: Sequence[Maps], size: tuple[int, int]) -> Maps:
 
 def normalised(maps: Maps) -> Maps:
     """(map - min) / (max - min + EPSILON), image by image."""
-    shifted = maps - maps.min(axis=(1, 2), keepdims=True)
+    shifted: Maps = maps - maps.min(axis=(1, 2), keepdims=True)
     shifted /= np.float32(EPSILON) + shifted.max(axis=(1, 2), keepdims=True)
     return shifted
 

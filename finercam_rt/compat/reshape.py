@@ -54,7 +54,7 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str) -> R
     for reading, expected in _readings(index, found, grid):
         if torch.equal(found, expected):
             return reading
-        if torch.equal(found, expected.flatten(2).unflatten(2, (grid[1], grid[0])).transpose(2, 3)):
+        if torch.equal(found, expected.reshape(*expected.shape[:2], grid[1], grid[0]).transpose(2, 3)):
             raise InputError(
                 f"{about} puts rows where columns are: it reads the positions down instead of across, which turns the "
                 "map over its diagonal; correct it, or leave it out."
@@ -76,6 +76,6 @@ def _readings(index: torch.Tensor, found: torch.Tensor, grid: tuple[int, int]) -
         ]
     elif index.ndim == 3 and 0 < cells <= index.shape[1]:
         prefix = int(index.shape[1]) - cells
-        patches = index[:, prefix:].transpose(1, 2).unflatten(2, grid)
+        patches = index[:, prefix:].transpose(1, 2).reshape(len(index), -1, *grid)
         every = [(Reading("tokens", grid, prefix), patches)]
     return [(reading, expected) for reading, expected in every if expected.shape == found.shape]

@@ -92,13 +92,13 @@ def read_target(target: Any, num_classes: int) -> Question:
         for question, function in _guesses(target, num_classes):
             if all(_equal(g, _gradient(function, row)) for g, row in zip(gradients, rows, strict=True)):
                 return question
-    question = _linear(gradients[0]) if all(_equal(gradients[0], g) for g in gradients) else None
-    if question is None:
+    linear = _linear(gradients[0]) if all(_equal(gradients[0], g) for g in gradients) else None
+    if linear is None:
         raise InputError(
             f"the target {_named(target)} cannot be compiled; give ClassifierOutputTarget, FinerWeightedTarget, or "
             "another function that is one class's score, or its difference from one or the mean of several others."
         )
-    return question
+    return linear
 
 
 def _gradient(target: TargetFunction, row: torch.Tensor) -> torch.Tensor:

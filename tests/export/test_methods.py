@@ -29,7 +29,14 @@ PUBLIC = {
     "eigengradcam": "EigenGradCAM",
     "fem": "FEM",
     "eigencam": "EigenCAM",
+    "gradcam-eigen": "GradCAM",
+    "gradcam++-eigen": "GradCAMPlusPlus",
+    "xgradcam-eigen": "XGradCAM",
+    "layercam-eigen": "LayerCAM",
+    "gradcamelementwise-eigen": "GradCAMElementWise",
 }
+SMOOTHED = tuple(name for name in NAMES if name.endswith("-eigen"))
+"""pytorch-grad-cam's eigen_smooth=True."""
 GRID, CHANNELS, PREFIX = (5, 7), 24, 2
 
 
@@ -56,29 +63,47 @@ def _in_layout(x: Any, layout: str) -> tuple[Any, LayerInfo]:
     return torch.cat([junk, x.flatten(2).transpose(1, 2)], 1), LayerInfo("layer", "tokens", GRID, PREFIX)
 
 
-def _public_scores(name: str, a: Any, g: Any) -> Any:
-    """The library's map before ReLU; its sign is arbitrary for the eigen methods."""
+def _public(name: str) -> Any:
     library = pytest.importorskip("pytorch_grad_cam", reason="parity needs grad-cam")
     cls = getattr(library, name, None)
     if cls is None:
         module = importlib.import_module(f"pytorch_grad_cam.{name.lower()}")
         cls = next(value for key, value in vars(module).items() if key.lower() == name.lower())
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
-    with cls(model=model, target_layers=[model[0]]) as cam:
-        return cam.get_cam_image(torch.zeros(2, 3, 8, 8), model[0], None, a.numpy(), g.numpy(), False)
+    return cls(model=model, target_layers=[model[0]])
+
+
+def _public_scores(method: str, a: Any, g: Any) -> Any:
+    """The library's map before ReLU; its sign is arbitrary for the eigen methods."""
+    with _public(PUBLIC[method]) as cam:
+        return cam.get_cam_image(torch.zeros(2, 3, 8, 8), None, None, a.numpy(), g.numpy(), method in SMOOTHED)
+
+
+def _terms(method: str, a: Any, g: Any) -> Any:
+    """What the eigen methods take the first principal component of."""
+    known = {
+        "eigencam": a,
+        "eigengradcam": a * g,
+        "layercam-eigen": g.relu() * a,
+        "gradcamelementwise-eigen": (g * a).relu(),
+    }
+    if method in known:
+        return known[method]
+    with _public(PUBLIC[method]) as cam:
+        weights = cam.get_cam_weights(None, None, None, a.numpy(), g.numpy())
+    return torch.from_numpy(np.float32(weights))[:, :, None, None] * a
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
 @pytest.mark.parametrize("method", NAMES)
 def test_formulas_equal_the_public_library(method: str, layout: str) -> None:
     a, g = _activations_and_gradients(3)
-    if method == "xgradcam":
+    if method.startswith("xgradcam"):
         a = a + 0.01  # a channel without any activation divides by the epsilon alone
-    expected = _public_scores(PUBLIC[method], a, g)
-    if method.startswith("eigen"):
-        # of the two signs, ours is the one along which the activations are larger in the mean
-        x = a * g if method == "eigengradcam" else a
-        x = x.flatten(2).transpose(1, 2)
+    expected = _public_scores(method, a, g)
+    if "eigen" in method:
+        # of the two signs, ours is the one along which the terms are larger in the mean
+        x = _terms(method, a, g).flatten(2).transpose(1, 2)
         centred = x - x.mean(1, keepdim=True)
         along = x.mean(1, keepdim=True) @ centred.transpose(1, 2) @ torch.from_numpy(expected).flatten(1)[:, :, None]
         expected = expected * np.sign(along.numpy())
@@ -94,7 +119,8 @@ def test_engines_of_every_method(method: str, tmp_path: Path) -> None:
     """Compiled, verified against eager autograd by the export itself, and the seed changes what it should change."""
     torch.manual_seed(0)
     # XGrad-CAM divides by the sum of a channel's activations, which is near zero behind a layer norm
-    name, arguments = ("resnet18", {}) if method == "xgradcam" else ("vit_tiny_patch16_224", {"img_size": 64})
+    few = {"img_size": 64, "depth": 2}
+    name, arguments = ("resnet18", {}) if method.startswith("xgradcam") else ("vit_tiny_patch16_224", few)
     model = timm.create_model(name, num_classes=10, **arguments).eval()
     with torch.no_grad():
         for parameter in model.parameters():
