@@ -1,0 +1,228 @@
+"""Operations as models use them: each in the trunk and in the tail of a toy, its compiled form against autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
+pytest.importorskip("onnx", reason="the export needs onnx")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from finercam_rt.errors import ExportError  # noqa: E402
+from finercam_rt.export import export_model  # noqa: E402
+from finercam_rt.export.capture import capture  # noqa: E402
+from finercam_rt.export.cut import cut  # noqa: E402
+from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
+from finercam_rt.export.method import raw_map  # noqa: E402
+from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
+from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
+
+CHANNELS, SIZE, GRID = 8, (8, 12), (4, 6)
+LAYER = LayerInfo("tap", "nchw", GRID)
+
+
+class Toy(nn.Module):
+    """A convolution, an operation, the target layer `tap`, the same operation, and a head."""
+
+    def __init__(self, operation: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.stem, self.tap, self.head = nn.Conv2d(3, CHANNELS, 2, 2), nn.Identity(), nn.Linear(CHANNELS, 7)
+        self.operation = operation
+
+    def forward(self, images: Any) -> Any:
+        x = self.tap(self.operation(self.stem(images).tanh()))
+        return self.head(self.operation(x).mean((2, 3)))
+
+
+def _tokens(x: Any) -> Any:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _image(tokens: Any, x: Any) -> Any:
+    return tokens.transpose(1, 2).reshape(x.shape)
+
+
+def _attended(x: Any, **options: Any) -> Any:
+    """Attention of two heads; with enable_gqa one head of keys and values for both."""
+    q = _tokens(x).reshape(x.shape[0], -1, 2, CHANNELS // 2).transpose(1, 2)
+    k = q[:, :1] if options.get("enable_gqa") else q
+    return x + _image(F.scaled_dot_product_attention(q, k, k, **options).transpose(1, 2).flatten(2), x)
+
+
+def _attention_of_rank_3(x: Any) -> Any:
+    t = _tokens(x)
+    return x + _image(F.scaled_dot_product_attention(t, t, t, scale=0.7), x)
+
+
+def _attention_of_rank_5(x: Any) -> Any:
+    t = _tokens(x).reshape(x.shape[0], 4, -1, 2, CHANNELS // 2).transpose(2, 3)
+    mask = torch.linspace(-1, 1, 6 * 6).reshape(6, 6)
+    y = F.scaled_dot_product_attention(t, t, t, attn_mask=mask)
+    return x + _image(y.transpose(2, 3).reshape(x.shape[0], -1, CHANNELS), x)
+
+
+def _windows(x: Any) -> Any:
+    u = F.unfold(x, 3, padding=1).reshape(x.shape[0], CHANNELS, 9, *x.shape[2:])
+    return u.softmax(2).mul(u).sum(2)
+
+
+def _sum_of_windows(x: Any) -> Any:
+    """As in VOLO: dilated, strided windows, summed where they came from."""
+    columns = F.unfold(x, (3, 2), dilation=(1, 2), padding=(1, 2), stride=(2, 1)).tanh()
+    return x + F.fold(columns, x.shape[2:], (3, 2), dilation=(1, 2), padding=(1, 2), stride=(2, 1))
+
+
+def _halo(x: Any) -> Any:
+    """Overlapping windows of all positions, as in HaloNet: the mean square of each."""
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2)
+    return x + F.interpolate(windows.square().mean((-2, -1)), x.shape[2:])
+
+
+def _assigned(x: Any) -> Any:
+    """In place: a row, a range, every other column, a broadcast number."""
+    y = torch.zeros_like(x)
+    y[:, :, 1:] = x[:, :, :-1] * x[:, :, 1:]
+    y[:, 0] = x[:, 1]
+    y[:, :, :, ::2] *= 2
+    y[:, 3, 1:3] = 0.5
+    return y + x
+
+
+def _resized(mode: str, size: tuple[int, int] | None = (3, 4), **options: Any) -> Callable[[Any], Any]:
+    back = {"mode": mode, **({} if mode == "nearest" else {"align_corners": False})}
+
+    def operation(x: Any) -> Any:
+        less = F.interpolate(x, size, mode=mode, **options) if size else F.interpolate(x, scale_factor=2, mode=mode)
+        return x * F.interpolate(less, x.shape[2:], **back)
+
+    return operation
+
+
+def _table(x: Any) -> Any:
+    """A position table of another size, resized as ViTs do."""
+    table = torch.linspace(-1, 1, CHANNELS * 9).reshape(1, CHANNELS, 3, 3)
+    return x + F.interpolate(table, x.shape[2:], mode="bicubic", antialias=True)
+
+
+def _clamped(x: Any) -> Any:
+    """One value clamped three times by constants, as in a ViT with clipped projections."""
+    inf = torch.tensor(torch.inf)
+    y = x.clamp(torch.tensor(-0.5), torch.tensor(0.5)) + 2 * x.clamp(torch.tensor(-0.1), torch.tensor(0.4))
+    return y + x.clamp(-inf, inf)
+
+
+PERMUTED = [3, 1, 0, 2, 7, 6, -3, 4]
+OPERATIONS: dict[str, Callable[[Any], Any]] = {
+    "attention of rank 3": _attention_of_rank_3,
+    "attention of rank 5, with a mask": _attention_of_rank_5,
+    "causal attention": lambda x: _attended(x, is_causal=True),
+    "grouped attention": lambda x: _attended(x, enable_gqa=True),
+    "windows": _windows,
+    "sum of windows": _sum_of_windows,
+    "halo": _halo,
+    "assigned in place": _assigned,
+    "adaptive average pooling": lambda x: x * F.interpolate(F.adaptive_avg_pool2d(x, 3), x.shape[2:]),
+    "adaptive average pooling of equal windows": lambda x: x * F.interpolate(F.adaptive_avg_pool2d(x, 2), x.shape[2:]),
+    "adaptive average pooling in one dimension": lambda x: x * F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None],
+    "adaptive max pooling": lambda x: x + F.interpolate(F.adaptive_max_pool2d(x, 2), x.shape[2:]),
+    "global max pooling": lambda x: x * F.adaptive_max_pool2d(x, 1),
+    "nearest": _resized("nearest"),
+    "bilinear": _resized("bilinear"),
+    "bilinear, corners aligned": _resized("bilinear", align_corners=True),
+    "bilinear, antialiased": _resized("bilinear", antialias=True),
+    "bicubic, twice as large": _resized("bicubic", None),
+    "resized table": _table,
+    "constant index": lambda x: x[:, torch.tensor(PERMUTED)] * x,
+    "index_select": lambda x: torch.index_select(x, 1, torch.tensor(PERMUTED) % CHANNELS) * x,
+    "clamped": _clamped,
+    "sum of two linear ways": lambda x: (x + x.flip(1)) / 2 + F.conv2d(x, torch.ones(CHANNELS, CHANNELS, 1, 1)),
+    "len of the batch": lambda x: x.reshape(len(x), CHANNELS, -1).reshape(x.shape) * x,
+}
+WITH_ONNX = ["attention of rank 5, with a mask", "sum of windows", "halo", "clamped", "resized table"]
+"""What the exporter itself failed on, or what no other test writes as ONNX."""
+
+
+def _model(name: str) -> Any:
+    torch.manual_seed(0)
+    return Toy(OPERATIONS[name]).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, "hirescam") for name in OPERATIONS),
+        *((name, "gradcam") for name in ("windows", "bilinear", "len of the batch")),
+    ],
+)
+def test_logits_and_maps_equal_autograd(name: str, method: str) -> None:
+    """Through all stages up to the traced graph, at another batch size than the captured one."""
+    model = _model(name)
+    images = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    split = cut(capture(model, ["tap"], images[:2]))
+    tail = explained_tail(split, [LAYER], Request(method, "mean", 2)).graph_module
+    references = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    with torch.no_grad():
+        logits, got, *_ = tail(tuple(split.trunk(images)), torch.tensor([0, 1, 2]), references, torch.full((3,), 0.6))
+    (activations,), expected = run_with_gradients(model, ["tap"], images)
+    value = objective_value(expected, [0, 1, 2], references.tolist(), [0.6] * 3, "mean")
+    (gradients,) = torch.autograd.grad(value, activations)
+    with torch.no_grad():
+        wanted = raw_map(activations, gradients, LAYER, method)
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+    targets = {node.target for node in tail.graph.nodes}
+    scattering = {torch.ops.aten.index_put.default, torch.ops.aten._unsafe_index_put.default}
+    assert not targets & {*scattering, torch.ops.aten.scatter_add.default, torch.ops.aten.index_add.default}
+
+
+@pytest.mark.parametrize("name", WITH_ONNX)
+def test_written_as_onnx(name: str, tmp_path: Path) -> None:
+    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    manifest = export_model(_model(name), tmp_path / "toy.onnx", target_layer="tap", input=spec)
+    assert manifest.verification is not None
+    assert manifest.verification["map_relative_l2"] < 1e-5
+
+
+def test_constants_are_computed_once_and_big_ones_stay_small() -> None:
+    big = torch.nn.Parameter(torch.randn(1, CHANNELS, 1, 1))
+
+    def operation(x: Any) -> Any:
+        return x + (big.expand(-1, -1, 300, 300) * 2)[:, :, : x.shape[2], : x.shape[3]] + _table(x)
+
+    torch.manual_seed(0)
+    model = Toy(operation).eval()
+    model.big = big
+    graph = capture(model, ["tap"], torch.randn(2, 3, *SIZE)).graph_module
+    names = {str(node.target) for node in graph.graph.nodes}
+    assert "aten._upsample_bicubic2d_aa.vec" not in names
+    assert sum(buffer.numel() for buffer in graph.buffers()) < 100_000
+
+
+def test_an_operation_without_a_form_is_named(tmp_path: Path) -> None:
+    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    toy = Toy(lambda x: x * torch.cdist(_tokens(x), _tokens(x)).mean(1).reshape(x.shape[0], 1, *x.shape[2:]))
+    with pytest.raises(ExportError, match=r"\(the operation aten::_cdist_forward\)\.$"):
+        export_model(toy.eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path) -> None:
+    """Logits of 1e9: which reference the softmax takes is a matter of the last digit."""
+
+    class Huge(Toy):
+        def forward(self, images: Any) -> Any:
+            return super().forward(images) * 1e9 + torch.linspace(0, 300, 7)
+
+    torch.manual_seed(0)
+    model = Huge(torch.tanh).eval()
+    model.head.weight.data[1:] = model.head.weight.data[0] + 1e-7 * torch.randn(6, CHANNELS)
+    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="float32 cannot hold the map of this layer: PyTorch itself is"):
+        export_model(model, tmp_path / "toy.onnx", target_layer="tap", input=spec)
