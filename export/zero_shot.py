@@ -47,6 +47,7 @@ class ZeroShot(nn.Module):
         self._modules.update(model._modules)
         self._parameters.update(model._parameters)
         self._buffers.update(model._buffers)
+        self._non_persistent_buffers_set.update(model._non_persistent_buffers_set)
         self.training = model.training
         self.logit_constants = (logit_scale, logit_bias)
         self._image_tower = tuple(image_tower)
