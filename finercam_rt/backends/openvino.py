@@ -152,6 +152,7 @@ class OpenVinoBackend:
         model = self._model.clone()
         if batch is not None:
             model.reshape({name: [batch, *tail] for name, (_, tail) in self._interface.inputs.items()})
+            unshare_square_weights(self._openvino, model)
         if self._compute == "f32":
             return [self._core.compile_model(model, "CPU", self._options)]
         prediction, explanation = cut_behind_logits(self._openvino, model)
