@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -277,4 +278,6 @@ def _write(text: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    # its processes end with it, however it is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -166,6 +166,7 @@ class OpenVinoBackend:
             known = {BATCH: batch, CLASSES: -1}  # -1 is what may change from run to run
             shapes = {name: shape for name, (_, shape) in self._interface.inputs.items()}
             model.reshape({name: [known.get(size, size) for size in shape] for name, shape in shapes.items()})
+            unshare_square_weights(self._openvino, model)
         if self._compute == "f32":
             return [self._core.compile_model(model, "CPU", self._options)]
         prediction, explanation = cut_behind_logits(self._openvino, model)

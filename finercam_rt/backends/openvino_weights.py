@@ -6,6 +6,9 @@ both ways where it is square, and one of the two gets the other's packing: wrong
 error. Reading it through equal conversions, reshapes or slices does not help, because OpenVINO merges those; a copy
 does. Not square weights are packed apart. Convolutions and their transposes share a weight of as many channels in as
 out in the same wrong way.
+
+A weight that is repeated for each image is a weight like any other once the batch is known to be one image, since
+OpenVINO then drops the repetition: such a graph has to come through here again.
 """
 
 from __future__ import annotations
@@ -36,10 +39,12 @@ def unshare_square_weights(openvino: Any, model: Any) -> int:
         ports, swapped = _PRODUCTS.get(node.get_type_name(), ((), 0))
         for port in ports:
             weight = node.input_value(port)
-            if not _is_square(weight, swapped) or (sources := _constants_behind(weight)) is None:
+            if not _is_square(weight, swapped) or (behind := _behind(weight)) is None:
                 continue
+            sources, parameters = behind
             if sources & seen:
-                node.input(port).replace_source_output(openvino.op.Constant(_value(openvino, weight)).output(0))
+                value = _value(openvino, weight, parameters)
+                node.input(port).replace_source_output(openvino.op.Constant(value).output(0))
                 copies += 1
             seen |= sources
     return copies
@@ -54,31 +59,41 @@ def _is_square(output: Any, swapped: int) -> bool:
     return bool(sizes[swapped] == sizes[swapped + 1])
 
 
-def _constants_behind(output: Any) -> set[str] | None:
-    """The names of the constants that it is computed from; None where it depends on an input of the graph."""
+def _behind(output: Any) -> tuple[set[str], list[Any]] | None:
+    """The names of the constants whose values it has, and the inputs of the graph whose shapes alone matter.
+
+    None where it depends on the values of an input of the graph, or on a shape that is not known.
+    """
     found: set[str] = set()
-    visited: set[str] = set()
-    waiting = [output.get_node()]
+    parameters: dict[str, Any] = {}
+    visited: set[tuple[str, bool]] = set()
+    waiting = [(output.get_node(), False)]
     while waiting:
-        node = waiting.pop()
+        node, shape_alone = waiting.pop()
         name = node.get_name()  # unique in the model
-        if name in visited:
+        if (name, shape_alone) in visited:
             continue
-        visited.add(name)
-        if node.get_type_name() == "Constant":
-            found.add(name)
+        visited.add((name, shape_alone))
+        kind = node.get_type_name()
+        if kind == "Constant":
+            found |= set() if shape_alone else {name}
+        elif kind == "Parameter" and shape_alone:
+            parameters[name] = node
         elif not node.inputs():
             return None
         else:
-            waiting += [value.get_node() for value in node.input_values()]
-    return found
+            if kind == "ShapeOf" and node.input_value(0).get_partial_shape().is_dynamic:
+                return None
+            waiting += [(value.get_node(), shape_alone or kind == "ShapeOf") for value in node.input_values()]
+    return found, list(parameters.values())
 
 
-def _value(openvino: Any, output: Any) -> Any:
-    """A copy of the constant, or of what is computed from constants; never the same memory."""
+def _value(openvino: Any, output: Any, parameters: list[Any]) -> Any:
+    """A copy of the constant, or of what is computed from constants and shapes; never the same memory."""
     node = output.get_node()
     if node.get_type_name() == "Constant":
         return np.array(node.data)
     result = openvino.Tensor(output.get_element_type(), output.get_shape())
-    openvino.Model([openvino.op.Result(output)], []).evaluate([result], [])
+    inputs = [openvino.Tensor(value.get_element_type(), value.get_output_shape(0)) for value in parameters]
+    openvino.Model([openvino.op.Result(output)], parameters).evaluate([result], inputs)
     return np.array(result.data)

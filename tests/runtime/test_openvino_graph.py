@@ -68,6 +68,25 @@ def test_a_square_weight_read_both_ways_gives_both_products(form, batch, size):
     assert unshare_square_weights(ov, model) == 0, "nothing is left to copy"
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_square_weight_repeated_for_each_image_is_copied_once_the_batch_is_known(batch):
+    size = 192
+    weight = (RNG.standard_normal((size, size)) / np.sqrt(size)).astype(np.float32)
+    x, g = RNG.standard_normal((2, batch, 1, size)).astype(np.float32)
+    inputs = [op.parameter([-1, 1, size], np.float32, name=name) for name in "xg"]
+    images = op.gather(op.shape_of(inputs[0]), op.constant([0]), op.constant(0))
+    repeated = op.broadcast(op.constant(weight), op.concat([images, op.constant([size, size])], 0))
+    backward = op.matmul(inputs[1], op.transpose(repeated, np.array([0, 2, 1])), False, False)
+    products = op.matmul(inputs[0], repeated, False, False), backward
+    model = ov.Model([op.result(op.tanh(product)) for product in products], inputs)
+    assert unshare_square_weights(ov, model) == 0
+    model.reshape({name: [batch, 1, size] for name in "xg"})
+    assert unshare_square_weights(ov, model) == 1
+    got = infer(model, x=x, g=g)
+    assert np.abs(got[0] - np.tanh(x @ weight)).max() < 1e-5
+    assert np.abs(got[1] - np.tanh(g @ weight.T)).max() < 1e-5
+
+
 def test_only_square_weights_that_are_shared_are_copied():
     x = op.parameter([-1, 8], np.float32, name="x")
     square, other, wide = (
