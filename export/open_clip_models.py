@@ -44,6 +44,7 @@ def load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
     settings, preprocessing = (
         _folder_settings(folder) if folder else _named_settings(open_clip, architecture, tag, request)
     )
+    stored = request.checkpoint is None and not request.random_weights
     options: dict[str, Any] = dict(request.arguments)
     if request.input_size is not None:
         options["force_image_size"] = request.input_size
@@ -56,7 +57,8 @@ def load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
                 f"local-dir:{folder}" if folder else architecture,
                 pretrained_image=False,
                 pretrained_text=False,
-                load_weights=request.checkpoint is None and not request.random_weights,
+                load_weights=stored,
+                require_pretrained=stored,  # or it would go on with random ones
                 **options,
             )
             if request.checkpoint is not None:
@@ -69,7 +71,17 @@ def load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
     model.eval()
 
     def text(prompts: Sequence[str], tokenizer: Path | None) -> torch.Tensor:
-        return _text_features(model, settings["text_cfg"], architecture, prompts, tokenizer or folder, request)
+        ours = not settings["text_cfg"].get("hf_tokenizer_name") and (folder or "siglip" not in architecture.lower())
+        files = tokenizer or folder
+        if not ours and files is None and not request.pretrained:
+            raise ExportError(
+                f"the tokenizer of {architecture} does not come with open_clip; give a folder with its files as "
+                "--tokenizer, or --pretrained to download it."
+            )
+        reader = _tokenizer(settings["text_cfg"], architecture, None if ours else files, bool(ours))
+        check_lengths(prompts, [_length(reader, prompt) for prompt in prompts], reader.context_length)
+        features: torch.Tensor = model.encode_text(reader(list(prompts)))
+        return features
 
     bias = getattr(model, "logit_bias", None)
     zero_shot = ZeroShot(
@@ -148,39 +160,26 @@ def _input_spec(preprocessing: Mapping[str, Any], size: tuple[int, int]) -> Inpu
     )
 
 
-def _text_features(
-    model: Any,
-    settings: Mapping[str, Any],
-    architecture: str,
-    prompts: Sequence[str],
-    tokenizer: Path | None,
-    request: ModelRequest,
-) -> torch.Tensor:
+def _tokenizer(settings: Mapping[str, Any], architecture: str, files: Path | None, ours: bool) -> Any:
+    """What open_clip reads texts with: CLIP's vocabulary, which comes with it, or another one's files."""
     import open_clip
 
     length = int(settings.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
     options = dict(settings.get("tokenizer_kwargs", {}))
-    ours = not settings.get("hf_tokenizer_name") and "siglip" not in architecture.lower()
-    if not ours and tokenizer is None and not request.pretrained:
-        raise ExportError(
-            f"the tokenizer of {architecture} does not come with open_clip; give a folder with its files as "
-            "--tokenizer, or --pretrained to download it."
-        )
     try:
         with quiet():
             if ours:
-                reader: Any = open_clip.SimpleTokenizer(context_length=length, **options)
-            elif tokenizer is None:
-                reader = open_clip.get_tokenizer(architecture)
-            else:
-                mode = settings.get("tokenizer_mode")
-                reader = open_clip.tokenizer.HFTokenizer(str(tokenizer), length, tokenizer_mode=mode, **options)
+                return open_clip.SimpleTokenizer(context_length=length, **options)
+            if files is None:
+                return open_clip.get_tokenizer(architecture)
+            mode = settings.get("tokenizer_mode")
+            return open_clip.tokenizer.HFTokenizer(str(files), length, tokenizer_mode=mode, **options)
     except Exception as error:
         raise ExportError(f"the tokenizer of {architecture} cannot be loaded ({first_line(error)}).") from error
-    if ours:
-        lengths = [len(reader.encode(prompt)) + 2 for prompt in prompts]  # and a token at each end
-    else:
-        lengths = [len(reader.tokenizer(reader.clean_fn(prompt))["input_ids"]) for prompt in prompts]
-    check_lengths(prompts, lengths, length)
-    features: torch.Tensor = model.encode_text(reader(list(prompts)))
-    return features
+
+
+def _length(reader: Any, prompt: str) -> int:
+    """The number of tokens, those at the ends too, before a tokenizer cuts them off."""
+    if hasattr(reader, "encode"):
+        return len(reader.encode(prompt)) + 2
+    return len(reader.tokenizer(reader.clean_fn(prompt))["input_ids"])

@@ -65,8 +65,8 @@ def _attend(
         q, k, v = _heads(projected, 3, module.num_heads)
     else:
         width = module.embed_dim
-        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.split(width)
-        weights = module.in_proj_weight.split(width)
+        biases = (None,) * 3 if module.in_proj_bias is None else torch.split(module.in_proj_bias, width)
+        weights = torch.split(module.in_proj_weight, width)
         q, k, v = (
             _heads(functional.linear(x, weight, bias), 1, module.num_heads)[0]
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)

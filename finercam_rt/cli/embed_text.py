@@ -34,11 +34,11 @@ templates, given to --templates as sentences with one {} each, as files of them,
     + """
 
 examples:
-  finercam export open_clip:ViT-B-16@laion2b_s34b_b88k -o clip.onnx --checkpoint clip.safetensors
-  finercam embed-text open_clip:ViT-B-16@laion2b_s34b_b88k --checkpoint clip.safetensors --class-names birds.txt -o birds.npz
+  finercam export open_clip:ViT-B-16@laion2b_s34b_b88k -o clip.onnx --checkpoint clip.pt
+  finercam embed-text open_clip:ViT-B-16@laion2b_s34b_b88k --checkpoint clip.pt --class-names birds.txt -o birds.npz
   finercam explain clip.onnx grosbeak.jpg -o OUT/ --class-embeddings birds.npz
-  finercam embed-text open_clip:ViT-B-16@laion2b_s34b_b88k --checkpoint clip.safetensors --prompts "red epaulets" bird -o concepts.npz
-  finercam explain clip.onnx blackbird.jpg -o OUT/ --class-embeddings concepts.npz --target "red epaulets"
+  finercam embed-text open_clip:ViT-B-16@laion2b_s34b_b88k --checkpoint clip.pt --prompts "red epaulets" bird -o w.npz
+  finercam explain clip.onnx blackbird.jpg -o OUT/ --class-embeddings w.npz --target "red epaulets"
 """
 )
 

@@ -45,7 +45,7 @@ def read(prompts: Any, _tokenizer: Any = None) -> Any:
 
 @functools.cache
 def transformer() -> Any:
-    return clip({"layers": 2, "width": 32, "head_width": 8, "patch_size": 8})
+    return clip({"layers": 1, "width": 32, "head_width": 8, "patch_size": 8})
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def siglip() -> Any:
     """Of transformers: with a bias, and attention from a learned query in the place of pooling."""
     transformers = pytest.importorskip("transformers", reason="the model comes from transformers")
     torch.manual_seed(0)
-    sizes = {"hidden_size": DIMENSION, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": DIMENSION, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = transformers.SiglipModel(
         transformers.SiglipConfig(
             vision_config={**sizes, "image_size": SIZE, "patch_size": 8},
@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], ZeroShot], str, dict[s
     "clip": (
         transformer,
         lambda model: ZeroShot(model, model.encode_image, logit_scale=SCALE, image_tower=["visual"], text=read),
-        "visual.transformer.resblocks.1.ln_1",
+        "visual.transformer.resblocks.0.ln_1",
         {},
     ),
     "clip-resnet": (
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], ZeroShot], str, dict[s
     "siglip": (
         siglip,
         lambda model: zero_shot_of_transformers(model, Path("missing")),
-        "vision_model.encoder.layers.1.layer_norm1",
+        "vision_model.encoder.layers.0.layer_norm1",
         {"objective": "softmax", "contrasts": P},
     ),
 }
@@ -222,7 +222,9 @@ def test_text_to_map(made: Callable[[str], Made]) -> None:
         got = engine(images.numpy(), target="red epaulets", references=["a bird"])
         np.testing.assert_allclose(got.logits, SCALE * (features @ want.T).numpy(), rtol=1e-4, atol=1e-4)
         assert got.target.tolist() == [1, 1]
-        other = clip({"layers": 1, "width": 32, "head_width": 8, "patch_size": 8})
+        other = clip({"layers": 1, "width": 16, "head_width": 8, "patch_size": 8})
+        text = {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}
+        assert not other.load_state_dict(text, strict=False).unexpected_keys
         engine.with_classes(embed_text(wrap(other), PROMPTS))  # another image tower, the same text tower
         with torch.no_grad():
             other.text_projection.mul_(1.01)
@@ -232,25 +234,22 @@ def test_text_to_map(made: Callable[[str], Made]) -> None:
 
 def test_a_reduced_precision(made: Callable[[str], Made], tmp_path: Path) -> None:
     model = made("clip")[0]
-    path = tmp_path / "int8.onnx"
-    photographs = list((blobs(9, (SIZE, SIZE), 5).permute(0, 2, 3, 1).clamp(-2, 2).numpy() * 60 + 128).astype(np.uint8))
+    path = tmp_path / "fp16.onnx"
     manifest = export_model(
         CASES["clip"][1](model),
         path,
         target_layer=CASES["clip"][2],
         input=SPEC,
-        precision="int8",
-        calibration=photographs,
+        precision="fp16",
         class_embeddings=classes_of(6),
-        force=True,  # so small a model loses more than real ones
     )
-    assert manifest.verification["precision"]["cosine"] > 0.9
+    assert manifest.verification["precision"]["cosine"] > 0.99
     images = blobs(2, (SIZE, SIZE), 5).numpy()
     with Engine(path, backend="onnxruntime", class_embeddings=classes_of(9)) as reduced:
         low = reduced(images).logits
     with Engine(made("clip")[2], backend="onnxruntime", class_embeddings=classes_of(9)) as engine:
         full = engine(images).logits
-    assert 0 < np.abs(low - full).max() < 0.2 * np.abs(full).max()
+    assert 0 < np.abs(low - full).max() < 0.01 * np.abs(full).max()
 
 
 @pytest.mark.parametrize(
