@@ -51,9 +51,7 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
             earlier = [place for place in reversed(maps) if place.step < group[0].step]
             return [(place, True) for place in (*usual, *dense)] + [(place, False) for place in earlier]
         sparse += group
-    if maps:
-        return [(place, False) for place in reversed(maps)]
-    return [(place, False) for place in reversed(norms)]
+    return [(place, False) for place in (*reversed(maps), *reversed(norms))]
 
 
 def class_gradients(logits: torch.Tensor, activations: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
