@@ -192,13 +192,3 @@ def test_auto_takes_no_gate_and_the_last_of_several_exits() -> None:
     assert _found(model, size=(64, 96)) == ("first", "nchw", (8, 12), 0)
     with pytest.raises(ExportError, match=r"the logits do not depend on layer 'beside'; .* such as 'features"):
         _found(Odd(), "beside", (64, 64))
-
-
-def test_windows_and_unit_order_of_real_models_are_refused() -> None:
-    swin = _timm("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 1, 1, 1))
-    with pytest.raises(ExportError, match=r"folds windows or heads into the batch; .* such as 'layers\.2"):
-        _found(swin, "layers.2.blocks.0.attn.qkv", (224, 224))
-    hiera = _timm("hiera_tiny_224", stages=(1, 1, 1, 1), embed_dim=24)
-    with pytest.raises(ExportError, match=r"look at places of the image in another order than that of tokens of a 56x"):
-        _found(hiera, "blocks.0", (224, 224))
-    assert _found(hiera, size=(224, 224)) == ("blocks.3", "tokens", (7, 7), 0)
