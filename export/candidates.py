@@ -23,7 +23,8 @@ class Place:
     """What one or several modules give, named by the best of them.
 
     names: all of them. shape: with the batch. step: its turn in the forward pass, from 0. cut: whether every path from
-    the image to the logits passes through it, as it does through a block's output and not through a query or a gate.
+    the image to the logits (of several that are added up, to the last) passes through it, as it does through a block's
+    output and not through a query or a gate.
     reads: the step of the place whose value it was given as it is; -1 where that is none.
     """
 
@@ -108,7 +109,12 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
     if not logits.isfinite().all():
         raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
-    return _places(trace, _cuts((logits.grad_fn, logits.output_nr), trace.records), example.shape)
+    whole = (logits.grad_fn, logits.output_nr)
+    cuts = _cuts(whole, trace.records)
+    exits = [value for value, r in trace.records.items() if r.shape == tuple(logits.shape) and value not in cuts]
+    if exits:  # logits that are added up from several stages: the last stage's are the whole of what is deepest
+        cuts |= _cuts(exits[-1], trace.records)
+    return _places(trace, cuts, example.shape)
 
 
 def _computes_nothing(module: nn.Module, given: torch.Tensor | None, output: torch.Tensor) -> bool:

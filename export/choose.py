@@ -48,12 +48,14 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
             # a map of class scores is the logits laid out, not what they were made from
             dense.sort(key=lambda place: classes in (place.shape[1], place.shape[-1]))
             usual = _block_norm(dense[0], [n for n in beside if shares[n] >= DENSE], maps, example, bool(sparse))
+            # streams that never meet again leave only a shallow map to all of them; a deep block's says more
+            count = position_count(dense[0].shape, example.shape)
+            deep = [norm for norm in reversed(norms) if 4 * position_count(norm.shape, example.shape) <= count][:GROUP]
             earlier = [place for place in reversed(maps) if place.step < group[0].step]
-            return [(place, True) for place in (*usual, *dense)] + [(place, False) for place in earlier]
+            seen = [(place, True) for place in (*usual, *dense)]
+            return [(place, False) for place in deep] + seen + [(place, False) for place in earlier]
         sparse += group
-    if maps:
-        return [(place, False) for place in reversed(maps)]
-    return [(place, False) for place in reversed(norms)]
+    return [(place, False) for place in (*reversed(maps), *reversed(norms))]
 
 
 def class_gradients(logits: torch.Tensor, activations: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:

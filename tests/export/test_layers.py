@@ -167,3 +167,28 @@ def test_a_model_without_any_map() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, 4))
     with pytest.raises(ExportError, match="no target layer was found by itself; name one with target_layer"):
         _found(model, size=(32, 32))
+
+
+class _Exits(nn.Module):
+    """Two stages whose logits are added up, with a gate between them that is no place to look from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 24, 8, 8), nn.Conv2d(24, 24, 2, 2)
+        self.gate = nn.Sequential(nn.Conv2d(24, 24, 1), nn.Sigmoid())
+        self.early, self.late = nn.Linear(24, 5), nn.Linear(24, 5)
+        self.dropped = nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = self.second(x * self.gate(x))
+        return self.early(x.mean((2, 3))) + self.late(self.dropped(y).mean((2, 3)))
+
+
+def test_auto_takes_no_gate_and_the_last_of_several_exits() -> None:
+    model = _Exits()
+    assert _found(model, size=(64, 96)) == ("second", "nchw", (4, 6), 0)
+    model.second = nn.Identity()
+    assert _found(model, size=(64, 96)) == ("first", "nchw", (8, 12), 0)
+    with pytest.raises(ExportError, match=r"the logits do not depend on layer 'beside'; .* such as 'features"):
+        _found(Odd(), "beside", (64, 64))
