@@ -308,16 +308,17 @@ def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 
 def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
+    arguments: tuple[Any, ...] = node.args
     if node.target is aten.index_select.default:
-        x, dim, index = node.args
+        x, dim, index = arguments
     else:
-        x, indices = node.args
+        x, indices = arguments
         given = [i for i, index in enumerate(indices) if index is not None]
         if len(given) != 1:
             return None
         dim, index = given[0], indices[given[0]]
     places = rewriter.tensor(index)
-    value = x.meta["val"]  # type: ignore[union-attr]
+    value = x.meta["val"]
     size = value.shape[dim]
     if places is None or places.ndim != 1 or places.dtype != torch.int64 or not isinstance(size, int):
         return None
@@ -354,12 +355,7 @@ TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
 """For what goes to the exporter as it is."""
 
 TAIL: dict[Any, Rule] = {
-    **{
-        getattr(resize, name): _resize
-        for resize in _RESIZES
-        for name in resize.overloads()
-        if name in ("default", "vec")
-    },
+    **{getattr(resize, name): _resize for resize in _RESIZES for name in ("default", "vec") if hasattr(resize, name)},
     aten.index.Tensor: _constant_index,
     aten.index_select.default: _constant_index,
 }
