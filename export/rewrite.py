@@ -133,7 +133,7 @@ def _slice_scatter(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _select_scatter(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     x, source, dim, index = node.args
-    size = x.meta["val"].shape[dim]  # type: ignore[union-attr, index]
+    size = x.meta["val"].shape[dim]  # type: ignore[union-attr]
     if not isinstance(size, int):
         return None
     first = int(index) % size  # type: ignore[arg-type]
@@ -181,15 +181,15 @@ def _clamp(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def _attention(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """softmax(scale * Q K^T + mask) V step by step where queries are not (N,heads,L,D), all that the exporter takes."""
     query, key, value, mask, dropout, causal = _arguments(node, None, None, None, None, 0.0, False)
-    ranks = {argument.meta["val"].ndim for argument in (query, key, value)}  # type: ignore[union-attr]
+    ranks = {argument.meta["val"].ndim for argument in (query, key, value)}
     mask = node.kwargs.get("attn_mask", mask)
     causal, dropout = node.kwargs.get("is_causal", causal), node.kwargs.get("dropout_p", dropout)
     if ranks == {4} or causal or dropout or node.kwargs.get("enable_gqa"):
         return None
-    if mask is not None and mask.meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
+    if mask is not None and mask.meta["val"].dtype == torch.bool:
         return None
     given = node.kwargs.get("scale")
-    scale = query.meta["val"].shape[-1] ** -0.5 if given is None else given  # type: ignore[union-attr, operator]
+    scale = query.meta["val"].shape[-1] ** -0.5 if given is None else given
     scaled = rewriter.emit(aten.mul.Tensor, query, scale)
     scores = rewriter.emit(aten.matmul.default, scaled, rewriter.emit(aten.transpose.int, key, -2, -1))
     if mask is not None:
@@ -308,17 +308,18 @@ def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 
 def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
+    arguments: tuple[Any, ...] = node.args
     if node.target is aten.index_select.default:
-        x, dim, index = node.args
+        x, dim, index = arguments
     else:
-        x, indices = node.args
-        given = [i for i, index in enumerate(indices) if index is not None]  # type: ignore[union-attr, arg-type]
+        x, indices = arguments
+        given = [i for i, index in enumerate(indices) if index is not None]
         if len(given) != 1:
             return None
-        dim, index = given[0], indices[given[0]]  # type: ignore[union-attr, index]
+        dim, index = given[0], indices[given[0]]
     places = rewriter.tensor(index)
-    value = x.meta["val"]  # type: ignore[union-attr]
-    size = value.shape[dim]  # type: ignore[index]
+    value = x.meta["val"]
+    size = value.shape[dim]
     if places is None or places.ndim != 1 or places.dtype != torch.int64 or not isinstance(size, int):
         return None
     if not value.is_floating_point():
@@ -354,12 +355,7 @@ TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
 """For what goes to the exporter as it is."""
 
 TAIL: dict[Any, Rule] = {
-    **{
-        getattr(resize, name): _resize
-        for resize in _RESIZES
-        for name in resize.overloads()
-        if name in ("default", "vec")
-    },
+    **{getattr(resize, name): _resize for resize in _RESIZES for name in ("default", "vec") if hasattr(resize, name)},
     aten.index.Tensor: _constant_index,
     aten.index_select.default: _constant_index,
 }

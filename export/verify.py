@@ -198,11 +198,11 @@ def _difference(map_error: float, logit_error: float, rounding: float, logits: f
     map that is a small difference of large terms (behind it a layer norm, before it the same values at all positions),
     and logits so large that their last digit decides the softmax over the references.
     """
-    if rounding > MAP_TOLERANCE / 2:
+    if logit_error <= LOGIT_TOLERANCE and max(rounding, logits * torch.finfo(torch.float32).eps) > MAP_TOLERANCE / 2:
         return (
-            f"float32 cannot hold the map of this layer: PyTorch itself is {rounding:.1e} away from its own run in "
-            f"float64 (the logits reach {logits:.1e}), and the engine {map_error:.1e} from PyTorch, where "
-            f"{MAP_TOLERANCE:.0e} is allowed; are the weights trained ones? If so, choose another target layer."
+            f"float32 cannot hold the map of this layer: the logits reach {logits:.1e}, PyTorch's own map is "
+            f"{rounding:.1e} from its run in float64, and the engine's {map_error:.1e} from PyTorch's, where "
+            f"{MAP_TOLERANCE:.0e} is allowed; check that the weights are trained ones, or choose another target layer."
         )
     return (
         f"the compiled engine does not equal the model: relative error {map_error:.1e} of the maps and "

@@ -208,7 +208,7 @@ def test_constants_are_computed_once_and_big_ones_stay_small() -> None:
 def test_an_operation_without_a_form_is_named(tmp_path: Path) -> None:
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
     toy = Toy(lambda x: x * torch.cdist(_tokens(x), _tokens(x)).mean(1).reshape(x.shape[0], 1, *x.shape[2:]))
-    with pytest.raises(ExportError, match=r"\(the operation aten::_cdist_forward\)\.$"):
+    with pytest.raises(ExportError, match=r"\(the operation aten\._cdist_forward\)\.$"):
         export_model(toy.eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)
     assert not list(tmp_path.iterdir())
 
@@ -224,5 +224,5 @@ def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path
     model = Huge(torch.tanh).eval()
     model.head.weight.data[1:] = model.head.weight.data[0] + 1e-7 * torch.randn(6, CHANNELS)
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match="float32 cannot hold the map of this layer: PyTorch itself is"):
+    with pytest.raises(ExportError, match="float32 cannot hold the map of this layer: the logits reach"):
         export_model(model, tmp_path / "toy.onnx", target_layer="tap", input=spec)
