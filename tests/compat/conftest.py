@@ -43,5 +43,6 @@ def images() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Models as small as these gain nothing from two, and waiting threads burn the other tests' time."""
+    torch.set_num_threads(1)
