@@ -73,6 +73,10 @@ def _efficientnet() -> Any:
     return torchvision.models.EfficientNet(blocks, 0.2, num_classes=CLASSES)
 
 
+def _mixer() -> Any:
+    return timm.models.mlp_mixer.MlpMixer(CLASSES, img_size=64, patch_size=16, num_blocks=2, embed_dim=64)
+
+
 def _regnet() -> Any:
     module = torchvision.models.regnet
     return module.RegNet(
@@ -110,10 +114,10 @@ ARCHITECTURES = {
         _timm(
             "swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 2), num_heads=(2, 4), embed_dim=32
         ),
-        "layers.1.blocks.1.norm2",
+        "norm",
         reshape=lambda t: t.permute(0, 3, 1, 2),
     ),
-    "mixer": Case(_timm("mixer_s32_224", img_size=128, num_blocks=2), "blocks.1.norm1", (128, 128), _tokens(0, 4, 4)),
+    "mixer": Case(_mixer, "blocks.1.norm1", reshape=_tokens(0, 4, 4)),
 }
 
 
@@ -132,25 +136,30 @@ def test_parity(name: str) -> None:
 
 
 def _check_grad_cam(model: Any, case: Case, images: Any) -> None:
-    layers = [model.get_submodule(case.layer)]
-    with ours.GradCAM(model, layers, case.reshape) as mine, public.GradCAM(model, layers, case.reshape) as theirs:
-        _same(mine(images), theirs(images, None))
-        logits = theirs.outputs.detach()
-        torch.testing.assert_close(mine.outputs, logits, rtol=1e-4, atol=1e-5)
+    layers, finer = [model.get_submodule(case.layer)], public.utils.model_targets.FinerWeightedTarget
+    with torch.no_grad():
+        logits = model(images)
     top = logits.topk(4, dim=1)
     assert (top.values[:, 0] - top.values[:, 1]).max() < MAX_MARGIN
-    finer = public.utils.model_targets.FinerWeightedTarget
     pinned = [finer(row[1], [row[2], row[3]], 0.6) for row in top.indices.tolist()]
-    with ours.FinerCAM(model, layers) as mine, public.FinerCAM(model, layers, case.reshape) as theirs:
-        for arguments in ({}, {"alpha": 0.6}, {"targets": pinned}):
-            _same(mine(input_tensor=images, **arguments), theirs(input_tensor=images, **arguments))
-
-
-def _same(got: Any, expected: Any) -> None:
-    assert got.shape == expected.shape
-    # of a random network a contrast can be without evidence; the two must agree on that, too
-    assert (expected.max(axis=(1, 2)) > 0.9).mean() >= 0.5, "too few maps with evidence to compare"
-    np.testing.assert_allclose(got, expected, rtol=0, atol=NORMALISED)
+    with_evidence = []
+    for name, arguments in (
+        ("GradCAM", {"targets": None}),
+        ("FinerCAM", {}),
+        ("FinerCAM", {"alpha": 0.6}),
+        ("FinerCAM", {"targets": pinned}),
+    ):
+        # one after the other: the hooks of theirs would be compiled with the model
+        with getattr(public, name)(model, layers, case.reshape) as theirs:
+            expected = theirs(input_tensor=images, **arguments)
+        with getattr(ours, name)(model, layers, case.reshape) as mine:
+            got = mine(input_tensor=images, **arguments)
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=0, atol=NORMALISED)
+        torch.testing.assert_close(mine.outputs, logits, rtol=1e-4, atol=1e-4)
+        with_evidence.extend(expected.max(axis=(1, 2)) > 0.9)
+    # of a random network a contrast can be without evidence, and the two agree on that, too
+    assert np.mean(with_evidence) >= 0.4, "too few maps with evidence to compare"
 
 
 def _check_torchcam(model: Any, case: Case, images: Any, mean: bool) -> None:
