@@ -227,7 +227,8 @@ def _unclear(
     """Where nothing is seen clearly: what is pinned is believed, and a map of four axes that has one reading."""
     usual = [reading for reading in allowed if _divides(reading.grid, (input_shape[2], input_shape[3]))]
     best = min(usual or allowed, key=lambda reading: reading.prefix_tokens)
-    if agreement(best, sights[0], sights[1]) >= RELIABLE and not fits[best].sure:
+    # of two rows or columns noise agrees with itself as easily
+    if min(best.grid) > 2 and agreement(best, sights[0], sights[1]) >= RELIABLE and not fits[best].sure:
         raise LayerError(
             f"{output}, has positions that look at places of the image in another order than that of {best}",
             "choose another layer",
