@@ -81,6 +81,7 @@ def _video(file: Path) -> Iterator[Image.Image]:
                 raise InputError(f"{file} has no pictures in it; give a video.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            frame: Any  # whose methods are typed in part
             for frame in container.decode(stream):
                 image = frame.to_image()
                 turn = _TURNS[round(frame.rotation / 90) % 4]
