@@ -27,7 +27,7 @@ from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.refusal import refusing
-from finercam_rt.export.verify import verify
+from finercam_rt.export.verify import verification_images, verify
 from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
@@ -35,7 +35,7 @@ from finercam_rt.images import ImageSource
 from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, ZeroShotInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-VERIFICATION_IMAGES, VERIFICATION_CLASSES = 5, 8
+VERIFICATION_CLASSES = 8
 
 
 def export_model(
@@ -227,8 +227,7 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
 
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if images is None:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(VERIFICATION_IMAGES, 3, *input.size, generator=generator)
+        return verification_images(input.size)
     if (
         images.ndim != 4
         or tuple(images.shape[1:]) != (3, *input.size)

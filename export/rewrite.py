@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.nn import functional
 
 from finercam_rt.errors import ExportError
@@ -55,7 +56,8 @@ class Rewriter:
         """A new operation."""
         with self._module.graph.inserting_before(self._node):
             node = self._module.graph.call_function(target, args, kwargs)
-        with self._mode:
+        # the dispatcher in C++ would fix the symbolic batch for some operations, constant_pad_nd for one
+        with self._mode, enable_python_dispatcher():
             values = fx.node.map_arg((args, kwargs), self._value)
             node.meta["val"] = target(*values[0], **values[1])
         return node
@@ -239,6 +241,22 @@ def _adaptive_max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return found
 
 
+def _max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Zeros around what is pooled are 2^-24, the least number of float16.
+
+    ONNX Runtime makes a padding with zeros the pooling's own (Pad_Fusion, 1.17 to 1.31 at least), which is one with
+    minus infinity: another result wherever a window's values are all negative.
+    """
+    padded, *rest = node.args
+    if not isinstance(padded, fx.Node) or padded.target is not aten.pad.default:
+        return None
+    x, widths, mode, value = _arguments(padded, None, None, "constant", None)
+    if mode != "constant" or value:
+        return None
+    apart = rewriter.emit(aten.constant_pad_nd.default, x, widths, 2.0**-24)
+    return rewriter.emit(aten.max_pool2d.default, apart, *rest)
+
+
 def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     """Windows, as a convolution that copies: each channel has one kernel for each place in a window."""
     x, kernel, dilation, padding, stride = node.args
@@ -346,6 +364,7 @@ RULES: dict[Any, Rule] = {
     aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
+    aten.max_pool2d.default: _max_pool2d,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
 }
