@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -257,6 +258,17 @@ def _max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewriter.emit(aten.max_pool2d.default, apart, *rest)
 
 
+def _einsum(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """The same in small letters, the only ones that TensorRT takes."""
+    equation, *operands = node.args
+    assert isinstance(equation, str)
+    letters = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    if equation == equation.lower() or len(letters) > len(ascii_lowercase):
+        return None
+    names = str.maketrans(dict(zip(letters, ascii_lowercase, strict=False)))
+    return rewriter.emit(aten.einsum.default, equation.translate(names), *operands)
+
+
 def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     """Windows, as a convolution that copies: each channel has one kernel for each place in a window."""
     x, kernel, dilation, padding, stride = node.args
@@ -365,6 +377,7 @@ RULES: dict[Any, Rule] = {
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.max_pool2d.default: _max_pool2d,
+    aten.einsum.default: _einsum,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -14,6 +15,10 @@ LEAST_GAIN = 0.5
 GAIN = 0.8
 LOCAL = 0.2
 """The share of a batch norm's input that differs from position to position, below which the norm damps it."""
+DAMPING = (1.0, 0.5, 0.25)
+"""Factors of the branches' scales and of the shifts, tried in this order."""
+ROUNDING = 2e-5
+"""Of the logits in float32, relative: above it the layers blow up whatever is put in, as trained ones do not."""
 _SHIFTS = ("bias", "beta", "token", "embed", "pos")
 """What names of parameters that are added contain; others of one value scale."""
 
@@ -23,28 +28,46 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
 
     Parameters that the library filled with one value are drawn: scales within 20 % of what they are (or from 0.2 to 0.6
     where they are silent), shifts with a standard deviation of 0.1. Weak linear layers are strengthened. Batch norms
-    get the statistics of `images` (N,3,H,W), and noise on them.
+    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, branches and shifts are damped.
     """
-    generator = torch.Generator().manual_seed(seed)
+    before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.copy_(_drawn(name, parameter, generator))
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and module.weight.numel() > 1:
-                gain = float(module.weight.std()) * math.sqrt(module.in_features)
-                if 0 < gain < LEAST_GAIN:
-                    module.weight.mul_(GAIN / gain)
-        _calibrate(model, images, generator)
+        for damping in DAMPING:
+            model.load_state_dict(before)
+            _draw(model, images, seed, damping)
+            if damping == DAMPING[-1] or _rounding(model, images) <= ROUNDING:
+                return
 
 
-def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
+            parameter.copy_(_drawn(name, parameter, generator, damping))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.numel() > 1:
+            gain = float(module.weight.std()) * math.sqrt(module.in_features)
+            if 0 < gain < LEAST_GAIN:
+                module.weight.mul_(GAIN / gain)
+    _calibrate(model, images, generator)
+
+
+def _rounding(model: nn.Module, images: torch.Tensor) -> float:
+    """How far the logits (N,K) in float32 are from those in float64, relative to the largest; 0 where there is none."""
+    try:
+        exact = copy.deepcopy(model).double()(images.double())
+    except (RuntimeError, TypeError):  # float32 in its code
+        return 0.0
+    return float((model(images) - exact).abs().max() / exact.abs().max().clamp(min=1e-300))
+
+
+def _drawn(name: str, parameter: torch.Tensor, generator: torch.Generator, damping: float) -> torch.Tensor:
     value = float(parameter.flatten()[0])
     leaf = name.rpartition(".")[2]
     if any(word in leaf for word in _SHIFTS):
-        return value + 0.1 * torch.randn(parameter.shape, generator=generator)
+        return value + 0.1 * damping * torch.randn(parameter.shape, generator=generator)
     if abs(value) < SILENT:
-        return _uniform(parameter, 0.2, 0.6, generator)
+        return damping * _uniform(parameter, 0.2, 0.6, generator)
     return value * _uniform(parameter, 0.8, 1.2, generator)
 
 

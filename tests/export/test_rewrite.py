@@ -123,6 +123,12 @@ def _pooled_in_zeros(x: Any) -> Any:
     return x + F.max_pool2d(low, 2, 1) + F.interpolate(F.max_pool2d(nn.ZeroPad2d(1)(x - 2), 3, 2), x.shape[2:])
 
 
+def _capital_einsum(x: Any) -> Any:
+    """As in torchvision's MaxViT."""
+    t = _tokens(x)
+    return x + _image(torch.einsum("B I J, B K J -> B I K", t, t).softmax(-1) @ t, x)
+
+
 PERMUTED = [3, 1, 0, 2, 7, 6, -3, 4]
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "attention of rank 3": _attention_of_rank_3,
@@ -139,6 +145,7 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "adaptive max pooling": lambda x: x + F.interpolate(F.adaptive_max_pool2d(x, 2), x.shape[2:]),
     "global max pooling": lambda x: x * F.adaptive_max_pool2d(x, 1),
     "max pooling in zeros": _pooled_in_zeros,
+    "einsum in capital letters": _capital_einsum,
     "nearest": _resized("nearest"),
     "bilinear": _resized("bilinear"),
     "bilinear, corners aligned": _resized("bilinear", align_corners=True),
@@ -202,6 +209,14 @@ def test_written_as_onnx(name: str, tmp_path: Path) -> None:
     manifest = export_model(_model(name), tmp_path / "toy.onnx", target_layer="tap", input=spec)
     assert manifest.verification is not None
     assert manifest.verification["map_relative_l2"] < 1e-5
+
+
+def test_no_equation_has_capital_letters() -> None:
+    torch.manual_seed(0)
+    graph = capture(Toy(_capital_einsum).eval(), ["tap"], torch.randn(2, 3, *SIZE)).graph_module.graph
+    equations = [str(node.args[0]) for node in graph.nodes if node.target is torch.ops.aten.einsum.default]
+    assert equations
+    assert all(equation == equation.lower() for equation in equations)
 
 
 def test_constants_are_computed_once_and_big_ones_stay_small() -> None:
