@@ -28,9 +28,10 @@ from typing import Any
 
 from comparison.engines import ENGINE, Build, digest_of
 from comparison.environment import describe
+from comparison.script import RESULTS, make_parser, refuse, write_text
 from sweep import records, tables
 from sweep.cases import BASE, VARIANTS, SweepCase, draw_families
-from sweep.families import LIBRARIES, choose, families
+from sweep.families import LIBRARIES, Member, choose, families
 from sweep.process import supervise
 from sweep.records import RUNTIMES
 
@@ -80,11 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     try:
-        cases, left_out = _cases(args)
-        document = _begin(args, argv, left_out)
+        table = families(lambda family: print(f"counting parameters: {family}", file=sys.stderr))
+        cases, left_out = _cases(args, table)
+        document = _begin(args, argv, sorted(table), left_out)
     except ValueError as error:
-        print(f"coverage.py: {error}", file=sys.stderr)
-        return 2
+        return refuse("coverage.py", error)
     if args.list:
         for case in cases:
             print(f"{case.identity} {case.member.parameters / 1e6:.1f} M")
@@ -114,22 +115,17 @@ def main(argv: list[str] | None = None) -> int:
             pool.shutdown(cancel_futures=True)
             raise
     records.write(document, args.output)
-    table = args.output.with_suffix(".md")
-    _write(tables.markdown(document), table)
+    written = args.output.with_suffix(".md")
+    write_text(tables.markdown(document), written)
     print(tables.headline(document))
-    print(f"{args.output}, {table}: {len(todo)} cases, {time.monotonic() - began:.0f} s")
+    print(f"{args.output}, {written}: {len(todo)} cases, {time.monotonic() - began:.0f} s")
     asked = {case.identity for case in cases}
     verdicts = {records.verdict(kept[identity]) for identity in asked if identity in kept}
     return 0 if verdicts <= {records.RIGHT, records.NOT_ACCEPTED} else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/coverage.py",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("coverage.py", __doc__, _EPILOG)
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="families (beit, timm/beit) or models (timm:resnet50); default: all"
     )
@@ -159,16 +155,15 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-right", action="store_true", help="leave out cases that were right with sources since changed, too"
     )
     parser.add_argument("--list", action="store_true", help="say which cases there are, and sweep none")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "coverage.json", metavar="FILE")
+    parser.add_argument("--output", type=Path, default=RESULTS / "coverage.json", metavar="FILE")
     return parser
 
 
-def _cases(args: argparse.Namespace) -> tuple[list[SweepCase], dict[str, str]]:
+def _cases(args: argparse.Namespace, table: dict[str, list[Member]]) -> tuple[list[SweepCase], dict[str, str]]:
     if args.jobs < 1 or args.variant_families < 1 or not min(args.timeout, args.memory, args.max_parameters) > 0:
         raise ValueError("jobs, variant-families, timeout, memory and max-parameters must be above zero.")
     if args.output.suffix != ".json":
         raise ValueError(f"{args.output} is not a .json file; the tables go into an .md file beside it.")
-    table = families(lambda family: print(f"counting parameters: {family}", file=sys.stderr))
     members, left_out = choose(table, args.members, round(1e6 * args.max_parameters), args.only)
     names = [variant.name for variant in VARIANTS if variant.name in args.variant]
     if "all" in args.variant:
@@ -182,7 +177,7 @@ def _cases(args: argparse.Namespace) -> tuple[list[SweepCase], dict[str, str]]:
     return found, left_out
 
 
-def _begin(args: argparse.Namespace, argv: list[str], left_out: dict[str, str]) -> dict[str, Any]:
+def _begin(args: argparse.Namespace, argv: list[str], every: list[str], left_out: dict[str, str]) -> dict[str, Any]:
     """The document with what it already has: this sweep replaces cases and adds to them."""
     found = records.read(args.output) if args.output.exists() else {"records": [], "left_out": {}}
     kept = found["left_out"] if args.only else left_out
@@ -190,6 +185,7 @@ def _begin(args: argparse.Namespace, argv: list[str], left_out: dict[str, str]) 
         "schema": records.SCHEMA,
         "kind": "coverage",
         "command": shlex.join(["python", "benchmarks/coverage.py", *argv]),
+        "families": every,
         "left_out": kept,
         "records": found["records"],
     }
@@ -269,12 +265,6 @@ def _line(record: Mapping[str, Any]) -> str:
     found = records.verdict(record)
     why = f": {records.reason(record)}" if found != records.RIGHT else ""
     return f"{record['identity']}, {record['seconds']:.0f} s: {found}{why}"
-
-
-def _write(text: str, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

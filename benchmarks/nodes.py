@@ -6,7 +6,6 @@ ONNX Runtime's own fusions. Export the graphs first: run.py does.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from comparison.cases import find_cases, images_of
 from comparison.engines import ENGINE, FORWARD, build_of
+from comparison.script import make_parser, refuse
 
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -26,9 +26,7 @@ Times = dict[tuple[str, str], float]
 
 def main(argv: list[str] | None = None) -> int:
     """0: printed. 2: a wrong argument, or graphs that were not exported."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/nodes.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("nodes.py", __doc__)
     parser.add_argument("case", metavar="CASE", help="a case of run.py")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
@@ -43,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.batch, args.threads, args.runs, args.top) < 1:
             raise ValueError("batch, threads, runs and top must be above zero.")
     except ValueError as error:
-        print(f"nodes.py: {error}", file=sys.stderr)
-        return 2
+        return refuse("nodes.py", error)
     engine_file, forward_file = graphs.graph(ENGINE), graphs.graph(FORWARD)
     manifest = read_manifest(engine_file)
     images = images_of(args.batch, manifest.input.size)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from pathlib import Path
 
 from comparison import records, tables
+from comparison.script import make_parser, refuse, write_text
 
 
 def main(argv: list[str] | None = None) -> int:
     """0: done. 2: a result file that cannot be read, or no matplotlib."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/report.py", description=__doc__)
+    parser = make_parser("report.py", __doc__)
     parser.add_argument("results", type=Path, metavar="FILE", help="what run.py wrote")
     parser.add_argument("--no-plot", action="store_true", help="the tables only")
     args = parser.parse_args(argv)
     try:
         document = records.read(args.results)
         written = [args.results.with_suffix(".md")]
-        _write(tables.markdown(document), written[0])
+        write_text(tables.markdown(document), written[0])
         if not args.no_plot:
             written.append(args.results.with_suffix(".png"))
             _plot(document, written[1])
     except ValueError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
+        return refuse("report.py", error)
     print(tables.headline(document))
     print(f"\nwritten: {', '.join(map(str, written))}", file=sys.stderr)
     return 0
-
-
-def _write(text: str, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _plot(document: dict[str, object], picture: Path) -> None:

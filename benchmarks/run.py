@@ -54,6 +54,7 @@ from comparison.contenders import (
 )
 from comparison.engines import FOLDER, Build, build_of
 from comparison.environment import describe
+from comparison.script import RESULTS, make_parser, refuse
 
 from finercam_rt.cli.progress import Progress, progress
 
@@ -99,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"there is no {args.openvino_xai_python}; run.py --help says how to make one.")
         document = _begin(args)
     except ValueError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
+        return refuse("run.py", error)
     began = time.monotonic()
     every = {_identity(job): job for job in _jobs(cases, args)}
     # records of other graphs or options would stand in the same table
@@ -119,12 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/run.py",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("run.py", __doc__, _EPILOG)
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="default: all but the toys")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="default: 1 4 16")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")
@@ -150,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-memory", action="store_true", help="leave memory out")
     parser.add_argument("--resume", action="store_true", help="keep the records that --output already has")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "cpu.json", metavar="FILE")
+    parser.add_argument("--output", type=Path, default=RESULTS / "cpu.json", metavar="FILE")
     return parser
 
 

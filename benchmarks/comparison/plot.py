@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from comparison.contenders import AGAIN, BF16, INT8, OURS, PEERS, PLAIN
 from comparison.tables import find, of_kind
+from finercam_rt.files import atomic_write
 
 _PEER_COLORS = ("#b8b8b8", "#e0a030", "#c0503a", "#7a9a3a", "#7d5ba6", "#b89ad0")
 _OWN_COLORS = {INT8: "#7fb3d9", BF16: "#1b6ca8"}
@@ -38,9 +38,8 @@ def draw(document: dict[str, Any], picture: Path) -> None:
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=7, ncols=8, columnspacing=1.2, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.99))
-    part = picture.with_name(f".{picture.name}.part")
-    figure.savefig(part, format="png", dpi=130)
-    os.replace(part, picture)
+    with atomic_write(picture) as stream:
+        figure.savefig(stream, format="png", dpi=130)
 
 
 def _draw_own(axis: Axes, timings: list[dict[str, Any]], names: list[str]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from comparison.contenders import OURS, PLAIN
+from comparison.script import read_document, write_document
 from comparison.timing import CLOCKS
 
 SCHEMA = 2
@@ -29,8 +28,8 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 _ENVIRONMENT = ("utc", "cpu", "logical_cpus", "memory_gib", "system", "versions", "commit", "sources_changed")
 
 
-def check(document: dict[str, Any]) -> dict[str, Any]:
-    """The document itself, if it has this schema.
+def check(document: dict[str, Any]) -> None:
+    """Hold a document to this schema.
 
     Raises:
         ValueError: what is wrong.
@@ -41,7 +40,6 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it has no command or no records; measure again.")
     for index, record in enumerate(document["records"]):
         _check_record(record, f"record {index}")
-    return document
 
 
 def _check_record(record: dict[str, Any], where: str) -> None:
@@ -76,18 +74,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not there, not JSON, or not of this schema.
     """
-    try:
-        return check(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_document(path, check)
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """Write it in one step, so that a run that is stopped leaves the records it had; one record a line."""
+    """Write it, if it has this schema."""
     check(document)
-    head = json.dumps({key: value for key, value in document.items() if key != "records"}, indent=1)
-    lines = ",\n".join(json.dumps(record) for record in document["records"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(f'{head[:-2]},\n "records": [\n{lines}\n]}}\n')
-    os.replace(part, path)
+    write_document(document, path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from comparison.script import write_text
 
 PICKS = Path(__file__).with_name("picks.json")
 KEPT = 8
@@ -143,6 +144,4 @@ def _builder(specification: str) -> Callable[[], Any]:
 
 def _write(content: dict[str, Any]) -> None:
     rows = ",\n".join(f'  "{family}": {json.dumps(rows)}' for family, rows in content["families"].items())
-    part = PICKS.with_name(f".{PICKS.name}.part")
-    part.write_text(f'{{\n "versions": {json.dumps(content["versions"])},\n "families": {{\n{rows}\n }}\n}}\n')
-    os.replace(part, PICKS)
+    write_text(f'{{\n "versions": {json.dumps(content["versions"])},\n "families": {{\n{rows}\n }}\n}}\n', PICKS)

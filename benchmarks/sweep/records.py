@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from comparison.script import read_document, write_document
 
 from sweep import outcome, rtx
 from sweep.cases import BASE
@@ -72,18 +72,20 @@ def _misplaced(stage: Mapping[str, Any]) -> bool:
     return "placement" in stage and not stage["placement"] >= LEAST_PLACEMENT
 
 
-def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(document: Mapping[str, Any]) -> dict[str, Any]:
     """Families (of the base cases; each by its worst member) and variants by verdict, and whether the goal is reached.
 
     Returns:
-        "families", "variants": verdict to count; "runtimes": runtime to status to count, of the base cases;
-        "share_right": of families, those right in every runtime asked for; "share_right_onnxruntime": those right in
-        ONNX Runtime at least; "goal": whether share_right is at least GOAL_SHARE, and none is wrong or crashed.
+        "total": how many families there are; "not_swept": the names of those that are neither swept nor left out with a
+        reason; "families", "variants": verdict to count, of what was swept; "runtimes": runtime to status to count, of
+        the base cases; "share_right": those right in every runtime asked for, of the families swept and not swept;
+        "share_right_onnxruntime": those right in ONNX Runtime at least; "goal": whether share_right is at least
+        GOAL_SHARE, and none is wrong or crashed.
     """
     families: dict[str, str] = {}
     variants: Counter[str] = Counter()
     runtimes: dict[str, Counter[str]] = {}
-    for record in records:
+    for record in document["records"]:
         if record["variant"] != BASE:
             variants[verdict(record)] += 1
             continue
@@ -93,20 +95,24 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             if name in record["stages"]:
                 runtimes.setdefault(name, Counter())[record["stages"][name]["status"]] += 1
     counts = Counter(families.values())
-    total = max(1, len(families))
-    share = counts[RIGHT] / total
+    every = {*document["families"], *families}
+    not_swept = every - families.keys() - document["left_out"].keys()
+    asked = max(1, len(families) + len(not_swept))
+    share = counts[RIGHT] / asked
     return {
+        "total": len(every),
+        "not_swept": sorted(not_swept),
         "families": {name: counts[name] for name in VERDICTS},
         "variants": {name: variants[name] for name in (*VERDICTS, NOT_ACCEPTED)},
         "runtimes": {name: dict(found) for name, found in runtimes.items()},
         "share_right": share,
-        "share_right_onnxruntime": (counts[RIGHT] + counts[PARTLY]) / total,
+        "share_right_onnxruntime": (counts[RIGHT] + counts[PARTLY]) / asked,
         "goal": share >= GOAL_SHARE and not counts[WRONG] and not counts[CRASHED],
     }
 
 
-def check_document(document: dict[str, Any]) -> dict[str, Any]:
-    """The document itself, if it has this schema.
+def check(document: dict[str, Any]) -> None:
+    """Hold a document to this schema.
 
     Raises:
         ValueError: what is wrong.
@@ -117,7 +123,6 @@ def check_document(document: dict[str, Any]) -> dict[str, Any]:
         missing = {"identity", "key", "family", "specification", "variant", "stages", "ended"} - record.keys()
         if missing:
             raise ValueError(f"the record {record.get('identity')} lacks {', '.join(sorted(missing))}.")
-    return document
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -126,19 +131,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not there, not JSON, or not of this schema.
     """
-    try:
-        return check_document(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_document(path, check)
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """Write it in one step, with its summary and verdicts made anew; one record a line."""
-    check_document(document)
-    document["summary"] = summary(document["records"])
-    head = json.dumps({key: value for key, value in document.items() if key != "records"}, indent=1)
-    lines = ",\n".join(json.dumps({**record, "verdict": verdict(record)}) for record in document["records"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(f'{head[:-2]},\n "records": [\n{lines}\n]}}\n')
-    os.replace(part, path)
+    """Write it, if it has this schema, with its summary and verdicts made anew."""
+    check(document)
+    judged = [{**record, "verdict": verdict(record)} for record in document["records"]]
+    write_document({**document, "summary": summary(document), "records": judged}, path)

@@ -8,7 +8,7 @@ from typing import Any
 from sweep import outcome, rtx
 from sweep.cases import BARS, BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
 from sweep.families import SHORTENED
-from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, reason, summary, verdict
+from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, VERDICTS, reason, summary, verdict
 
 _NONE = "-"
 _PASSES = (
@@ -41,7 +41,7 @@ is run there."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The summary, what is not right and why, every family, the variants, what was left out, with what."""
+    """The summary, what is not right and why, every family, the variants, what was not swept or left out, with what."""
     records = document["records"]
     base = [record for record in records if record["variant"] == BASE]
     other = [record for record in records if record["variant"] != BASE]
@@ -61,6 +61,9 @@ def markdown(document: Mapping[str, Any]) -> str:
         if any(verdict(record) not in (RIGHT, NOT_ACCEPTED) for record in other):
             sections.append(_table(("family", "verdict", "why"), _reasons(other)))
         sections.append(_table(("variant", *_HEAD), ((record["variant"], *_row(record)) for record in other)))
+    not_swept = summary(document)["not_swept"]
+    if not_swept:
+        sections += ["## Not swept", ", ".join(not_swept)]
     if document["left_out"]:
         sections += ["## Left out", _table(("family", "why"), document["left_out"].items())]
     return "\n\n".join([*sections, _environments(records)]) + "\n"
@@ -71,14 +74,16 @@ _VARIANTS = "The same for families that a seeded draw chose. Not accepted: the P
 
 def headline(document: Mapping[str, Any]) -> str:
     """How many families are what, the goal, and what each runtime says."""
-    found = summary(document["records"])
-    total = sum(found["families"].values())
+    found = summary(document)
+    swept, not_swept = sum(found["families"].values()), len(found["not_swept"])
+    left_out = found["total"] - swept - not_swept
     counts = ", ".join(f"{count} {name}" for name, count in found["families"].items())
     goal = "reached" if found["goal"] else "not reached"
     lines = [
-        f"**{total} families: {counts}.** Right in every runtime: {found['share_right']:.1%}; at least in ONNX "
-        f"Runtime: {found['share_right_onnxruntime']:.1%}. The goal ({GOAL_SHARE:.0%} right, none wrong or crashed) is "
-        f"{goal}.",
+        f"**{swept} of {found['total']} families: {counts}.** Left out with a reason: {left_out}; not swept: "
+        f"{not_swept}. Of all but those left out, right in every runtime: {found['share_right']:.1%}; at "
+        f"least in ONNX Runtime: {found['share_right_onnxruntime']:.1%}. The goal ({GOAL_SHARE:.0%} right, none wrong "
+        f"or crashed) is {goal}.",
         "",
     ]
     statuses = (outcome.RIGHT, rtx.RIGHT, outcome.REFUSED, outcome.WRONG, rtx.MISSING)
@@ -182,7 +187,7 @@ def _reasons(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def _counted(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The verdicts that there are."""
     found = {verdict(record) for record in records}
-    return [name for name in summary([])["variants"] if name in found]
+    return [name for name in (*VERDICTS, NOT_ACCEPTED) if name in found]
 
 
 def _counts(records: Sequence[Mapping[str, Any]], variant: str) -> list[int]:
