@@ -58,6 +58,11 @@ def positions(values: torch.Tensor, layer: LayerInfo) -> Values:
     return Values(values[..., layer.prefix_tokens :, :], -1, -2)
 
 
+def channels_of(activations: torch.Tensor, layer: LayerInfo) -> int:
+    """C of the activations in the layer's layout."""
+    return int(activations.shape[1 if layer.layout == "nchw" else -1])
+
+
 def as_map(scores: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
     """ReLU of the scores (...,h*w), as (...,h,w)."""
     return scores.reshape(*scores.shape[:-1], *layer.grid).relu()
