@@ -24,7 +24,6 @@ from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
-from finercam_rt.export.method import METHODS as MAP_METHODS
 from finercam_rt.export.method import channels_of
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
@@ -234,7 +233,7 @@ def _check_head(head: str, gradients: bool, method: str, layers: int) -> bool:
         return False
     if layers > 1:
         raise ExportError("head 'taps' is of one target layer; name one, or export several with head 'graph'.")
-    needs = MAP_METHODS[method].needs
+    needs = METHODS[method]
     if needs == "nothing" and not gradients:
         raise ExportError(
             f"method {method!r} reads no gradients; export it with head 'graph', or ask for the gradients too, from "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx
@@ -22,12 +22,12 @@ from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
-from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
+from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
-from finercam_rt.manifest import LayerInfo, TapsInfo, ZeroShotInfo, map_grid
+from finercam_rt.manifest import METHODS, LayerInfo, Needs, TapsInfo, ZeroShotInfo, map_grid
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Request:
     taps: TapsInfo | None = None
 
     @property
-    def needs(self) -> Literal["pooled", "gradients", "nothing"]:
+    def needs(self) -> Needs:
         """What is computed of the gradients."""
         if self.taps is None:
-            return METHODS[self.method].needs
+            return METHODS[self.method]
         return "gradients" if self.taps.gradients else "pooled"
 
 
@@ -72,7 +72,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
     """
-    method, needs, count = METHODS[request.method], request.needs, request.contrasts
+    method, needs, count = SCORES[request.method], request.needs, request.contrasts
     tail, sunk = sink_selections(split.tail)
     zero_shot = request.zero_shot
     head = take_head(tail) if zero_shot is None else None
@@ -110,13 +110,13 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             return logits, chosen.target, chosen.references, activations[0], second
         values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
         if needs == "nothing":
-            scores = [_repeated(method.score(value, value.data), count) for value in values]
+            scores = [_repeated(method(value, value.data), count) for value in values]
         else:
             gradients = [
                 positions(g, layer).data if needs == "gradients" else _pooled(g, layer)
                 for g, layer in zip(found, layers, strict=True)
             ]
-            scores = [method.score(value, g) for value, g in zip(values, gradients, strict=True)]
+            scores = [method(value, g) for value, g in zip(values, gradients, strict=True)]
         maps = [as_map(score, layer) for score, layer in zip(scores, layers, strict=True)]
         whole = maps[0] if len(maps) == 1 else mean_of_normalised(maps, map_grid(layers))
         return logits, whole, chosen.target, chosen.references, *(maps if request.layer_maps else ())

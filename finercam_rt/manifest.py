@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from finercam_rt.errors import EngineError
 
@@ -26,22 +26,24 @@ ACTIVATIONS, GRADIENTS, CHANNEL_WEIGHTS = "activations", "gradients", "channel_w
 
 OBJECTIVES = ("weighted", "mean", "softmax")
 LAYOUTS = ("nchw", "nhwc", "tokens")
-METHODS = (
-    "gradcam",
-    "gradcam++",
-    "xgradcam",
-    "layercam",
-    "hirescam",
-    "gradcamelementwise",
-    "eigengradcam",
-    "fem",
-    "eigencam",
-    "gradcam-eigen",
-    "gradcam++-eigen",
-    "xgradcam-eigen",
-    "layercam-eigen",
-    "gradcamelementwise-eigen",
-)
+Needs: TypeAlias = Literal["pooled", "gradients", "nothing"]
+METHODS: dict[str, Needs] = {
+    "gradcam": "pooled",
+    "gradcam++": "gradients",
+    "xgradcam": "gradients",
+    "layercam": "gradients",
+    "hirescam": "gradients",
+    "gradcamelementwise": "gradients",
+    "eigengradcam": "gradients",
+    "fem": "nothing",
+    "eigencam": "nothing",
+    "gradcam-eigen": "pooled",
+    "gradcam++-eigen": "gradients",
+    "xgradcam-eigen": "gradients",
+    "layercam-eigen": "gradients",
+    "gradcamelementwise-eigen": "gradients",
+}
+"""What each method reads of the gradients: their mean over the positions, all of them, or nothing."""
 HEADS = ("graph", "taps")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
@@ -104,6 +106,11 @@ class TapsInfo:
     def second(self) -> str:
         """The name of the output beside the activations."""
         return GRADIENTS if self.gradients else CHANNEL_WEIGHTS
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What can be drawn from these taps."""
+        return tuple(name for name, needs in METHODS.items() if self.gradients or needs != "gradients")
 
 
 @dataclass(frozen=True)
