@@ -13,7 +13,7 @@ from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.annotations import object_mask
 from finercam_rt.evaluation.batch import Batch, Explained, Floats, Metric
-from finercam_rt.evaluation.dataset import UNREADABLE, Dataset, Sample
+from finercam_rt.evaluation.dataset import Dataset, Sample
 from finercam_rt.evaluation.metrics.curves import PerturbationCurve
 from finercam_rt.evaluation.rows import Row
 from finercam_rt.evaluation.sources import EngineRows, resized
@@ -118,7 +118,8 @@ class Measurer:
         loaded = {spec: load_photographs(samples, preprocess) for spec, preprocess in self._preprocess.items()}
         errors = {number: error for found in loaded.values() for number, error in found.errors.items()}
         images: list[list[Any]] = [
-            [errors.get(number), [None] * len(self._engines), [None] * len(self._rows)] for number in range(len(samples))
+            [errors.get(number), [None] * len(self._engines), [None] * len(self._rows)]
+            for number in range(len(samples))
         ]
         record: dict[str, Any] = {"images": images, "seconds": [0.0] * len(self._rows), "curves": {}}
         for place, engine in enumerate(self._engines):
@@ -139,7 +140,7 @@ class Measurer:
         predicted = target
         if self._by_label:
             target = self._pools[engine.engine.manifest.input].labels[start + found.places]
-        finite = np.isfinite(logits).all(axis=1) & np.isfinite(found.inputs).all(axis=(1, 2, 3))
+        finite = np.asarray(np.isfinite(logits).all(axis=1) & np.isfinite(found.inputs).all(axis=(1, 2, 3)))
         logits = np.where(finite[:, None], logits, 0)
         batch = Batch(
             images=found.inputs,

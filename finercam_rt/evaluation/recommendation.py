@@ -52,7 +52,7 @@ def recommend(
         seconds: (M,) an image, for the sentence.
     """
     gains = sign * (values - values[:, :1])
-    measured = np.isfinite(gains).any(axis=0)
+    measured = np.asarray(np.isfinite(gains).any(axis=0))
     if not measured[0]:
         return None
     mean = np.array([np.nanmean(gains[:, m]) if measured[m] else -np.inf for m in range(len(rows))])
@@ -94,7 +94,7 @@ def _sentence(
 
 
 def _margin(interval: Interval) -> str:
-    size = f"{interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.count} images)"
+    size = f"{interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.images} images)"
     if interval.covers_zero:
         return f"within noise of, by {size},"
     return f"better by {size} than"

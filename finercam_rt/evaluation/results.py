@@ -23,13 +23,13 @@ _NORMAL = 1.959963984540054
 
 
 class Curve(NamedTuple):
-    """A mean over `count` images at each share of the pixels, with its normal interval of 95 %; all (S,)."""
+    """A mean over so many images at each share of the pixels, with its normal interval of 95 %; all (S,)."""
 
     share: NDArray[np.float64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
-    count: int
+    images: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +169,7 @@ def _add_curves(sums: dict[int, dict[str, list[Any]]], curves: Mapping[str, Mapp
             known[1], known[2], known[3] = known[1] + np.array(first), known[2] + np.array(second), known[3] + count
 
 
-def _curve(
-    share: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], count: int
-) -> Curve:
+def _curve(share: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], count: int) -> Curve:
     if count == 0:
         nothing = np.full(len(share), np.nan)
         return Curve(share, nothing, nothing, nothing, 0)

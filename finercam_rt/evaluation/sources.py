@@ -83,7 +83,7 @@ class EngineRows:
             else:
                 nearest = _nearest(_filled(logits[start : start + count], len(part)), classes)
                 found = self.engine(part, contrasts=_contrasts(classes, nearest, seeds))
-            parts.append(_each(found, lambda values, count=count: values[:count]))  # type: ignore[misc]
+            parts.append(_first(found, count))
             start += count
         return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -91,9 +91,12 @@ class EngineRows:
         engine = self.engine
         if method == engine.method or outputs.activations is None:
             return np.asarray(outputs.saliency_map)
-        found = {ACTIVATIONS: outputs.activations, GRADIENTS: outputs.gradients, CHANNEL_WEIGHTS: outputs.channel_weights}
-        present = {name: values for name, values in found.items() if values is not None}
-        return Drawing(engine.manifest, method).map_of(present)
+        taps = (
+            (ACTIVATIONS, outputs.activations),
+            (GRADIENTS, outputs.gradients),
+            (CHANNEL_WEIGHTS, outputs.channel_weights),
+        )
+        return Drawing(engine.manifest, method).map_of({name: values for name, values in taps if values is not None})
 
     def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
         """The images in runs of the size that the engine takes, and how many of each run are images."""
@@ -120,9 +123,7 @@ def resized(maps: Floats, size: tuple[int, ...]) -> Floats:
     return values
 
 
-def _contrasts(
-    target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]
-) -> list[list[Contrast]]:
+def _contrasts(target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]) -> list[list[Contrast]]:
     """One contrast a seed for each image; the references by name, since the graph chooses all or none of a contrast."""
     return [
         [Contrast(int(c), [] if seed.kind == PLAIN else row[: seed.references].tolist(), seed.alpha) for seed in seeds]
@@ -151,17 +152,18 @@ def _contrast(outputs: Outputs, place: int) -> Outputs:
     )
 
 
-def _each(outputs: Outputs, change: Any) -> Outputs:
-    fields = outputs._replace(layer_maps={})._asdict().items()
-    return Outputs(**{name: change(v) if isinstance(v, np.ndarray) else v for name, v in fields})
+def _first(outputs: Outputs, count: int) -> Outputs:
+    """Of the first images alone, without the maps of single layers."""
+    fields = [values[:count] if isinstance(values, np.ndarray) else values for values in outputs]
+    return Outputs._make(fields)._replace(layer_maps={})
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
-    fields = {
-        name: np.concatenate([getattr(part, name) for part in parts]) if isinstance(value, np.ndarray) else value
-        for name, value in parts[0]._asdict().items()
-    }
-    return Outputs(**fields)
+    """One after the other."""
+    columns = zip(*parts, strict=True)
+    return Outputs._make(
+        np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0] for values in columns
+    )
 
 
 def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:

@@ -18,6 +18,10 @@ from finercam_rt.files import atomic_write
 RESULTS, TABLE = "results.json", "results.csv"
 SCHEMA = 1
 """The version of results.json."""
+_HEADER = (
+    *("row", "engine", "method", "seed", "references", "alpha", "metric", "mean", "low", "high", "images"),
+    *("difference", "difference_low", "difference_high", "difference_images", "higher_is_better"),
+)
 
 
 def summary_record(results: Results) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def summary_record(results: Results) -> dict[str, Any]:
                     name: {
                         "share": curve.share.tolist(),
                         **{key: _finite_list(getattr(curve, key)) for key in ("mean", "low", "high")},
-                        "count": curve.count,
+                        "images": curve.images,
                     }
                     for name, curve in results.curves.get(number, {}).items()
                 },
@@ -126,10 +130,7 @@ def _image_records(results: Results) -> Iterator[dict[str, Any]]:
 def _write_table(results: Results, text: io.TextIOWrapper) -> None:
     """A line a row and column: what a spreadsheet wants."""
     writer = csv.writer(text)
-    writer.writerow(
-        ["row", "engine", "method", "seed", "references", "alpha", "metric", "mean", "low", "high", "images"]
-        + ["difference", "difference_low", "difference_high", "difference_images", "higher_is_better"]
-    )
+    writer.writerow(_HEADER)
     for number, row in enumerate(results.rows):
         engine = results.produced["engines"][row.engine]["name"]
         start = [row.name, engine, row.method, row.seed.name, row.seed.references, f"{row.seed.alpha:g}"]
