@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, NamedTuple
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from finercam_rt import _core
 from finercam_rt.errors import InputError
+from finercam_rt.threads import physical_cores_granted
+
+_BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
 
 
 def cuda_status() -> str:
@@ -112,3 +116,29 @@ def _torch_of(array: Any) -> Any:
 def listed(names: Any) -> str:
     """Names for a sentence."""
     return ", ".join(repr(name) for name in names)
+
+
+def pair(values: Any, name: str) -> tuple[int, int]:
+    """(height, width), two integers of at least 1."""
+    try:
+        height, width = (int(v) if int(v) == v else 0 for v in values)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"the {name} is {values!r}; give (height, width), two integers of at least 1.")
+    return height, width
+
+
+def workers_for(threads: int | None, size: int) -> int:
+    """The caller's choice, or as many cores as work on `size` bytes repays."""
+    if threads is None:
+        repaid = size // _BYTES_PER_THREAD
+        return 1 if repaid < 2 else min(_cores(), repaid)
+    if threads < 1:
+        raise InputError(f"threads is {threads}; give at least 1, or None to choose.")
+    return threads
+
+
+@functools.cache
+def _cores() -> int:
+    return physical_cores_granted()

@@ -1,15 +1,7 @@
-"""The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
-
-Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
-come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
-On a CUDA device the kernels are queued on `stream` (a cudaStream_t as an integer): by default torch's current stream
-for torch tensors, the device's default stream otherwise. Freeing a result that was allocated here waits for the
-device, so a loop should give `out`.
-"""
+"""Raw maps made visible, and what they are worth."""
 
 from __future__ import annotations
 
-import functools
 import math
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -19,21 +11,22 @@ from numpy.typing import NDArray
 
 from finercam_rt import _core, colormaps
 from finercam_rt.errors import InputError
-from finercam_rt.kernel_arrays import Array, allocate, check_same_device, describe, listed, output, stream_of, to_caller
-from finercam_rt.kernel_arrays import cuda_status as cuda_status
-from finercam_rt.threads import physical_cores_granted
+from finercam_rt.kernel_arrays import (
+    Array,
+    allocate,
+    check_same_device,
+    describe,
+    listed,
+    output,
+    pair,
+    stream_of,
+    to_caller,
+    workers_for,
+)
 
-_METHODS = {"gradcam": _core.Method.GRADCAM}
-_LAYOUTS = {
-    "nchw": (_core.Layout.NCHW, ("N", "C", "h", "w")),
-    "nhwc": (_core.Layout.NHWC, ("N", "h", "w", "C")),
-    "tokens": (_core.Layout.TOKENS, ("N", "L", "C")),
-}
-_FLOATS = ("float32", "float16", "bfloat16")
 MAX_SIDE = 32767
 """Of maps and pictures, in cells and pixels: resize positions are then exact in 32-bit integers."""
 _MAX_BOX = 2.0**30
-_BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
 
 Box: TypeAlias = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels, edges and not centres: the first pixel reaches from 0 to 1."""
@@ -58,95 +51,6 @@ class Rendered(NamedTuple):
 
     image: Any
     status: Any
-
-
-@overload
-def cam(
-    activations: NDArray[Any],
-    gradients: NDArray[Any],
-    *,
-    method: str = "gradcam",
-    layout: str = "nchw",
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    out: NDArray[np.float32] | None = None,
-    threads: int | None = None,
-    stream: int | None = None,
-) -> NDArray[np.float32]: ...
-@overload
-def cam(
-    activations: Any,
-    gradients: Any,
-    *,
-    method: str = "gradcam",
-    layout: str = "nchw",
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    out: Any = None,
-    threads: int | None = None,
-    stream: int | None = None,
-) -> Any: ...
-def cam(
-    activations: Any,
-    gradients: Any,
-    *,
-    method: str = "gradcam",
-    layout: str = "nchw",
-    prefix_tokens: int = 0,
-    grid: tuple[int, int] | None = None,
-    out: Any = None,
-    threads: int | None = None,
-    stream: int | None = None,
-) -> Any:
-    """ReLU(sum_k w_k A_k), with w_k the mean over the positions of G_k (Grad-CAM).
-
-    Args:
-        activations: A, float32, float16 or bfloat16: (N,C,h,w) for layout "nchw", (N,h,w,C) for "nhwc", (N,L,C) for
-            "tokens".
-        gradients: G, of the same shape, dtype and device.
-        method: "gradcam".
-        layout: "nchw", "nhwc" or "tokens".
-        prefix_tokens: how many tokens (CLS, registers) come before the h*w patch tokens; they take no part.
-        grid: (h, w) of the patch tokens; by default the square of their number. For "tokens" only.
-        out: (N,h,w) float32, C-contiguous, on the same device: receives the map, and is returned.
-        threads: of the CPU; by default as many physical cores as the work repays.
-        stream: of a CUDA device; see the module.
-
-    Returns:
-        The raw map, (N,h,w) float32, accumulated in float32 or better. NaN and infinities of the input show in it.
-
-    Raises:
-        InputError: a shape, dtype, device or option that cannot be used.
-
-    Source: Selvaraju et al., Grad-CAM, ICCV 2017; G from the Finer-CAM seed makes it Finer-CAM.
-    """
-    if method not in _METHODS:
-        raise InputError(f"the method is {method!r}; use one of {listed(_METHODS)}.")
-    if layout not in _LAYOUTS:
-        raise InputError(f"the layout is {layout!r}; use one of {listed(_LAYOUTS)}.")
-    code, axes = _LAYOUTS[layout]
-    a = describe(activations, "activations", _FLOATS, axes)
-    g = describe(gradients, "gradients", _FLOATS, axes)
-    if a.shape != g.shape:
-        raise InputError(f"the gradients have shape {g.shape} and the activations {a.shape}; the two must be equal.")
-    if a.dtype != g.dtype:
-        raise InputError(f"the gradients are {g.dtype} and the activations {a.dtype}; convert one of them.")
-    check_same_device(g, a)
-    height, width = _grid(a.shape, layout, prefix_tokens, grid)
-    shape = (a.shape[0], height, width)
-    workers = _threads(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2))
-    result = output(out, "out", "float32", shape, a)
-    _core.cam(
-        activations,
-        gradients,
-        result,
-        method=_METHODS[method],
-        layout=code,
-        prefix_tokens=prefix_tokens,
-        threads=workers,
-        stream=stream_of(stream, activations, a),
-    )
-    return result if out is not None else to_caller(result, activations)
 
 
 @overload
@@ -235,7 +139,7 @@ def render(
             )
         check_same_device(photos, maps)
     edges, limits = _box(box), _value_range(value_range)
-    workers = _threads(threads, math.prod(shape[:3]) * 4)
+    workers = workers_for(threads, math.prod(shape[:3]) * 4)
     pointer = stream_of(stream, saliency_map, maps)
     image = output(out, "out", "float32" if colors is None else "uint8", shape, maps)
     status_out = allocate("uint8", shape[:1], maps)
@@ -289,30 +193,8 @@ def _describe_maps(saliency_map: Any) -> Array:
     return maps
 
 
-def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """(h, w) of the map of a feature map of this shape."""
-    if layout != "tokens":
-        if prefix_tokens or grid is not None:
-            raise InputError(f"prefix_tokens and grid are for the layout 'tokens'; leave them out for {layout!r}.")
-        return (shape[2], shape[3]) if layout == "nchw" else (shape[1], shape[2])
-    patches = shape[1] - prefix_tokens
-    if prefix_tokens < 0 or patches < 1:
-        raise InputError(
-            f"prefix_tokens is {prefix_tokens} of {shape[1]} tokens; at least one must be left, of zero up."
-        )
-    if grid is None:
-        side = math.isqrt(patches)
-        if side * side != patches:
-            raise InputError(f"{patches} patch tokens are no square; give grid=(h, w).")
-        return side, side
-    height, width = _pair(grid, "grid")
-    if height * width != patches:
-        raise InputError(f"the grid is {height} x {width}, but there are {patches} patch tokens; give one that fits.")
-    return height, width
-
-
 def _size(size: tuple[int, int]) -> tuple[int, int]:
-    height, width = _pair(size, "size")
+    height, width = pair(size, "size")
     if max(height, width) > MAX_SIDE:
         raise InputError(f"the size is {height} x {width}; a side is at most {MAX_SIDE}.")
     return height, width
@@ -343,16 +225,6 @@ def _value_range(value_range: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _pair(values: Any, name: str) -> tuple[int, int]:
-    try:
-        height, width = (int(v) if int(v) == v else 0 for v in values)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise InputError(f"the {name} is {values!r}; give (height, width), two integers of at least 1.")
-    return height, width
-
-
 def _colors(colormap: Any) -> NDArray[np.uint8]:
     if isinstance(colormap, str):
         if colormap not in colormaps.NAMES:
@@ -361,18 +233,3 @@ def _colors(colormap: Any) -> NDArray[np.uint8]:
     if not isinstance(colormap, np.ndarray) or colormap.shape != (256, 3) or colormap.dtype != np.uint8:
         raise InputError("the colormap is neither a name nor a NumPy table; give (256,3) uint8, red green blue.")
     return np.ascontiguousarray(colormap)
-
-
-def _threads(threads: int | None, size: int) -> int:
-    """The caller's choice, or as many cores as work on `size` bytes repays."""
-    if threads is None:
-        repaid = size // _BYTES_PER_THREAD
-        return 1 if repaid < 2 else min(_cores(), repaid)
-    if threads < 1:
-        raise InputError(f"threads is {threads}; give at least 1, or None to choose.")
-    return threads
-
-
-@functools.cache
-def _cores() -> int:
-    return physical_cores_granted()

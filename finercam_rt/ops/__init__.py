@@ -1,0 +1,17 @@
+"""The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
+
+Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
+come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
+On a CUDA device the kernels are queued on `stream` (a cudaStream_t as an integer): by default torch's current stream
+for torch tensors, the device's default stream otherwise. Freeing a result that was allocated here waits for the
+device, so a loop should give `out`.
+"""
+
+from finercam_rt.kernel_arrays import cuda_status as cuda_status
+from finercam_rt.ops.activation_maps import cam as cam
+from finercam_rt.ops.rendering import MAX_SIDE as MAX_SIDE
+from finercam_rt.ops.rendering import Box as Box
+from finercam_rt.ops.rendering import Rendered as Rendered
+from finercam_rt.ops.rendering import Status as Status
+from finercam_rt.ops.rendering import render as render
+from finercam_rt.ops.rendering import status as status
