@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
-from finercam_rt.export.method import mean_of_normalised, raw_map
+from finercam_rt.export.method import mean_of_normalised, positions, raw_map
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.manifest import Manifest
@@ -40,10 +40,16 @@ class Expected(NamedTuple):
 
 
 class Run(NamedTuple):
-    """logits (N,K); of each contrast the saliency map (N,h,w), and of several layers their raw maps after it."""
+    """logits (N,K), and for each contrast a row of values.
+
+    maps: the saliency map (N,h,w), and of several layers their raw maps after it; the scale of a raw map is its norm
+    before the ReLU. taps: of head "taps" the activations and the gradients or the channel weights, as the graph gives
+    them; else empty.
+    """
 
     logits: torch.Tensor
     maps: list[list[Expected]]
+    taps: list[list[Expected]]
 
 
 class Errors(NamedTuple):
@@ -73,22 +79,19 @@ def verification_images(size: tuple[int, int]) -> torch.Tensor:
     return images / images.std((1, 2, 3), keepdim=True)
 
 
-def eager_maps(
+def run_eagerly(
     model: nn.Module,
     manifest: Manifest,
     images: torch.Tensor,
     outputs: Outputs,
     class_embeddings: ClassEmbeddings | None = None,
 ) -> Run:
-    """What eager autograd says for the targets, references and alphas of `outputs`.
-
-    The scale of a raw map is its norm before the ReLU.
-    """
+    """What eager autograd says for the targets, references and alphas of `outputs`."""
     layers = manifest.layers
     activations, logits = run_with_gradients(model, [layer.name for layer in layers], images)
     if isinstance(model, ZeroShot) and class_embeddings is not None:
         logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
-    found = []
+    found, taps = [], []
     for target, references, alpha in _contrasts(outputs):
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
         gradients = torch.autograd.grad(value, activations, retain_graph=True)
@@ -100,7 +103,8 @@ def eager_maps(
                 hidden = raw_map(a, -g, layer, manifest.method)
             maps.append(Expected(raw, (raw.square() + hidden.square()).flatten(1).sum(1).sqrt()))
         found.append(maps if len(maps) == 1 else [_whole(maps, manifest.grid), *maps])
-    return Run(logits.detach(), found)
+        taps.append(_taps(manifest, activations[0].detach(), gradients[0]))
+    return Run(logits.detach(), found, taps)
 
 
 @refusing("verifying the engine")
@@ -128,7 +132,7 @@ def verify(
     worst, rounding = Errors(0.0, 0.0), None
     for asked, classes, batch, arguments in runs:
         outputs = asked(batch.numpy(), **arguments)
-        eager = eager_maps(model, manifest, batch, outputs, classes)
+        eager = run_eagerly(model, manifest, batch, outputs, classes)
         found = _engine_run(outputs, manifest, eager)
         errors = _errors(found, eager)
         if not errors.within(TOLERANCE):
@@ -194,6 +198,23 @@ def _contrasts(outputs: Outputs) -> Iterator[tuple[Any, Any, Any]]:
         yield outputs.target[:, p], outputs.references[:, p], outputs.alpha[:, p]
 
 
+def _taps(manifest: Manifest, activations: torch.Tensor, gradients: torch.Tensor) -> list[Expected]:
+    """What head "taps" gives besides the map, of one contrast."""
+    if manifest.taps is None:
+        return []
+    given = gradients
+    if not manifest.taps.gradients:
+        values = positions(gradients, manifest.layers[0])
+        given = values.data.mean(values.position)
+    return [Expected(values, values.flatten(1).norm(dim=1)) for values in (activations, given)]
+
+
+def _given(outputs: Outputs) -> list[Any]:
+    """The taps that the engine gives."""
+    taps = (outputs.activations, outputs.gradients, outputs.channel_weights)
+    return [values for values in taps if values is not None]
+
+
 def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
     """The mean of the normalised maps; normalising divides by what the ReLU left, and rounding grows with that."""
     values = mean_of_normalised([one.values for one in maps], grid)
@@ -202,24 +223,27 @@ def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
 
 
 def _engine_run(outputs: Outputs, manifest: Manifest, eager: Run) -> Run:
-    """The engine's logits and maps in the form of an eager run, with that one's scales."""
-    every = (outputs.saliency_map, *outputs.layer_maps.values())
-    found = []
-    for contrast, expected in enumerate(eager.maps):
-        maps = [one if manifest.contrasts == 1 else one[:, contrast] for one in every]
-        values = [torch.from_numpy(np.ascontiguousarray(one)) for one in maps]
-        found.append([want._replace(values=value) for value, want in zip(values, expected, strict=False)])
-    return Run(torch.from_numpy(outputs.logits), found)
+    """The engine's logits, maps and taps in the form of an eager run, with that one's scales."""
+
+    def rows(values: Sequence[Any], expected: list[list[Expected]]) -> list[list[Expected]]:
+        found = []
+        for contrast, row in enumerate(expected):
+            shared = [manifest.contrasts == 1 or value is outputs.activations for value in values]
+            arrays = [value if one else value[:, contrast] for value, one in zip(values, shared, strict=True)]
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+            found.append([Expected(value, want.scale) for value, want in zip(tensors, row, strict=False)])
+        return found
+
+    maps = rows((outputs.saliency_map, *outputs.layer_maps.values()), eager.maps)
+    return Run(torch.from_numpy(outputs.logits), maps, rows(_given(outputs), eager.taps))
 
 
 def _errors(found: Run, right: Run) -> Errors:
     largest = right.logits.abs().max().clamp(min=1e-30)
-    maps = [
-        _error(a.values, b)
-        for some, others in zip(found.maps, right.maps, strict=True)
-        for a, b in zip(some, others, strict=False)
-    ]
-    return Errors(max(maps), _largest((found.logits - right.logits).abs() / largest))
+    rows = [*zip(found.maps, right.maps, strict=True), *zip(found.taps, right.taps, strict=True)]
+    # an engine gives the maps of several layers only where it was asked to
+    values = [_error(a.values, b) for row, others in rows for a, b in zip(row, others, strict=False)]
+    return Errors(max(values), _largest((found.logits - right.logits).abs() / largest))
 
 
 def _error(got: torch.Tensor, want: Expected) -> float:
@@ -241,7 +265,7 @@ def _exact(
 ) -> Run | None:
     """The eager run in float64; None where the model has float32 in its code."""
     try:
-        return eager_maps(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
+        return run_eagerly(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
     except Exception:
         return None
 
