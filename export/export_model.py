@@ -24,6 +24,7 @@ from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
+from finercam_rt.export.method import channels_of
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.refusal import refusing
@@ -32,7 +33,7 @@ from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
-from finercam_rt.manifest import METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, ZeroShotInfo
+from finercam_rt.manifest import HEADS, METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, TapsInfo, ZeroShotInfo
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 VERIFICATION_IMAGES, VERIFICATION_CLASSES = 5, 8
@@ -50,6 +51,8 @@ def export_model(
     references: int = 3,
     contrasts: int = 1,
     layer_maps: bool = False,
+    head: str = "graph",
+    gradients: bool = False,
     layout: LayoutRequest = UNPINNED,
     output: str | int | None = None,
     inputs: Mapping[str, Any] | None = None,
@@ -84,6 +87,10 @@ def export_model(
         references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
         contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
         layer_maps: whether the raw map of each of several target layers is an output of its own as well.
+        head: "graph": the map is an output of the graph. "taps": the activations and what the method needs of their
+            gradients are, and the runtime makes the map.
+        gradients: of head "taps": whether the gradients at every position are an output even where the method takes
+            only their means, so that the engine draws every method (`Engine(path, method=...)`).
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
         output: the name or position of the logits among several outputs, where they are not called "logits" nor the
             only (N,K) tensor.
@@ -111,6 +118,7 @@ def export_model(
     _check_arguments(destination, names, method, objective, references, contrasts, opset)
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
+    gradients = _check_head(head, gradients, method, len(names))
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, images)
 
@@ -136,7 +144,8 @@ def export_model(
     captured, folded = fold_batch_norms(capture(classifier.module, [layer.name for layer in layers], example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
-    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot))
+    taps = None if head == "graph" else TapsInfo(channels_of(split.boundary[0], layers[0]), gradients)
+    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot, taps))
     manifest = Manifest(
         model=ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict())),
         input=input,
@@ -149,6 +158,8 @@ def export_model(
         contrasts=contrasts,
         layer_maps=layer_maps,
         zero_shot=zero_shot,
+        head=head,
+        taps=taps,
         opset=opset,
         passes=(*classifier.notes, *folded, *tail.passes),
         producer=_producer(),
@@ -210,6 +221,25 @@ def _check_arguments(
             pass
     except OSError:  # permission bits alone would not tell: root ignores them, and file systems have their own rules
         raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
+
+
+def _check_head(head: str, gradients: bool, method: str, layers: int) -> bool:
+    """Whether head "taps" gives the gradients at every position."""
+    if head not in HEADS:
+        raise ExportError(f"head {head!r} is unknown; give one of {', '.join(HEADS)}.")
+    if head == "graph":
+        if gradients:
+            raise ExportError("the gradients are an output of head 'taps' alone; give that head, or leave them out.")
+        return False
+    if layers > 1:
+        raise ExportError("head 'taps' is of one target layer; name one, or export several with head 'graph'.")
+    needs = METHODS[method]
+    if needs == "nothing" and not gradients:
+        raise ExportError(
+            f"method {method!r} reads no gradients; export it with head 'graph', or ask for the gradients too, from "
+            "which other methods can be drawn."
+        )
+    return gradients or needs == "gradients"
 
 
 def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:

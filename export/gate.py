@@ -50,7 +50,8 @@ def run_file(path: Path) -> Runner:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see the ONNX Runtime backend
         raise ExportError(f"ONNX Runtime cannot load the engine of reduced precision ({error}).") from error
-    return lambda feeds: dict(zip(OUTPUTS, session.run(list(OUTPUTS), dict(feeds)), strict=True))
+    names = [value.name for value in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
 def run_modules(trunk: nn.Module, tail: fx.GraphModule) -> Runner:

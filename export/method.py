@@ -8,13 +8,13 @@ several contrasts an axis P follows N on the gradients, and on the map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
-from finercam_rt.manifest import LayerInfo
+from finercam_rt.manifest import METHODS, LayerInfo
 
 SQUARINGS = 8
 """Of the Gram matrix in Eigen-CAM: its 256th power, in which the first eigenvector is left alone."""
@@ -33,20 +33,14 @@ class Values(NamedTuple):
 
 
 Score = Callable[[Values, torch.Tensor], torch.Tensor]
-
-
-class Method(NamedTuple):
-    """needs: what of the gradients; score: A and G (N,C,L or N,L,C), or A and pooled G (N,C), to (N,L) before ReLU."""
-
-    needs: Literal["pooled", "gradients", "nothing"]
-    score: Score
+"""A and G (N,C,L or N,L,C), or A and pooled G (N,C), to (N,L) before ReLU."""
 
 
 def raw_map(activations: torch.Tensor, gradients: torch.Tensor, layer: LayerInfo, method: str) -> torch.Tensor:
     """The raw map (N,h,w) of a method, from A and G in the layer's layout. Prefix tokens take no part."""
-    found, values, cotangents = METHODS[method], positions(activations, layer), positions(gradients, layer)
-    pooled = found.needs == "pooled"
-    return as_map(found.score(values, cotangents.data.mean(cotangents.position) if pooled else cotangents.data), layer)
+    values, cotangents = positions(activations, layer), positions(gradients, layer)
+    pooled = METHODS[method] == "pooled"
+    return as_map(SCORES[method](values, cotangents.data.mean(cotangents.position) if pooled else cotangents.data), layer)
 
 
 def positions(values: torch.Tensor, layer: LayerInfo) -> Values:
@@ -56,6 +50,11 @@ def positions(values: torch.Tensor, layer: LayerInfo) -> Values:
     if layer.layout == "nhwc":
         return Values(values.flatten(-3, -2), -1, -2)
     return Values(values[..., layer.prefix_tokens :, :], -1, -2)
+
+
+def channels_of(activations: torch.Tensor, layer: LayerInfo) -> int:
+    """C of the activations in the layer's layout."""
+    return int(activations.shape[1 if layer.layout == "nchw" else -1])
 
 
 def as_map(scores: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
@@ -179,20 +178,20 @@ def _eigencam(a: Values, _g: torch.Tensor) -> torch.Tensor:
     return (sign * sigma * u).squeeze(-1)
 
 
-METHODS: dict[str, Method] = {
-    "gradcam": Method("pooled", _gradcam),
-    "gradcam++": Method("gradients", _by(_plus_plus_weights)),
-    "xgradcam": Method("gradients", _by(_xgradcam_weights)),
-    "layercam": Method("gradients", _sum(_layercam_terms)),
-    "hirescam": Method("gradients", _sum(_hirescam_terms)),
-    "gradcamelementwise": Method("gradients", _sum(_elementwise_terms)),
-    "eigengradcam": Method("gradients", _principal(_hirescam_terms)),
-    "fem": Method("nothing", _fem),
-    "eigencam": Method("nothing", _eigencam),
+SCORES: dict[str, Score] = {
+    "gradcam": _gradcam,
+    "gradcam++": _by(_plus_plus_weights),
+    "xgradcam": _by(_xgradcam_weights),
+    "layercam": _sum(_layercam_terms),
+    "hirescam": _sum(_hirescam_terms),
+    "gradcamelementwise": _sum(_elementwise_terms),
+    "eigengradcam": _principal(_hirescam_terms),
+    "fem": _fem,
+    "eigencam": _eigencam,
     # pytorch-grad-cam's eigen_smooth=True; that of Hi-Res-CAM is Eigen-Grad-CAM
-    "gradcam-eigen": Method("pooled", _principal(_weighted)),
-    "gradcam++-eigen": Method("gradients", _principal_by(_plus_plus_weights)),
-    "xgradcam-eigen": Method("gradients", _principal_by(_xgradcam_weights)),
-    "layercam-eigen": Method("gradients", _principal(_layercam_terms)),
-    "gradcamelementwise-eigen": Method("gradients", _principal(_elementwise_terms)),
+    "gradcam-eigen": _principal(_weighted),
+    "gradcam++-eigen": _principal_by(_plus_plus_weights),
+    "xgradcam-eigen": _principal_by(_xgradcam_weights),
+    "layercam-eigen": _principal(_layercam_terms),
+    "gradcamelementwise-eigen": _principal(_elementwise_terms),
 }

@@ -13,13 +13,14 @@ from torch import nn
 
 from finercam_rt.contrast import Contrast, top_classes
 from finercam_rt.embeddings import ClassEmbeddings
-from finercam_rt.engine import Engine, Outputs
+from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
 from finercam_rt.export.method import mean_of_normalised, raw_map
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.manifest import Manifest
+from finercam_rt.outputs import Outputs
 
 MAP_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4

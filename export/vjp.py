@@ -22,12 +22,12 @@ from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import Lifted, LiftedTail
-from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
+from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
-from finercam_rt.manifest import LayerInfo, ZeroShotInfo, map_grid
+from finercam_rt.manifest import METHODS, LayerInfo, Needs, TapsInfo, ZeroShotInfo, map_grid
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ class Request:
     contrasts: int = 1
     layer_maps: bool = False
     zero_shot: ZeroShotInfo | None = None
+    taps: TapsInfo | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What is computed of the gradients."""
+        if self.taps is None:
+            return METHODS[self.method]
+        return "gradients" if self.taps.gradients else "pooled"
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class ExplainedTail:
 def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) -> ExplainedTail:
     """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes, ...).
 
-    The raw maps of the layers follow where they are asked for. Autograd runs once, here, over the tail only; the graph
+    The raw maps of the layers follow where they are asked for. With taps there is no map, and the activations and what
+    was taken of the gradients end the outputs, in the layer's layout; channel weights are (N,C). Autograd runs once, here, over the tail only; the graph
     that comes out holds plain forward operations. It differentiates with respect to what the method needs: one number a
     channel, added at every position (DESIGN, section 2.1), or the activations themselves, or nothing. With several
     contrasts the VJP is taken of all seeds at once, over values that were computed once. Of a zero-shot model the class
@@ -63,11 +72,11 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
     """
-    method, count = METHODS[request.method], request.contrasts
+    method, needs, count = SCORES[request.method], request.needs, request.contrasts
     tail, sunk = sink_selections(split.tail)
     zero_shot = request.zero_shot
     head = take_head(tail) if zero_shot is None else None
-    taps = _Taps(layers, method.needs)
+    taps = _Taps(layers, needs)
     interpreter = LiftedTail(tail if head is None else head.features, taps.enter)
 
     def differentiate(boundary: tuple[Any, ...], seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -93,13 +102,21 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             logits = logits + zero_shot.logit_bias
         chosen = contrast(logits, target, reference_classes, alpha, request.objective)
         seed = _cotangent(chosen, logits, weight, request.objective)
-        values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
-        if method.needs == "nothing":
-            scores = [_repeated(method.score(value, value.data), count) for value in values]
-        else:
+        found = []
+        if needs != "nothing":
             found = derivative.finish(seed) if count == 1 else derivative.finish_many(seed)
-            gradients = [_needed(g, layer, method.needs) for g, layer in zip(found, layers, strict=True)]
-            scores = [method.score(value, g) for value, g in zip(values, gradients, strict=True)]
+        if request.taps is not None:
+            second = found[0] if needs == "gradients" else _pooled(found[0], layers[0])
+            return logits, chosen.target, chosen.references, activations[0], second
+        values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
+        if needs == "nothing":
+            scores = [_repeated(method(value, value.data), count) for value in values]
+        else:
+            gradients = [
+                positions(g, layer).data if needs == "gradients" else _pooled(g, layer)
+                for g, layer in zip(found, layers, strict=True)
+            ]
+            scores = [method(value, g) for value, g in zip(values, gradients, strict=True)]
         maps = [as_map(score, layer) for score, layer in zip(scores, layers, strict=True)]
         whole = maps[0] if len(maps) == 1 else mean_of_normalised(maps, map_grid(layers))
         return logits, whole, chosen.target, chosen.references, *(maps if request.layer_maps else ())
@@ -125,7 +142,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         raise ExportError(
             f"what follows the target layer cannot be differentiated{place} ({reason}); choose a later target layer."
         ) from error
-    report = (*sunk, *_report(interpreter.merged_at, _seed_form(head, request), method.needs), *summed, *delayed)
+    report = (*sunk, *_report(interpreter.merged_at, _seed_form(head, request), needs), *summed, *delayed)
     return ExplainedTail(graph_module, report)
 
 
@@ -186,11 +203,9 @@ class _Taps:
         return torch.autograd.grad(result, [self._leaves[index] for index in range(len(self._layers))], seed)
 
 
-def _needed(gradients: torch.Tensor, layer: LayerInfo, needs: str) -> torch.Tensor:
-    """G over the map's positions, (N,C,L) or (N,L,C), or its mean over them, (N,C); an axis P stays behind N."""
-    if needs == "gradients":
-        return positions(gradients, layer).data
-    channels = gradients.flatten(-3) if layer.layout != "tokens" else gradients.flatten(-2)
+def _pooled(perturbation: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
+    """The mean of G over the map's positions, (N,C), from d/d(perturbation); an axis P stays behind N."""
+    channels = perturbation.flatten(-3) if layer.layout != "tokens" else perturbation.flatten(-2)
     return channels / (layer.grid[0] * layer.grid[1])
 
 

@@ -11,7 +11,6 @@ from finercam_rt.contrast import why_not as why_not
 from finercam_rt.embeddings import ClassEmbeddings as ClassEmbeddings
 from finercam_rt.engine import Batch as Batch
 from finercam_rt.engine import Engine as Engine
-from finercam_rt.engine import Outputs as Outputs
 from finercam_rt.errors import BackendError as BackendError
 from finercam_rt.errors import EngineError as EngineError
 from finercam_rt.errors import ExportError as ExportError
@@ -19,6 +18,7 @@ from finercam_rt.errors import FinerCAMError as FinerCAMError
 from finercam_rt.errors import InputError as InputError
 from finercam_rt.explanation import Explanation as Explanation
 from finercam_rt.geometry import Geometry as Geometry
+from finercam_rt.outputs import Outputs as Outputs
 from finercam_rt.video import frames as frames
 
 __version__ = _version("finercam-rt")

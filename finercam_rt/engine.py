@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -21,33 +21,16 @@ from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.errors import InputError
-from finercam_rt.explanation import Explanation, concatenate, labels, status_of
+from finercam_rt.explanation import Explanation, concatenate, labels
 from finercam_rt.images import ImageSource
 from finercam_rt.loading import LoadedBatch, as_list, as_stream, load_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
+from finercam_rt.outputs import Drawing, Outputs, checked_method, conflict_error, conflicts, rows_not_finite, run_graph
 from finercam_rt.preprocess import Preprocessor
 
 DEFAULT_BATCH_SIZE = 16
 """Images a run where the caller does not say: on CPUs more gains nothing and only takes memory."""
-
-
-class Outputs(NamedTuple):
-    """What `engine(batch)` returns, in the framework of the batch; one row an image.
-
-    logits (N,K) float32; saliency_map (N,h,w) float32, raw; target (N,) int64; references (N,R) int64, -2 where
-    unused; alpha (N,) float32; status (N,) uint8, the codes of `ops.Status`: 0 ok, 1 no_positive_evidence, 2 constant,
-    3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. An engine of
-    several contrasts has an axis for them behind N on all but the logits.
-    """
-
-    logits: Any
-    saliency_map: Any
-    target: Any
-    references: Any
-    alpha: Any
-    status: Any
-    layer_maps: dict[str, Any]
 
 
 class Batch(NamedTuple):
@@ -77,11 +60,13 @@ class Engine:
         compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
             maps then differ. It is no property of the file, whose own precision `manifest.precision` is.
         class_embeddings: the classes of an engine of a zero-shot model; see `with_classes`.
+        method: how the map is drawn, one of manifest.METHODS; None is the engine's own. Engines of head "taps" have a
+            choice, see `with_method`.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
         BackendError: a runtime or device that is missing or not supported.
-        InputError: class embeddings that are not this engine's.
+        InputError: class embeddings that are not this engine's; a method that it does not serve.
     """
 
     def __init__(
@@ -93,10 +78,12 @@ class Engine:
         spinning: bool = False,
         compute: str = "f32",
         class_embeddings: EmbeddingsSource | None = None,
+        method: str | None = None,
     ) -> None:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
+        self._drawing = Drawing(self.manifest, checked_method(self.manifest, method, self.path), threads)
         self._known_resolver: ContrastResolver | None = None
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         if class_embeddings is not None:
@@ -127,6 +114,25 @@ class Engine:
         engine = copy.copy(self)
         engine._take_embeddings(class_embeddings)
         return engine
+
+    def with_method(self, method: str) -> Engine:
+        """An engine that draws its maps by another method.
+
+        With head "taps" and the gradients it is any method of manifest.METHODS, with the channel weights alone one that
+        needs no more, and with head "graph" the one that was compiled. It shares the loaded graph, as `with_classes`
+        does.
+
+        Raises:
+            InputError: a method that this engine does not serve.
+        """
+        engine = copy.copy(self)
+        engine._drawing = replace(self._drawing, method=checked_method(self.manifest, method, self.path))
+        return engine
+
+    @property
+    def method(self) -> str:
+        """How its maps are drawn, such as "gradcam"."""
+        return self._drawing.method
 
     @property
     def classes(self) -> Classes:
@@ -203,15 +209,19 @@ class Engine:
             contrast = self._default_contrasts(len(images))
         else:
             contrast = resolver.resolve(len(images), target, references, alpha, contrasts)
-        damaged = _rows_not_finite(images)  # before the run, which needs the images in the cache as well
-        outputs = self._run(images, contrast, len(images))
+        damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
+        outputs = self._run(images, contrast, len(images), with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
         if references is not None or contrasts is not None:
-            for row in self._conflicts(contrast, outputs):
-                raise self._conflict_error(contrast, outputs, row, f"image {row}")
+            for row in conflicts(contrast, outputs):
+                raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
         layer_maps = {name: arrays.like(values, batch) for name, values in outputs.layer_maps.items()}
-        fields = {name: arrays.like(field, batch) for name, field in outputs._asdict().items() if name != "layer_maps"}
+        fields = {
+            name: None if field is None else arrays.like(field, batch)
+            for name, field in outputs._asdict().items()
+            if name != "layer_maps"
+        }
         return Outputs(**fields, layer_maps=layer_maps)
 
     def explain(
@@ -309,13 +319,15 @@ class Engine:
         explanation = None
         if kept:
             part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
-            outputs = self._run(inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept))
-            conflicts = self._conflicts(part, outputs)
-            for row in conflicts:
-                failures[kept[row]] = self._conflict_error(part, outputs, row, loaded.names[row])
+            outputs = self._run(
+                inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept), with_taps=False
+            )
+            wrong = conflicts(part, outputs)
+            for row in wrong:
+                failures[kept[row]] = conflict_error(part, outputs, row, loaded.names[row], self.classes)
                 if not skip_errors:
                     raise failures[kept[row]]
-            good = [row for row in range(len(kept)) if row not in conflicts]
+            good = [row for row in range(len(kept)) if row not in wrong]
             if good:
                 explanation = self._explanation(outputs, loaded, good)
         indices = tuple(kept[row] for row in good)
@@ -323,7 +335,7 @@ class Engine:
 
     def _explanation(self, outputs: Outputs, loaded: LoadedBatch, rows: list[int]) -> Explanation:
         whole = len(rows) == len(outputs.logits)
-        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:-1])
+        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:6])
         return Explanation(
             logits=logits,
             saliency_map=saliency_map,
@@ -362,45 +374,8 @@ class Engine:
             )
         return self._known_resolver
 
-    def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
-        """NumPy outputs of the first `count` images, copied out of the backend's buffers; status of the maps."""
-        several = self.manifest.contrasts > 1
-        asked = contrast.padded(self.manifest.contrasts) if several else contrast
-        feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
-        if count < len(images):
-            feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
-        feeds |= self._embeddings
-        buffers: Mapping[str, NDArray[Any]] = self._backend.run(feeds)
-        part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
-        logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][part].copy()
-        status = status_of(saliency_map)
-        # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
-        damaged = _rows_not_finite(logits)
-        if damaged is not None:
-            status[damaged] = ops.Status.NON_FINITE
-        return Outputs(
-            logits,
-            saliency_map,
-            buffers["target_class"][part].copy(),
-            buffers["reference_classes"][part].copy(),
-            contrast.alpha.copy(),
-            status,
-            {layer.name: buffers[output][part].copy() for output, layer in self.manifest.layer_outputs.items()},
-        )
-
-    def _conflicts(self, contrast: ContrastArrays, outputs: Outputs) -> list[int]:
-        """The images with a target, which the graph chose, that is one of the references that the caller gave."""
-        conflicts = _same_class(contrast, outputs)
-        # Logits that are not finite make the predicted class an accident.
-        conflicts &= outputs.status != ops.Status.NON_FINITE
-        return [int(row) for row in np.flatnonzero(conflicts.reshape(len(conflicts), -1).any(axis=1))]
-
-    def _conflict_error(self, contrast: ContrastArrays, outputs: Outputs, row: int, name: str) -> InputError:
-        targets = np.atleast_1d(outputs.target[row])
-        predicted = self.classes.name(int(targets[np.atleast_1d(_same_class(contrast, outputs)[row])][0]))
-        return InputError(
-            f"{name}: the predicted class {predicted!r} is one of the references; give another reference or a target."
-        )
+    def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:
+        return run_graph(self._backend, self._drawing, images, contrast, count, self._embeddings, with_taps)
 
     def _checked_batch(self, images: NDArray[Any]) -> NDArray[np.float32]:
         height, width = self.manifest.input.size
@@ -424,23 +399,3 @@ class Engine:
         if fixed is not None and wanted != fixed:
             raise InputError(f"the batch size is {wanted}; the engine was exported for exactly {fixed}.")
         return wanted
-
-
-def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:
-    """Which contrasts, (N,) or (N,P), have their target among the references that were asked for."""
-    same: NDArray[np.bool_] = (contrast.references == outputs.target[..., None]).any(axis=-1)
-    return same
-
-
-def _padded(value: NDArray[Any], count: int) -> NDArray[Any]:
-    """`value` with its last row repeated up to `count` rows."""
-    return value if len(value) == count else np.concatenate([value, np.repeat(value[-1:], count - len(value), axis=0)])
-
-
-def _rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-    """Which rows (N,) have a value that is not finite; None where all are finite, which costs two fast reductions."""
-    # max and min propagate NaN, and unlike a sum they neither overflow nor warn.
-    if math.isfinite(np.maximum.reduce(values, axis=None)) and math.isfinite(np.minimum.reduce(values, axis=None)):
-        return None
-    finite: NDArray[np.bool_] = np.all(np.isfinite(values.reshape(len(values), -1)), axis=1)
-    return ~finite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from finercam_rt.errors import EngineError
 
@@ -20,27 +20,31 @@ EMBEDDINGS = "class_embeddings"
 """The inputs of every engine's graph; a zero-shot model's has the embeddings of the classes besides."""
 
 OUTPUTS = ("logits", "saliency_map", "target_class", "reference_classes")
-"""Of every engine's graph; the raw maps of several layers may follow."""
+"""Of a graph of head "graph"; the raw maps of several layers may follow. Of head "taps" the taps do, and no map is."""
+ACTIVATIONS, GRADIENTS, CHANNEL_WEIGHTS = "activations", "gradients", "channel_weights"
+"""The outputs of head "taps": the first, and one of the others."""
 
 OBJECTIVES = ("weighted", "mean", "softmax")
 LAYOUTS = ("nchw", "nhwc", "tokens")
-METHODS = (
-    "gradcam",
-    "gradcam++",
-    "xgradcam",
-    "layercam",
-    "hirescam",
-    "gradcamelementwise",
-    "eigengradcam",
-    "fem",
-    "eigencam",
-    "gradcam-eigen",
-    "gradcam++-eigen",
-    "xgradcam-eigen",
-    "layercam-eigen",
-    "gradcamelementwise-eigen",
-)
-HEADS = ("graph",)
+Needs: TypeAlias = Literal["pooled", "gradients", "nothing"]
+METHODS: dict[str, Needs] = {
+    "gradcam": "pooled",
+    "gradcam++": "gradients",
+    "xgradcam": "gradients",
+    "layercam": "gradients",
+    "hirescam": "gradients",
+    "gradcamelementwise": "gradients",
+    "eigengradcam": "gradients",
+    "fem": "nothing",
+    "eigencam": "nothing",
+    "gradcam-eigen": "pooled",
+    "gradcam++-eigen": "gradients",
+    "xgradcam-eigen": "gradients",
+    "layercam-eigen": "gradients",
+    "gradcamelementwise-eigen": "gradients",
+}
+"""What each method reads of the gradients: their mean over the positions, all of them, or nothing."""
+HEADS = ("graph", "taps")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -88,6 +92,28 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class TapsInfo:
+    """What a graph of head "taps" gives, in place of the map.
+
+    channels: C of the activations. gradients: whether it gives the gradients at every position, from which each method
+    can be drawn, or the channel weights, their means over the positions.
+    """
+
+    channels: int
+    gradients: bool
+
+    @property
+    def second(self) -> str:
+        """The name of the output beside the activations."""
+        return GRADIENTS if self.gradients else CHANNEL_WEIGHTS
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What can be drawn from these taps."""
+        return tuple(name for name, needs in METHODS.items() if self.gradients or needs != "gradients")
+
+
+@dataclass(frozen=True)
 class ZeroShotInfo:
     """A model whose classes are an input: logits = logit_scale * z @ class_embeddings.T + logit_bias.
 
@@ -106,7 +132,8 @@ class Manifest:
     """Everything that a runtime needs to know about an engine; see DESIGN, section 3.
 
     passes: what the compiler did, a line each. layer_maps: whether the raw map of each of several layers is an output
-    as well. An engine of a zero-shot model has neither classes nor their number: they are given when it runs.
+    as well. An engine of a zero-shot model has neither classes nor their number: they are given when it runs. taps: of head
+    "taps", where `method` is the one that is drawn unless another is asked for.
     """
 
     model: ModelInfo
@@ -122,6 +149,7 @@ class Manifest:
     layer_maps: bool = False
     zero_shot: ZeroShotInfo | None = None
     head: str = "graph"
+    taps: TapsInfo | None = None
     precision: str = "fp32"
     passes: tuple[str, ...] = ()
     verification: dict[str, Any] = field(default_factory=dict)
@@ -141,7 +169,9 @@ class Manifest:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The names of the graph's outputs, in order."""
-        return (*OUTPUTS, *self.layer_outputs)
+        if self.taps is None:
+            return (*OUTPUTS, *self.layer_outputs)
+        return (*(name for name in OUTPUTS if name != "saliency_map"), ACTIVATIONS, self.taps.second)
 
     @property
     def layer_outputs(self) -> dict[str, LayerInfo]:
@@ -204,6 +234,9 @@ def _build(raw: dict[str, Any]) -> Manifest:
     classes, num_classes, zero_shot = raw["classes"], raw["num_classes"], _zero_shot(raw["zero_shot"])
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} classes")
+    taps = _taps(raw.get("taps"))
+    if (raw["head"] == "taps") != (taps is not None):
+        raise ValueError("taps are given exactly where the head is called so")
     if (num_classes is None) != (zero_shot is not None):
         raise ValueError("the number of classes is that of the class embeddings exactly where it has none")
     return Manifest(
@@ -227,6 +260,7 @@ def _build(raw: dict[str, Any]) -> Manifest:
         layer_maps=bool(raw["layer_maps"]),
         zero_shot=zero_shot,
         head=str(raw["head"]),
+        taps=taps,
         precision=str(raw["precision"]),
         passes=tuple(str(line) for line in raw["passes"]),
         verification=dict(raw["verification"]),
@@ -239,6 +273,10 @@ def _layers(values: Any) -> tuple[LayerInfo, ...]:
     if not values:
         raise ValueError("no target layer")
     return tuple(LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"])) for v in values)
+
+
+def _taps(value: Any) -> TapsInfo | None:
+    return None if value is None else TapsInfo(_count(value["channels"]), bool(value["gradients"]))
 
 
 def _zero_shot(value: Any) -> ZeroShotInfo | None:

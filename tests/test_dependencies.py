@@ -31,7 +31,7 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 """The subcommands that need the export stage; they load it when they run, not when they are imported."""
 
 VERIFYING = {
-    "verify.py": {"engine", "contrast", "embeddings"},
+    "verify.py": {"engine", "outputs", "contrast", "embeddings"},
     "export_model.py": {"engine", "images", "embeddings"},
     "embed_text.py": {"embeddings"},
 }

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from finercam_rt import Engine, top_classes
 from finercam_rt.contrast import Contrast as Asked
-from finercam_rt.engine import Outputs
 from finercam_rt.errors import FinerCAMError
 from finercam_rt.manifest import Manifest
+from finercam_rt.outputs import Outputs
 from sweep.oracle import Contrast, Errors, Oracle, choice_error, logit_error, map_error
 from sweep.outcome import REFUSED, RIGHT, ROUNDING, TOLERANCE, WRONG
 

@@ -14,11 +14,12 @@ from finercam_rt.compat.engines import EngineCache, Facts, Spec, common_request,
 from finercam_rt.compat.reshape import Reading, ReshapeTransform, read_reshape
 from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
-from finercam_rt.engine import Engine, Outputs
+from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError, InputError, WrongTypeError
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.readings import LayoutRequest
 from finercam_rt.manifest import LayerInfo
+from finercam_rt.outputs import Outputs
 
 CACHE = EngineCache()
 """Shared by all CAM objects, because callers make a new one for each image."""

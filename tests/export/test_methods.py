@@ -15,8 +15,8 @@ timm: Any = pytest.importorskip("timm", reason="the export's models come from ti
 
 from finercam_rt.engine import Engine  # noqa: E402
 from finercam_rt.export.export_model import export_model  # noqa: E402
-from finercam_rt.export.method import METHODS, raw_map  # noqa: E402
-from finercam_rt.manifest import METHODS as NAMES  # noqa: E402
+from finercam_rt.export.method import SCORES, raw_map  # noqa: E402
+from finercam_rt.manifest import METHODS  # noqa: E402
 from finercam_rt.manifest import LayerInfo  # noqa: E402
 
 PUBLIC = {
@@ -41,7 +41,7 @@ GRID, CHANNELS, PREFIX = (5, 7), 24, 2
 
 
 def test_the_manifest_and_the_export_name_the_same_methods() -> None:
-    assert set(METHODS) == set(NAMES) == set(PUBLIC)
+    assert set(SCORES) == set(METHODS) == set(PUBLIC)
 
 
 def _activations_and_gradients(seed: int) -> tuple[Any, Any]:
@@ -137,4 +137,4 @@ def test_engines_of_every_method(method: str, tmp_path: Path) -> None:
         plain, finer = (engine(images, alpha=alpha) for alpha in (0.0, 1.0))
     assert np.array_equal(plain.logits, finer.logits)
     same = np.array_equal(plain.saliency_map, finer.saliency_map)
-    assert same == (METHODS[method].needs == "nothing")
+    assert same == (METHODS[method] == "nothing")

@@ -1,0 +1,191 @@
+"""One run of an engine's graph: images and contrasts in, arrays of the caller's own out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt import ops
+from finercam_rt.backends.protocol import Backend
+from finercam_rt.classes import Classes
+from finercam_rt.contrast import ContrastArrays
+from finercam_rt.errors import InputError
+from finercam_rt.explanation import status_of
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, METHODS, Manifest
+
+
+class Outputs(NamedTuple):
+    """What `engine(batch)` returns, in the framework of the batch; one row an image.
+
+    logits (N,K) float32; saliency_map (N,h,w) float32, raw; target (N,) int64; references (N,R) int64, -2 where
+    unused; alpha (N,) float32; status (N,) uint8, the codes of `ops.Status`: 0 ok, 1 no_positive_evidence, 2 constant,
+    3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. Of head "taps"
+    activations, in the layer's layout, and gradients, of the same shape, or channel_weights (N,C), all float32; None
+    where the engine does not give them. An engine of several contrasts has an axis for them behind N on all but the
+    logits and the activations.
+    """
+
+    logits: Any
+    saliency_map: Any
+    target: Any
+    references: Any
+    alpha: Any
+    status: Any
+    layer_maps: dict[str, Any]
+    activations: Any = None
+    gradients: Any = None
+    channel_weights: Any = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the raw map comes out of a graph's outputs.
+
+    manifest: the engine's. method: one that its outputs serve. threads: of the kernel, None for as many as it repays.
+    """
+
+    manifest: Manifest
+    method: str
+    threads: int | None = None
+
+    def map_of(self, found: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The raw map, (N,h,w) or (N,P,h,w), of a run's outputs by name; a view of them where the graph made it."""
+        taps = self.manifest.taps
+        if taps is None:
+            saliency_map: NDArray[np.float32] = found["saliency_map"]
+            return saliency_map
+        (layer,) = self.manifest.layers
+        tokens = layer.layout == "tokens"
+        return ops.cam(
+            found[ACTIVATIONS],
+            found.get(GRADIENTS),
+            channel_weights=found.get(CHANNEL_WEIGHTS),
+            method=self.method,
+            layout=layer.layout,
+            prefix_tokens=layer.prefix_tokens,
+            grid=layer.grid if tokens else None,
+            threads=self.threads,
+        )
+
+
+def checked_method(manifest: Manifest, method: str | None, path: Path) -> str:
+    """The method that is drawn: the one asked for, or the engine's own.
+
+    Raises:
+        InputError: there is no such method, or the graph does not give what it needs.
+    """
+    if method is None or method == manifest.method:
+        return manifest.method
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; give one of {', '.join(METHODS)}.")
+    if manifest.taps is None:
+        raise InputError(
+            f"{path} makes the map of {manifest.method} in its graph; for {method} export it with --method {method}, or "
+            "with --head taps --gradients for all methods."
+        )
+    if method not in manifest.taps.methods:
+        raise InputError(
+            f"{path} gives the channel weights alone, and {method} needs the gradients at every position; export it "
+            "with --head taps --gradients."
+        )
+    return method
+
+
+def run_graph(
+    backend: Backend,
+    drawing: Drawing,
+    images: NDArray[np.float32],
+    contrast: ContrastArrays,
+    count: int,
+    constants: Mapping[str, NDArray[Any]],
+    with_taps: bool,
+) -> Outputs:
+    """NumPy outputs of the first `count` images, copied out of the backend's buffers; status of the maps.
+
+    Args:
+        backend: the loaded graph.
+        drawing: the engine's.
+        images: (N,3,H,W), N >= count; the rows behind `count` fill a batch of fixed size.
+        contrast: of `count` images.
+        count: how many of the images are asked for.
+        constants: inputs without a row for each image, by their names: the class embeddings of a zero-shot model.
+        with_taps: whether activations and gradients, where the graph gives them, are copied out as well.
+
+    Raises:
+        BackendError: the runtime failed, or the backend is closed.
+    """
+    manifest = drawing.manifest
+    several = manifest.contrasts > 1
+    asked = contrast.padded(manifest.contrasts) if several else contrast
+    feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
+    if count < len(images):
+        feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
+    feeds |= constants
+    buffers = backend.run(feeds)
+    part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
+    logits, taps = buffers["logits"][:count].copy(), {}
+    if manifest.taps is None:
+        saliency_map = buffers["saliency_map"][part].copy()
+    else:
+        found = {ACTIVATIONS: buffers[ACTIVATIONS][:count], manifest.taps.second: buffers[manifest.taps.second][part]}
+        saliency_map = drawing.map_of(found)
+        if with_taps:
+            taps = {name: values.copy() for name, values in found.items()}
+    status = status_of(saliency_map)
+    # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
+    damaged = rows_not_finite(logits)
+    if damaged is not None:
+        status[damaged] = ops.Status.NON_FINITE
+    return Outputs(
+        logits,
+        saliency_map,
+        buffers["target_class"][part].copy(),
+        buffers["reference_classes"][part].copy(),
+        contrast.alpha.copy(),
+        status,
+        {layer.name: buffers[output][part].copy() for output, layer in manifest.layer_outputs.items()},
+        **taps,
+    )
+
+
+def conflicts(contrast: ContrastArrays, outputs: Outputs) -> list[int]:
+    """The images with a target, which the graph chose, that is one of the references that the caller gave."""
+    same = _same_class(contrast, outputs)
+    # Logits that are not finite make the predicted class an accident.
+    same &= outputs.status != ops.Status.NON_FINITE
+    return [int(row) for row in np.flatnonzero(same.reshape(len(same), -1).any(axis=1))]
+
+
+def conflict_error(contrast: ContrastArrays, outputs: Outputs, row: int, name: str, classes: Classes) -> InputError:
+    """The error of one of the `conflicts`, whose image is called `name`."""
+    targets = np.atleast_1d(outputs.target[row])
+    predicted = classes.name(int(targets[np.atleast_1d(_same_class(contrast, outputs)[row])][0]))
+    return InputError(
+        f"{name}: the predicted class {predicted!r} is one of the references; give another reference or a target."
+    )
+
+
+def rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Which rows (N,) have a value that is not finite; None where all are finite, which costs two fast reductions."""
+    # max and min propagate NaN, and unlike a sum they neither overflow nor warn.
+    if math.isfinite(np.maximum.reduce(values, axis=None)) and math.isfinite(np.minimum.reduce(values, axis=None)):
+        return None
+    finite: NDArray[np.bool_] = np.all(np.isfinite(values.reshape(len(values), -1)), axis=1)
+    return ~finite
+
+
+def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:
+    """Which contrasts, (N,) or (N,P), have their target among the references that were asked for."""
+    same: NDArray[np.bool_] = (contrast.references == outputs.target[..., None]).any(axis=-1)
+    return same
+
+
+def _padded(value: NDArray[Any], count: int) -> NDArray[Any]:
+    """`value` with its last row repeated up to `count` rows."""
+    return value if len(value) == count else np.concatenate([value, np.repeat(value[-1:], count - len(value), axis=0)])
