@@ -37,5 +37,5 @@ clean:  ## everything that the commands above made
 $(INSTALLED): pyproject.toml constraints.txt $(COMPILED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable ".[export,hub,demo,test,lint]"
+	  --editable ".[export,hub,evaluate,demo,test,lint]"
 	touch $@

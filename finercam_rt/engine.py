@@ -158,6 +158,11 @@ class Engine:
         """Where it computes, such as "cpu"."""
         return self._backend.device
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many images a run takes, of an engine that was exported for exactly so many; None for any number."""
+        return self._backend.fixed_batch
+
     def close(self) -> None:
         """Give the memory back once the runs under way have ended; later calls raise BackendError."""
         self._backend.close()

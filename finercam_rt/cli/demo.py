@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finercam_rt.cli.export import export_with_progress, import_export, summary
-from finercam_rt.cli.files import atomic_write, check_output_folder
 from finercam_rt.engine import Engine
 from finercam_rt.errors import EngineError, ExportError, InputError
 from finercam_rt.explanation import Explanation
 from finercam_rt.figure import figure
+from finercam_rt.files import atomic_write, check_output_folder
 from finercam_rt.images import load_image
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.preprocess import Preprocessor

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from finercam_rt.cli.files import atomic_write
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
 from finercam_rt.figure import figure
+from finercam_rt.files import atomic_write
 from finercam_rt.geometry import CROP
 
 _SUFFIXES = {"overlay": ".overlay.png", "heatmap": ".heatmap.png", "saliency_map": ".npy"}
