@@ -79,11 +79,60 @@ def render_rgba(
     Write the coloured maps, resized to the size of out and blended with the photographs.
     """
 
+def rank(
+    maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
+    out: Annotated[NDArray[numpy.int32], dict(shape=(None, None, None), order="C")],
+    *,
+    threads: int,
+    stream: int,
+) -> int:
+    """
+    Write the place of each pixel; the first map that is not finite, or -1.
+    """
+
+def remove_values(
+    images: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), writable=False)],
+    ranks: Annotated[NDArray[numpy.int32], dict(shape=(None, None, None), writable=False)],
+    counts: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    fill: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None, None), order="C")],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write copies with ranked pixels replaced by one value a channel."""
+
+def remove_pixels(
+    images: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), writable=False)],
+    ranks: Annotated[NDArray[numpy.int32], dict(shape=(None, None, None), writable=False)],
+    counts: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    fill: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), writable=False)],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None, None), order="C")],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write copies with ranked pixels replaced by those of the fill."""
+
+def mask(
+    images: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), writable=False)],
+    maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), writable=False)],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None, None), order="C")],
+    *,
+    align_corners: bool,
+    threads: int,
+    stream: int,
+) -> None:
+    """Write copies of the images, each multiplied by a resized map."""
+
 def cuda_status() -> tuple[int, str]:
     """Number of usable CUDA devices, and why there is none."""
 
 def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
     """An uninitialised float32 array that owns memory of a CUDA device."""
+
+def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.int32], dict(device="cuda")]:
+    """An uninitialised int32 array that owns memory of a CUDA device."""
 
 def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
     """An uninitialised uint8 array that owns memory of a CUDA device."""

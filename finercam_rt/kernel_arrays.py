@@ -97,8 +97,8 @@ def allocate(dtype: str, shape: tuple[int, ...], like: Array) -> Any:
     if like.device == "cpu":
         return np.empty(shape, dtype)
     device = int(like.device.removeprefix("cuda:"))
-    make = _core.cuda_empty_float32 if dtype == "float32" else _core.cuda_empty_uint8
-    return make(shape, device)
+    make = {"float32": _core.cuda_empty_float32, "int32": _core.cuda_empty_int32, "uint8": _core.cuda_empty_uint8}
+    return make[dtype](shape, device)
 
 
 def to_caller(result: Any, argument: Any) -> Any:

@@ -50,6 +50,8 @@ void bind_cuda(nb::module_& module) {
              "Number of usable CUDA devices, and why there is none.");
   module.def("cuda_empty_float32", &empty<float>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised float32 array that owns memory of a CUDA device.");
+  module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),
+             "An uninitialised int32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_uint8", &empty<std::uint8_t>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised uint8 array that owns memory of a CUDA device.");
 }

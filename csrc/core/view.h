@@ -28,6 +28,16 @@ struct FeatureView {
   std::int64_t positions() const { return height * width; }
 };
 
+// Of images (N, C, H, W), or of maps (N, H, W), which have no channels.
+struct Strides {
+  std::int64_t batch, channel, row, column;
+
+  // Whether the pixels of a plane lie one after the other.
+  bool is_flat(std::int64_t height, std::int64_t width) const {
+    return (width == 1 || column == 1) && (height == 1 || row == width);
+  }
+};
+
 // Where a kernel runs. threads: how many, at least 1 (CPU only). stream: a cudaStream_t, null for the default one (CUDA
 // only).
 struct Execution {

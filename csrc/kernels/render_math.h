@@ -7,6 +7,7 @@
 
 #include "core/host_device.h"
 #include "kernels/render.h"
+#include "kernels/resize_math.h"
 
 namespace finercam {
 
@@ -32,24 +33,6 @@ FINERCAM_HOST_DEVICE float normalized(float value, const MapRange& range) {
   const float minimum = range.minimum > 0.0f ? range.minimum : 0.0f;
   const float result = ((value > 0.0f ? value : 0.0f) - minimum) / (range.maximum - minimum);
   return result < 0.0f ? 0.0f : result > 1.0f ? 1.0f : result;
-}
-
-// The two source cells of an output cell and the weight of the second.
-struct Source {
-  std::int32_t low, high;
-  float weight;
-};
-
-// Half-pixel centres, edges clamped: source = (target + 1/2) * source_size / target_size - 1/2, in exact integers.
-FINERCAM_HOST_DEVICE Source source_of(std::int32_t target, std::int32_t source_size, std::int32_t target_size) {
-  const std::int64_t scaled = static_cast<std::int64_t>(2 * target + 1) * source_size - target_size;
-  if (scaled <= 0) return {0, 0, 0.0f};
-  // Below 2^32 for sizes up to kMaxSide: a 32-bit division is several times faster on a GPU.
-  const auto numerator = static_cast<std::uint32_t>(scaled);
-  const auto denominator = static_cast<std::uint32_t>(2 * target_size);
-  const auto low = static_cast<std::int32_t>(numerator / denominator);
-  if (low >= source_size - 1) return {source_size - 1, source_size - 1, 0.0f};
-  return {low, low + 1, static_cast<float>(numerator % denominator) / static_cast<float>(denominator)};
 }
 
 // One axis of a map that lies in [start, start + extent) of an image; the pixels [first, last) have their centres
@@ -96,8 +79,6 @@ FINERCAM_HOST_DEVICE Source source_in_box(std::int32_t target, const Axis& axis)
 FINERCAM_HOST_DEVICE Source source_of(std::int32_t target, const Axis& axis) {
   return axis.is_whole() ? source_of(target, axis.source_size, axis.target_size) : source_in_box(target, axis);
 }
-
-FINERCAM_HOST_DEVICE float lerp(float first, float second, float weight) { return first + weight * (second - first); }
 
 // Index into the 256 colours of a value in [0, 1]; halves round up.
 FINERCAM_HOST_DEVICE std::int32_t color_index(float value) { return static_cast<std::int32_t>(value * 255.0f + 0.5f); }

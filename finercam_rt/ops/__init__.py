@@ -1,4 +1,5 @@
 """The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
+`rank`, `remove` and `mask` make perturbed copies of images.
 
 Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
 come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
@@ -9,6 +10,9 @@ device, so a loop should give `out`.
 
 from finercam_rt.kernel_arrays import cuda_status as cuda_status
 from finercam_rt.ops.activation_maps import cam as cam
+from finercam_rt.ops.perturbation import mask as mask
+from finercam_rt.ops.perturbation import rank as rank
+from finercam_rt.ops.perturbation import remove as remove
 from finercam_rt.ops.rendering import MAX_SIDE as MAX_SIDE
 from finercam_rt.ops.rendering import Box as Box
 from finercam_rt.ops.rendering import Rendered as Rendered
