@@ -56,13 +56,13 @@ class Drawing:
 
     def map_of(self, found: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The raw map, (N,h,w) or (N,P,h,w), of a run's outputs by name; a view of them where the graph made it."""
-        taps = self.manifest.taps
-        if taps is None:
-            saliency_map: NDArray[np.float32] = found["saliency_map"]
+        saliency_map: NDArray[np.float32]
+        if self.manifest.taps is None:
+            saliency_map = found["saliency_map"]
             return saliency_map
         (layer,) = self.manifest.layers
         tokens = layer.layout == "tokens"
-        return ops.cam(
+        saliency_map = ops.cam(
             found[ACTIVATIONS],
             found.get(GRADIENTS),
             channel_weights=found.get(CHANNEL_WEIGHTS),
@@ -72,6 +72,7 @@ class Drawing:
             grid=layer.grid if tokens else None,
             threads=self.threads,
         )
+        return saliency_map
 
 
 def checked_method(manifest: Manifest, method: str | None, path: Path) -> str:
@@ -86,8 +87,8 @@ def checked_method(manifest: Manifest, method: str | None, path: Path) -> str:
         raise InputError(f"there is no method {method!r}; give one of {', '.join(METHODS)}.")
     if manifest.taps is None:
         raise InputError(
-            f"{path} makes the map of {manifest.method} in its graph; for {method} export it with --method {method}, or "
-            "with --head taps --gradients for all methods."
+            f"{path} makes the map of {manifest.method} in its graph; for {method} export it with --method {method}, "
+            "or with --head taps --gradients for all methods."
         )
     if method not in manifest.taps.methods:
         raise InputError(

@@ -36,7 +36,7 @@ VERIFYING = {
     "embed_text.py": {"embeddings"},
 }
 COMPARING = {
-    "gate.py": {"comparison", "ops"},
+    "gate.py": {"comparison", "ops", "outputs"},
     "reduce.py": {"images", "preprocess"},
     "processors.py": {"preprocess"},
 }
