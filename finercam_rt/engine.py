@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from finercam_rt.images import ImageSource
 from finercam_rt.loading import LoadedBatch, as_list, as_stream, load_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
-from finercam_rt.outputs import Outputs, conflict_error, conflicts, rows_not_finite, run_graph
+from finercam_rt.outputs import Drawing, Outputs, checked_method, conflict_error, conflicts, rows_not_finite, run_graph
 from finercam_rt.preprocess import Preprocessor
 
 DEFAULT_BATCH_SIZE = 16
@@ -59,11 +60,13 @@ class Engine:
         compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
             maps then differ. It is no property of the file, whose own precision `manifest.precision` is.
         class_embeddings: the classes of an engine of a zero-shot model; see `with_classes`.
+        method: how the map is drawn, one of manifest.METHODS; None is the engine's own. Engines of head "taps" have a
+            choice, see `with_method`.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
         BackendError: a runtime or device that is missing or not supported.
-        InputError: class embeddings that are not this engine's.
+        InputError: class embeddings that are not this engine's; a method that it does not serve.
     """
 
     def __init__(
@@ -75,10 +78,12 @@ class Engine:
         spinning: bool = False,
         compute: str = "f32",
         class_embeddings: EmbeddingsSource | None = None,
+        method: str | None = None,
     ) -> None:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
+        self._drawing = Drawing(self.manifest, checked_method(self.manifest, method, self.path), threads)
         self._known_resolver: ContrastResolver | None = None
         self._embeddings: dict[str, NDArray[np.float32]] = {}
         if class_embeddings is not None:
@@ -110,6 +115,25 @@ class Engine:
         engine._take_embeddings(class_embeddings)
         return engine
 
+    def with_method(self, method: str) -> Engine:
+        """An engine that draws its maps by another method.
+
+        With head "taps" and the gradients it is any method of manifest.METHODS, with the channel weights alone one that
+        needs no more, and with head "graph" the one that was compiled. It shares the loaded graph, as `with_classes`
+        does.
+
+        Raises:
+            InputError: a method that this engine does not serve.
+        """
+        engine = copy.copy(self)
+        engine._drawing = replace(self._drawing, method=checked_method(self.manifest, method, self.path))
+        return engine
+
+    @property
+    def method(self) -> str:
+        """How its maps are drawn, such as "gradcam"."""
+        return self._drawing.method
+
     @property
     def classes(self) -> Classes:
         """The classes by name and index.
@@ -133,6 +157,11 @@ class Engine:
     def device(self) -> str:
         """Where it computes, such as "cpu"."""
         return self._backend.device
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many images a run takes, of an engine that was exported for exactly so many; None for any number."""
+        return self._backend.fixed_batch
 
     def close(self) -> None:
         """Give the memory back once the runs under way have ended; later calls raise BackendError."""
@@ -186,14 +215,18 @@ class Engine:
         else:
             contrast = resolver.resolve(len(images), target, references, alpha, contrasts)
         damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
-        outputs = self._run(images, contrast, len(images))
+        outputs = self._run(images, contrast, len(images), with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
         if references is not None or contrasts is not None:
             for row in conflicts(contrast, outputs):
                 raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
         layer_maps = {name: arrays.like(values, batch) for name, values in outputs.layer_maps.items()}
-        fields = {name: arrays.like(field, batch) for name, field in outputs._asdict().items() if name != "layer_maps"}
+        fields = {
+            name: None if field is None else arrays.like(field, batch)
+            for name, field in outputs._asdict().items()
+            if name != "layer_maps"
+        }
         return Outputs(**fields, layer_maps=layer_maps)
 
     def explain(
@@ -291,7 +324,9 @@ class Engine:
         explanation = None
         if kept:
             part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
-            outputs = self._run(inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept))
+            outputs = self._run(
+                inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept), with_taps=False
+            )
             wrong = conflicts(part, outputs)
             for row in wrong:
                 failures[kept[row]] = conflict_error(part, outputs, row, loaded.names[row], self.classes)
@@ -305,7 +340,7 @@ class Engine:
 
     def _explanation(self, outputs: Outputs, loaded: LoadedBatch, rows: list[int]) -> Explanation:
         whole = len(rows) == len(outputs.logits)
-        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:-1])
+        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:6])
         return Explanation(
             logits=logits,
             saliency_map=saliency_map,
@@ -344,8 +379,8 @@ class Engine:
             )
         return self._known_resolver
 
-    def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
-        return run_graph(self._backend, self.manifest, images, contrast, count, self._embeddings)
+    def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:
+        return run_graph(self._backend, self._drawing, images, contrast, count, self._embeddings, with_taps)
 
     def _checked_batch(self, images: NDArray[Any]) -> NDArray[np.float32]:
         height, width = self.manifest.input.size

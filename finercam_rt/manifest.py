@@ -132,8 +132,8 @@ class Manifest:
     """Everything that a runtime needs to know about an engine; see DESIGN, section 3.
 
     passes: what the compiler did, a line each. layer_maps: whether the raw map of each of several layers is an output
-    as well. An engine of a zero-shot model has neither classes nor their number: they are given when it runs. taps: of head
-    "taps", where `method` is the one that is drawn unless another is asked for.
+    as well. An engine of a zero-shot model has neither classes nor their number: they are given when it runs. taps: of
+    head "taps", where `method` is the one that is drawn unless another is asked for.
     """
 
     model: ModelInfo

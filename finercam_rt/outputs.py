@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from finercam_rt.classes import Classes
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import status_of
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, METHODS, Manifest
 
 
 class Outputs(NamedTuple):
@@ -23,8 +25,10 @@ class Outputs(NamedTuple):
 
     logits (N,K) float32; saliency_map (N,h,w) float32, raw; target (N,) int64; references (N,R) int64, -2 where
     unused; alpha (N,) float32; status (N,) uint8, the codes of `ops.Status`: 0 ok, 1 no_positive_evidence, 2 constant,
-    3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. An engine of
-    several contrasts has an axis for them behind N on all but the logits.
+    3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. Of head "taps"
+    activations, in the layer's layout, and gradients, of the same shape, or channel_weights (N,C), all float32; None
+    where the engine does not give them. An engine of several contrasts has an axis for them behind N on all but the
+    logits and the activations.
     """
 
     logits: Any
@@ -34,29 +38,90 @@ class Outputs(NamedTuple):
     alpha: Any
     status: Any
     layer_maps: dict[str, Any]
+    activations: Any = None
+    gradients: Any = None
+    channel_weights: Any = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the raw map comes out of a graph's outputs.
+
+    manifest: the engine's. method: one that its outputs serve. threads: of the kernel, None for as many as it repays.
+    """
+
+    manifest: Manifest
+    method: str
+    threads: int | None = None
+
+    def map_of(self, found: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The raw map, (N,h,w) or (N,P,h,w), of a run's outputs by name; a view of them where the graph made it."""
+        saliency_map: NDArray[np.float32]
+        if self.manifest.taps is None:
+            saliency_map = found["saliency_map"]
+            return saliency_map
+        (layer,) = self.manifest.layers
+        tokens = layer.layout == "tokens"
+        saliency_map = ops.cam(
+            found[ACTIVATIONS],
+            found.get(GRADIENTS),
+            channel_weights=found.get(CHANNEL_WEIGHTS),
+            method=self.method,
+            layout=layer.layout,
+            prefix_tokens=layer.prefix_tokens,
+            grid=layer.grid if tokens else None,
+            threads=self.threads,
+        )
+        return saliency_map
+
+
+def checked_method(manifest: Manifest, method: str | None, path: Path) -> str:
+    """The method that is drawn: the one asked for, or the engine's own.
+
+    Raises:
+        InputError: there is no such method, or the graph does not give what it needs.
+    """
+    if method is None or method == manifest.method:
+        return manifest.method
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; give one of {', '.join(METHODS)}.")
+    if manifest.taps is None:
+        raise InputError(
+            f"{path} makes the map of {manifest.method} in its graph; for {method} export it with --method {method}, "
+            "or with --head taps --gradients for all methods."
+        )
+    if method not in manifest.taps.methods:
+        raise InputError(
+            f"{path} gives the channel weights alone, and {method} needs the gradients at every position; export it "
+            "with --head taps --gradients."
+        )
+    return method
 
 
 def run_graph(
     backend: Backend,
-    manifest: Manifest,
+    drawing: Drawing,
     images: NDArray[np.float32],
     contrast: ContrastArrays,
     count: int,
     constants: Mapping[str, NDArray[Any]],
+    with_taps: bool,
 ) -> Outputs:
     """NumPy outputs of the first `count` images, copied out of the backend's buffers; status of the maps.
 
     Args:
         backend: the loaded graph.
-        manifest: the engine's.
+        drawing: the engine's.
         images: (N,3,H,W), N >= count; the rows behind `count` fill a batch of fixed size.
         contrast: of `count` images.
         count: how many of the images are asked for.
         constants: inputs without a row for each image, by their names: the class embeddings of a zero-shot model.
+        with_taps: whether activations and gradients, where the graph gives them, are copied out as well.
 
     Raises:
         BackendError: the runtime failed, or the backend is closed.
     """
+    manifest = drawing.manifest
     several = manifest.contrasts > 1
     asked = contrast.padded(manifest.contrasts) if several else contrast
     feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
@@ -65,7 +130,14 @@ def run_graph(
     feeds |= constants
     buffers = backend.run(feeds)
     part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
-    logits, saliency_map = buffers["logits"][:count].copy(), buffers["saliency_map"][part].copy()
+    logits, taps = buffers["logits"][:count].copy(), {}
+    if manifest.taps is None:
+        saliency_map = buffers["saliency_map"][part].copy()
+    else:
+        found = {ACTIVATIONS: buffers[ACTIVATIONS][:count], manifest.taps.second: buffers[manifest.taps.second][part]}
+        saliency_map = drawing.map_of(found)
+        if with_taps:
+            taps = {name: values.copy() for name, values in found.items()}
     status = status_of(saliency_map)
     # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
     damaged = rows_not_finite(logits)
@@ -79,6 +151,7 @@ def run_graph(
         contrast.alpha.copy(),
         status,
         {layer.name: buffers[output][part].copy() for output, layer in manifest.layer_outputs.items()},
+        **taps,
     )
 
 

@@ -39,7 +39,7 @@ VERIFYING = {
     "embed_text.py": {"embeddings"},
 }
 COMPARING = {
-    "gate.py": {"comparison", "ops"},
+    "gate.py": {"comparison", "ops", "outputs"},
     "reduce.py": {"images", "preprocess"},
     "processors.py": {"preprocess"},
 }

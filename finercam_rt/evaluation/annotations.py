@@ -14,9 +14,7 @@ from finercam_rt.images import load_image
 from finercam_rt.ops import Box
 
 
-def object_mask(
-    geometry: Geometry, boxes: Sequence[Box], mask: Path | None
-) -> NDArray[np.bool_]:
+def object_mask(geometry: Geometry, boxes: Sequence[Box], mask: Path | None) -> NDArray[np.bool_]:
     """The union of the boxes and the mask, (H,W) bool: a pixel belongs to it whose centre does.
 
     Args:
@@ -29,7 +27,7 @@ def object_mask(
     """
     height, width = geometry.crop_size
     inside = np.zeros((height, width), np.bool_)
-    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    x, y = np.arange(width, dtype=np.float64) + 0.5, np.arange(height, dtype=np.float64) + 0.5
     for left, top, right, bottom in geometry.to_crop(np.reshape(boxes, (-1, 4))).tolist():
         inside |= ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))[None]
     if mask is not None:
@@ -45,7 +43,7 @@ def _sampled(geometry: Geometry, mask: Path, x: NDArray[np.float64], y: NDArray[
             f"{mask} is {image.width}x{image.height} pixels and its photograph {width}x{height}; give a mask of the "
             "photograph's size."
         )
-    values = np.asarray(image).any(axis=2)
+    values = np.asarray(np.asarray(image).any(axis=2))
     columns = geometry.to_original(np.stack([x, np.zeros_like(x)], 1))[:, 0]
     rows = geometry.to_original(np.stack([np.zeros_like(y), y], 1))[:, 1]
     there = ((rows >= 0) & (rows < geometry.size[0]))[:, None] & ((columns >= 0) & (columns < geometry.size[1]))[None]

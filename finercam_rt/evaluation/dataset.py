@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Dataset:
         """Of names, sizes and times of the files, classes and annotations: another one is another question."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            about = [sample.name, sample.label, sample.boxes, _stamp(sample.path)]
+            about: list[Any] = [sample.name, sample.label, sample.boxes, _stamp(sample.path)]
             about += [None if sample.mask is None else [str(sample.mask.name), _stamp(sample.mask)]]
             digest.update(json.dumps(about).encode())
         return digest.hexdigest()

@@ -79,5 +79,6 @@ def _alpha(text: str, seed: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise InputError(f"the alpha of the seed {seed!r} is no finite number of at least 0; write {seed.split(':')[0]}:1.")
+        example = seed.split(":")[0]
+        raise InputError(f"the alpha of the seed {seed!r} is no finite number of at least 0; write {example}:1.")
     return value

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_CHUNK = 50
-"""Resamples at once: counts of 50 x 10,000 images are 4 MB."""
+_CHUNK = 500_000
+"""Counts in memory at once, 4 MB."""
 
 
 class Interval(NamedTuple):
-    """A mean over `count` images, and the ends of its interval; NaN where no image has a value."""
+    """A mean over so many images, and the ends of its interval; NaN where no image has a value."""
 
     mean: float
     low: float
     high: float
-    count: int
+    images: int
 
     @property
     def covers_zero(self) -> bool:
@@ -66,11 +66,12 @@ class Bootstrap:
         return result
 
     def _counts(self) -> Iterator[NDArray[np.float64]]:
-        """How often each image is in each resample, (at most _CHUNK, N) at a time."""
+        """How often each image is in each resample, some of them (n,N) at a time."""
         rng = np.random.default_rng(self._seed)
-        for start in range(0, self.resamples, _CHUNK):
-            rows = min(_CHUNK, self.resamples - start)
-            drawn = rng.integers(0, self._images, (rows, self._images), dtype=np.int32)
-            drawn += (np.arange(rows, dtype=np.int32) * self._images)[:, None]
+        at_once = max(1, _CHUNK // self._images)
+        for start in range(0, self.resamples, at_once):
+            rows = min(at_once, self.resamples - start)
+            drawn = rng.integers(0, self._images, (rows, self._images))
+            drawn += (np.arange(rows) * self._images)[:, None]
             counts = np.bincount(drawn.ravel(), minlength=rows * self._images)
             yield counts.reshape(rows, self._images).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Raw maps from the activations and the gradients of a target layer."""
+"""Raw maps from the activations of a target layer and their gradients, or the means of these."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt import _core
+from finercam_rt import _core, arrays
 from finercam_rt.errors import InputError
 from finercam_rt.kernel_arrays import (
+    Array,
     check_same_device,
     describe,
     listed,
@@ -20,8 +21,10 @@ from finercam_rt.kernel_arrays import (
     to_caller,
     workers_for,
 )
+from finercam_rt.manifest import METHODS
+from finercam_rt.ops.host_methods import host_map
 
-_METHODS = {"gradcam": _core.Method.GRADCAM}
+_KERNELS = {"gradcam": _core.Method.GRADCAM}
 _LAYOUTS = {
     "nchw": (_core.Layout.NCHW, ("N", "C", "h", "w")),
     "nhwc": (_core.Layout.NHWC, ("N", "h", "w", "C")),
@@ -33,8 +36,9 @@ _FLOATS = ("float32", "float16", "bfloat16")
 @overload
 def cam(
     activations: NDArray[Any],
-    gradients: NDArray[Any],
+    gradients: NDArray[Any] | None = None,
     *,
+    channel_weights: NDArray[Any] | None = None,
     method: str = "gradcam",
     layout: str = "nchw",
     prefix_tokens: int = 0,
@@ -46,8 +50,9 @@ def cam(
 @overload
 def cam(
     activations: Any,
-    gradients: Any,
+    gradients: Any = None,
     *,
+    channel_weights: Any = None,
     method: str = "gradcam",
     layout: str = "nchw",
     prefix_tokens: int = 0,
@@ -58,8 +63,9 @@ def cam(
 ) -> Any: ...
 def cam(
     activations: Any,
-    gradients: Any,
+    gradients: Any = None,
     *,
+    channel_weights: Any = None,
     method: str = "gradcam",
     layout: str = "nchw",
     prefix_tokens: int = 0,
@@ -68,55 +74,122 @@ def cam(
     threads: int | None = None,
     stream: int | None = None,
 ) -> Any:
-    """ReLU(sum_k w_k A_k), with w_k the mean over the positions of G_k (Grad-CAM).
+    """ReLU(sum_k w_k A_k), with w_k the mean over the positions of G_k (Grad-CAM), or another method's map.
 
     Args:
         activations: A, float32, float16 or bfloat16: (N,C,h,w) for layout "nchw", (N,h,w,C) for "nhwc", (N,L,C) for
             "tokens".
-        gradients: G, of the same shape, dtype and device.
-        method: "gradcam".
+        gradients: G, of the same shape, dtype and device. For P contrasts an axis P follows N: (N,P,C,h,w), ...
+        channel_weights: in place of the gradients, for methods that need only their means: w, (N,C) or (N,P,C), of the
+            same dtype and device.
+        method: one of manifest.METHODS. "gradcam" is a kernel; the others, and P contrasts, are for float32 and
+            float16 on the CPU, where NumPy computes the others in float32.
         layout: "nchw", "nhwc" or "tokens".
         prefix_tokens: how many tokens (CLS, registers) come before the h*w patch tokens; they take no part.
         grid: (h, w) of the patch tokens; by default the square of their number. For "tokens" only.
-        out: (N,h,w) float32, C-contiguous, on the same device: receives the map, and is returned.
+        out: (N,h,w) or (N,P,h,w) float32, C-contiguous, on the same device: receives the map, and is returned.
         threads: of the CPU; by default as many physical cores as the work repays.
         stream: of a CUDA device; see the module.
 
     Returns:
-        The raw map, (N,h,w) float32, accumulated in float32 or better. NaN and infinities of the input show in it.
+        The raw map, (N,h,w) or (N,P,h,w) float32, accumulated in float32 or better. NaN and infinities of the input
+        show in it.
 
     Raises:
         InputError: a shape, dtype, device or option that cannot be used.
 
-    Source: Selvaraju et al., Grad-CAM, ICCV 2017; G from the Finer-CAM seed makes it Finer-CAM.
+    Source: Selvaraju et al., Grad-CAM, ICCV 2017; G from the Finer-CAM seed makes it Finer-CAM. The other methods as in
+    pytorch-grad-cam, which the tests hold them against.
     """
-    if method not in _METHODS:
-        raise InputError(f"the method is {method!r}; use one of {listed(_METHODS)}.")
+    if method not in METHODS:
+        raise InputError(f"the method is {method!r}; use one of {listed(METHODS)}.")
     if layout not in _LAYOUTS:
         raise InputError(f"the layout is {layout!r}; use one of {listed(_LAYOUTS)}.")
     code, axes = _LAYOUTS[layout]
     a = describe(activations, "activations", _FLOATS, axes)
-    g = describe(gradients, "gradients", _FLOATS, axes)
-    if a.shape != g.shape:
-        raise InputError(f"the gradients have shape {g.shape} and the activations {a.shape}; the two must be equal.")
-    if a.dtype != g.dtype:
-        raise InputError(f"the gradients are {g.dtype} and the activations {a.dtype}; convert one of them.")
-    check_same_device(g, a)
     height, width = _grid(a.shape, layout, prefix_tokens, grid)
-    shape = (a.shape[0], height, width)
+    second, several = _second(gradients, channel_weights, method, layout, a)
     workers = workers_for(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2))
-    result = output(out, "out", "float32", shape, a)
-    _core.cam(
-        activations,
-        gradients,
-        result,
-        method=_METHODS[method],
-        layout=code,
-        prefix_tokens=prefix_tokens,
-        threads=workers,
-        stream=stream_of(stream, activations, a),
-    )
+    shape = (a.shape[0], height, width)
+
+    def run(gradients: Any, result: Any) -> None:
+        _core.cam(
+            activations,
+            gradients,
+            result,
+            method=_KERNELS[method],
+            layout=code,
+            prefix_tokens=prefix_tokens,
+            threads=workers,
+            stream=stream_of(stream, activations, a),
+        )
+
+    if method in _KERNELS and several is None:
+        result = output(out, "out", "float32", shape, a)
+        run(second if channel_weights is None else _spread(second, layout, a.shape), result)
+        return result if out is not None else to_caller(result, activations)
+
+    if a.device != "cpu":
+        raise InputError(f"on {a.device} there is 'gradcam' of one contrast alone; move the arrays to the CPU.")
+    values, others = arrays.to_numpy(activations, "activations"), arrays.to_numpy(second, "gradients")
+    if several is None:
+        others = others[:, None]
+    if out is not None and not isinstance(out, np.ndarray):
+        raise InputError("out is for one contrast of 'gradcam', or a NumPy array; leave it out.")
+    result = output(out, "out", "float32", shape if several is None else (a.shape[0], several, height, width), a)
+    if method in _KERNELS:
+        maps = np.empty((several or 1, *shape), np.float32)
+        for contrast, target in enumerate(maps):
+            one = others[:, contrast]
+            run(one if channel_weights is None else _spread(one, layout, a.shape), target)
+        maps = maps.swapaxes(0, 1)
+    else:
+        if channel_weights is None:
+            others = _by_channel(others, layout, prefix_tokens)
+        maps = host_map(method, _by_channel(values, layout, prefix_tokens), others.astype(np.float32, copy=False))
+    result[...] = maps.reshape(result.shape)
     return result if out is not None else to_caller(result, activations)
+
+
+def _second(gradients: Any, weights: Any, method: str, layout: str, a: Array) -> tuple[Any, int | None]:
+    """The gradients or the weights, checked, and P where they have that axis."""
+    if (gradients is None) == (weights is None):
+        raise InputError("a map is made from gradients or from channel weights; give one of them.")
+    if METHODS[method] == "gradients" and gradients is None:
+        raise InputError(f"{method} reads the gradients at every position; give gradients and no channel weights.")
+    given, name = (weights, "channel weights") if gradients is None else (gradients, "gradients")
+    axes = ("N", "C") if gradients is None else _LAYOUTS[layout][1]
+    found = _core.describe(given)
+    several = found is not None and len(found[0]) == len(axes) + 1
+    g = describe(given, name, _FLOATS, (axes[0], "P", *axes[1:]) if several else axes)
+    shape = a.shape if weights is None else (a.shape[0], a.shape[1 if layout == "nchw" else -1])
+    if (g.shape[0], *g.shape[1 + several :]) != shape:
+        same = "the two must be equal" if weights is None else "give a weight for each image and channel"
+        raise InputError(f"the {name} have shape {g.shape} and the activations {a.shape}; {same}.")
+    if g.dtype != a.dtype:
+        raise InputError(f"the {name} are {g.dtype} and the activations {a.dtype}; convert one of them.")
+    check_same_device(g, a)
+    return given, g.shape[1] if several else None
+
+
+def _spread(weights: Any, layout: str, shape: tuple[int, ...]) -> Any:
+    """Gradients whose mean the weights (N,C) are: the weight at every position, of which there is one in memory."""
+    if not hasattr(weights, "expand"):
+        weights = arrays.to_numpy(weights, "channel weights")
+    ones = (None,) * (len(shape) - 2)
+    view = weights[(slice(None), slice(None), *ones) if layout == "nchw" else (slice(None), *ones, slice(None))]
+    return view.expand(shape) if hasattr(view, "expand") else np.broadcast_to(view, shape)
+
+
+def _by_channel(values: NDArray[Any], layout: str, prefix_tokens: int) -> NDArray[np.float32]:
+    """(...,C,L) float32 over the map's positions, of values in a layout, with any axes before its own."""
+    if layout == "nchw":
+        values = values.reshape(*values.shape[:-2], -1)
+    elif layout == "nhwc":
+        values = values.reshape(*values.shape[:-3], -1, values.shape[-1]).swapaxes(-2, -1)
+    else:
+        values = values[..., prefix_tokens:, :].swapaxes(-2, -1)
+    return values.astype(np.float32, copy=False)
 
 
 def _grid(shape: tuple[int, ...], layout: str, prefix_tokens: int, grid: tuple[int, int] | None) -> tuple[int, int]:

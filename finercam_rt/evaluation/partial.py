@@ -1,0 +1,100 @@
+"""What an evaluation has measured so far, on disk, so that an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from finercam_rt.errors import InputError
+
+PARTIAL = "unfinished.jsonl"
+
+
+class Partial:
+    """An append-only file: the question in its first line, then a line a batch.
+
+    A line that was cut off by a kill is dropped and its batch measured again. Batches are the same images however
+    often it was interrupted, so that the results are the same too.
+    """
+
+    def __init__(self, path: Path, question: Mapping[str, Any], *, fresh: bool) -> None:
+        """Open or begin the file; with `fresh` begin in any case.
+
+        Raises:
+            InputError: it answers another question, or cannot be read or written.
+        """
+        self._path = path
+        self.batches = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = 0 if fresh else self._resume(question)
+            self._stream: BinaryIO = path.open("r+b" if whole else "wb")
+            self._stream.truncate(whole)
+            self._stream.seek(whole)
+            if not whole:
+                self._write({"question": question})
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+
+    def append(self, batch: Mapping[str, Any]) -> None:
+        """Add the next batch; it is on disk when this returns."""
+        try:
+            self._write(batch)
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be written ({error.strerror or error}).") from None
+        self.batches += 1
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Each batch, in order."""
+        with self._path.open("rb") as stream:
+            stream.readline()
+            for line in stream:
+                yield json.loads(line)
+
+    def remove(self) -> None:
+        """Delete the file, once the results are written."""
+        self._stream.close()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Partial:
+        """The file itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _resume(self, question: Mapping[str, Any]) -> int:
+        """How many bytes of the file hold whole lines that answer the question; 0 where there is none to go on with."""
+        if not self._path.exists():
+            return 0
+        with self._path.open("rb") as stream:
+            first = stream.readline()
+            if not first.endswith(b"\n"):
+                return 0
+            try:
+                asked = json.loads(first)["question"]
+            except (ValueError, KeyError, TypeError):
+                raise InputError(f"{self._path} is damaged; give --fresh to begin anew, or another folder.") from None
+            changed = [key for key in question if asked.get(key) != json.loads(json.dumps(question[key]))]
+            if changed:
+                raise InputError(
+                    f"{self._path.parent} holds an unfinished evaluation with other {' and '.join(changed)}; ask for "
+                    "the same to finish it, give --fresh to drop it, or another folder."
+                )
+            whole = stream.tell()
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                self.batches += 1
+        return whole
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())

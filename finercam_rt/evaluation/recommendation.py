@@ -1,0 +1,100 @@
+"""Which row to use: the best by one metric, and whether the data can tell it from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.evaluation.rows import Row
+from finercam_rt.evaluation.statistics import Bootstrap, Interval
+
+
+class Recommendation(NamedTuple):
+    """The best row by one column, and how sure that is.
+
+    row, runner_up: numbers of rows, runner_up None where there is one row. over_baseline, over_runner_up: the mean
+    paired difference with its interval, positive where the row is better, whichever way the column counts; None of the
+    row from itself. wins: in how many of the resamples of the images it is the best. sentence: all of it for reading.
+    """
+
+    column: str
+    row: int
+    runner_up: int | None
+    over_baseline: Interval | None
+    over_runner_up: Interval | None
+    wins: float
+    sentence: str
+
+
+def recommend(
+    rows: Sequence[Row],
+    column: str,
+    values: NDArray[np.float64],
+    sign: float,
+    bootstrap: Bootstrap,
+    seconds: NDArray[np.float64],
+) -> Recommendation | None:
+    """The row with the largest mean paired gain over the baseline, the first row; None where nothing was measured.
+
+    A gain counts the images that have a value in both, so that a row does not look better for having failed on the
+    hard ones. The images that choose are those that measure the margin, which flatters the winner a little; `wins`
+    says how stable the choice is.
+
+    Args:
+        rows: what `values` has columns of.
+        column: its name.
+        values: (N,M), NaN where there is none.
+        sign: 1 where larger is better, -1 where smaller is.
+        bootstrap: of the N images.
+        seconds: (M,) an image, for the sentence.
+    """
+    gains = sign * (values - values[:, :1])
+    measured = np.asarray(np.isfinite(gains).any(axis=0))
+    if not measured[0]:
+        return None
+    mean = np.array([np.nanmean(gains[:, m]) if measured[m] else -np.inf for m in range(len(rows))])
+    order = np.argsort(-mean, kind="stable")
+    best, second = int(order[0]), int(order[1]) if len(rows) > 1 and measured[order[1]] else None
+    resampled = bootstrap.means(gains[:, measured])
+    place = int(measured[:best].sum())
+    wins = float((np.nan_to_num(resampled, nan=-np.inf).argmax(axis=1) == place).mean())
+    over_baseline = None if best == 0 else bootstrap.intervals(gains[:, [best]])[0]
+    over_runner_up = None
+    if second is not None:
+        over_runner_up = bootstrap.intervals(sign * (values[:, [best]] - values[:, [second]]))[0]
+    sentence = _sentence(rows, column, best, second, over_baseline, over_runner_up, wins)
+    sentence += f" It takes {1e3 * seconds[best]:.1f} ms an image, the baseline {1e3 * seconds[0]:.1f} ms."
+    return Recommendation(column, best, second, over_baseline, over_runner_up, wins, sentence)
+
+
+def _sentence(
+    rows: Sequence[Row],
+    column: str,
+    best: int,
+    second: int | None,
+    over_baseline: Interval | None,
+    over_runner_up: Interval | None,
+    wins: float,
+) -> str:
+    name = rows[best].name
+    if second is None:
+        return f"{name} is the only row with a value of {column}."
+    assert over_runner_up is not None
+    runner = f"{_margin(over_runner_up)} the runner-up {rows[second].name}"
+    if over_baseline is None:
+        begin = f"By {column}, keep the baseline {name}: it is {runner}"
+    elif second == 0:
+        begin = f"By {column}, take {name}: it is {_margin(over_baseline)} the baseline {rows[0].name}"
+    else:
+        begin = f"By {column}, take {name}: it is {_margin(over_baseline)} the baseline {rows[0].name}, and {runner}"
+    return f"{begin}. It is the best in {100 * wins:.0f} % of the resamples."
+
+
+def _margin(interval: Interval) -> str:
+    size = f"{interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.images} images)"
+    if interval.covers_zero:
+        return f"within noise of, by {size},"
+    return f"better by {size} than"

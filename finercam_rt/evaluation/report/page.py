@@ -1,0 +1,136 @@
+"""The page out of its template, the charts and the gallery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from finercam_rt.evaluation.dataset import Dataset
+from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart
+from finercam_rt.evaluation.report.gallery import gallery
+from finercam_rt.evaluation.results import Results
+from finercam_rt.evaluation.sources import EngineRows
+from finercam_rt.evaluation.statistics import RESAMPLES, Interval
+from finercam_rt.files import atomic_write
+
+REPORT = "report.html"
+_LISTED = 200
+"""Images that were left out, by name at most: results.json has them all."""
+
+
+def write_report(results: Results, dataset: Dataset, engines: Sequence[EngineRows], folder: Path) -> None:
+    """Write the page; it appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    import jinja2
+
+    template = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    text = environment.from_string(template).render(**_content(results, dataset, engines))
+    with atomic_write(folder / REPORT) as stream:
+        stream.write(text.encode())
+
+
+def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) -> dict[str, Any]:
+    chosen = results.recommendation
+    ranked_by = results.columns[0] if chosen is None else chosen.column
+    produced = results.produced
+    return {
+        "title": f"{', '.join(engine['name'] for engine in produced['engines'])} on {produced['data']['name']}",
+        "results": results,
+        "chosen": chosen,
+        "verdict": _verdict(results),
+        "columns": [(c, "higher" if results.higher_is_better[c] else "lower") for c in results.columns],
+        "table": _table(results),
+        "difference": difference_chart(results, ranked_by),
+        "intervals": [interval_chart(results, column) for column in results.columns if column != ranked_by],
+        "curves": curve_charts(results),
+        "gallery": gallery(results, dataset, engines),
+        "ranked_by": ranked_by,
+        "measured": int(results.read.sum()),
+        "left_out_counts": results.left_out_counts(),
+        "left_out": results.left_out[:_LISTED],
+        "not_listed": max(0, len(results.left_out) - _LISTED),
+        "degenerate": [
+            (row.name, {name: count for name, count in results.statuses(m).items() if name != "ok"})
+            for m, row in enumerate(results.rows)
+        ],
+        "resamples": RESAMPLES,
+        "settings": _settings(produced),
+        "versions": ", ".join(f"{name} {version}" for name, version in produced["versions"].items()),
+    }
+
+
+def _verdict(results: Results) -> str:
+    """ "clear" where the best row can be told from the baseline, "noise" where it cannot, "keep" for the baseline."""
+    chosen = results.recommendation
+    if chosen is None or chosen.over_baseline is None:
+        return "keep"
+    return "noise" if chosen.over_baseline.covers_zero else "clear"
+
+
+def _table(results: Results) -> list[dict[str, Any]]:
+    best = {}
+    for column in results.columns:
+        means = [results.better(column) * summary[column].mean for summary in results.summary]
+        finite = [value for value in means if math.isfinite(value)]
+        best[column] = max(finite) if finite else math.nan
+    table = []
+    for m, row in enumerate(results.rows):
+        cells = []
+        for column in results.columns:
+            of, difference = results.summary[m][column], results.difference[m][column]
+            gain = results.better(column) * difference.mean
+            certain = m > 0 and difference.images > 1 and not difference.covers_zero
+            cells.append(
+                {
+                    "mean": _number(of.mean),
+                    "interval": _range(of),
+                    "difference": "" if m == 0 else f"{difference.mean:+.4f}" if difference.images else "",
+                    "range": "" if m == 0 else _range(difference),
+                    "kind": ("gain" if gain > 0 else "loss") if certain else "same",
+                    "best": results.better(column) * of.mean == best[column] and len(results.rows) > 1,
+                    "images": of.images,
+                }
+            )
+        degenerate = sum(count for name, count in results.statuses(m).items() if name != "ok")
+        table.append(
+            {
+                "row": row,
+                "cells": cells,
+                "degenerate": degenerate,
+                "milliseconds": f"{1e3 * results.seconds[m]:.1f}",
+                "chosen": results.recommendation is not None and results.recommendation.row == m,
+            }
+        )
+    return table
+
+
+def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
+    options = produced["metric options"]
+    return [
+        ("data", "{name}, {images} images, SHA-256 {sha256}".format(**produced["data"])),
+        ("class explained", produced["target"]),
+        ("metrics", ", ".join(produced["metrics"])),
+        ("metric options", ", ".join(f"{name} {value}" for name, value in options.items())),
+        ("limit", "none" if produced["limit"] is None else str(produced["limit"])),
+        ("seed of chance", str(produced["seed"])),
+        ("batch size", str(produced["batch size"])),
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "–"
+
+
+def _range(interval: Interval) -> str:
+    if not math.isfinite(interval.low):
+        return ""
+    return f"{interval.low:.4f} … {interval.high:.4f}"

@@ -1,0 +1,126 @@
+"""The rows of an evaluation: which engine, by which method, with which seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finercam_rt.errors import InputError
+from finercam_rt.evaluation.seeds import ONE, PLAIN, Seed, default_seeds, parse_seed
+from finercam_rt.manifest import METHODS, Manifest
+
+BLACK_BOX: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. engine: its place among the engines; name: what it is called in all results."""
+
+    engine: int
+    method: str
+    seed: Seed
+    name: str
+
+
+def methods_of(manifest: Manifest) -> tuple[str, ...]:
+    """The methods whose maps the engine's own outputs give."""
+    return (manifest.method,) if manifest.taps is None else manifest.taps.methods
+
+
+def plan_rows(
+    names: Sequence[str],
+    manifests: Sequence[Manifest],
+    methods: Sequence[str] | None,
+    seeds: Sequence[str] | None,
+) -> list[Row]:
+    """The rows, engine by engine, method by method, seed by seed; the first is the baseline.
+
+    An engine takes the methods and seeds that it can. Of two engines that differ in their objective alone, as the same
+    model exported twice, the second leaves out what does not depend on it: plain maps and those of one reference. So do
+    methods that read no gradients for all seeds but plain.
+
+    Args:
+        names: of the engines, all different.
+        manifests: theirs.
+        methods: None for all that the engine itself gives.
+        seeds: None for plain and the engine's own.
+
+    Raises:
+        InputError: a method or a seed that no engine can compute, or one given twice.
+    """
+    rows: list[Row] = []
+    taken: set[tuple[int, str, Seed]] = set()
+    for engine, manifest in enumerate(manifests):
+        twin = next(k for k in range(engine + 1) if _same_but_objective(manifests[k], manifest))
+        for method in _methods(manifest, methods):
+            for seed in _seeds(manifest, seeds):
+                if METHODS.get(method) == "nothing" and seed.kind != PLAIN:
+                    continue
+                key = (twin if seed.kind in (PLAIN, ONE) else engine, method, seed)
+                if key in taken:
+                    continue
+                taken.add(key)
+                label = f"{method} {seed.name}"
+                rows.append(Row(engine, method, seed, f"{names[engine]} {label}" if len(names) > 1 else label))
+    _check_all_served(names, manifests, methods, seeds, rows)
+    return rows
+
+
+def _methods(manifest: Manifest, methods: Sequence[str] | None) -> list[str]:
+    own = methods_of(manifest)
+    return [*own] if methods is None else [name for name in methods if name in own or name in BLACK_BOX]
+
+
+def _seeds(manifest: Manifest, seeds: Sequence[str] | None) -> list[Seed]:
+    if seeds is None:
+        return default_seeds(manifest)
+    return [seed for seed in (parse_seed(text, manifest) for text in seeds) if seed.unfit(manifest) is None]
+
+
+def _same_but_objective(a: Manifest, b: Manifest) -> bool:
+    """Whether two engines compute the same logits, activations and gradients of a class."""
+    if "softmax" in (a.objective, b.objective):
+        return a == b
+    same = {"objective": "", "passes": (), "verification": {}, "producer": {}, "references": 0}
+    return dataclasses.replace(a, **same) == dataclasses.replace(b, **same)  # type: ignore[arg-type]
+
+
+def _check_all_served(
+    names: Sequence[str],
+    manifests: Sequence[Manifest],
+    methods: Sequence[str] | None,
+    seeds: Sequence[str] | None,
+    rows: Sequence[Row],
+) -> None:
+    for what, given in (("method", methods), ("seed", seeds)):
+        if given is not None and not given:
+            raise InputError(f"no {what} is given; name at least one, or leave --{what}s out.")
+        for text in given or ():
+            if list(given or ()).count(text) > 1:
+                raise InputError(f"the {what} {text!r} is given twice; leave one out.")
+    can = {name for manifest in manifests for name in methods_of(manifest)}
+    for method in methods or ():
+        if method not in can and method not in BLACK_BOX:
+            if method in METHODS:
+                raise InputError(
+                    f"none of the engines draws {method}; export one with --method {method}, or with --head taps "
+                    "--gradients for all methods."
+                )
+            near = difflib.get_close_matches(method, [*METHODS, *BLACK_BOX], n=1)
+            advice = f"the nearest is {near[0]!r}" if near else f"there are {', '.join((*METHODS, *BLACK_BOX))}"
+            raise InputError(f"there is no method {method!r}; {advice}.")
+    for text in seeds or ():
+        reasons = [
+            f"{name}: {reason}"
+            for name, manifest in zip(names, manifests, strict=True)
+            if (reason := parse_seed(text, manifest).unfit(manifest)) is not None
+        ]
+        if len(reasons) == len(names):
+            raise InputError(
+                f"no engine can compute the seed {text!r} ({'; '.join(reasons)}); export one with that --objective and "
+                "--references."
+            )
+    if not rows:
+        raise InputError("no engine can compute any of these methods with any of these seeds; give others.")

@@ -1,0 +1,171 @@
+"""Maps for the rows of one engine, with as few runs of it as they need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt import ops
+from finercam_rt.contrast import AUTOMATIC, UNUSED, Contrast
+from finercam_rt.engine import Engine
+from finercam_rt.evaluation.batch import Explained, Floats
+from finercam_rt.evaluation.rows import Row, methods_of
+from finercam_rt.evaluation.seeds import PLAIN, Seed
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS
+from finercam_rt.outputs import Drawing, Outputs
+
+
+class RowMaps(NamedTuple):
+    """What one row gave for a batch: the raw maps (N,h,w), and the seconds that it alone would have taken."""
+
+    row: Row
+    saliency_map: Floats
+    seconds: float
+
+
+class EngineRows:
+    """One engine and the rows that it serves: predictions, and maps of images for given classes.
+
+    Methods that are drawn from the same activations and gradients share the run that made them, and an engine of P
+    contrasts computes P seeds a run.
+    """
+
+    def __init__(self, engine: Engine, rows: Sequence[Row]) -> None:
+        """Take the rows, all of this engine."""
+        self.engine = engine
+        self.rows = tuple(rows)
+        self._own = [row for row in rows if row.method in methods_of(engine.manifest)]
+
+    def forward(self, images: Floats) -> Floats:
+        """(M,K) logits of (M,3,H,W) images."""
+        parts = [self.engine(part).logits[:count] for part, count in self._runs(images)]
+        return np.concatenate(parts)
+
+    def maps(self, images: Floats, target: NDArray[np.int64]) -> Iterator[RowMaps]:
+        """The maps of every row, in an order of its own, for these classes (N,)."""
+        seeds = list(dict.fromkeys(row.seed for row in self._own))
+        at_once = self.engine.manifest.contrasts
+        for start in range(0, len(seeds), at_once):
+            part = seeds[start : start + at_once]
+            began = time.perf_counter()
+            outputs = self._explained(images, target, part)
+            seconds = (time.perf_counter() - began) / len(part)
+            for place, seed in enumerate(part):
+                one = outputs if at_once == 1 else _contrast(outputs, place)
+                for row in self._own:
+                    if row.seed == seed:
+                        began = time.perf_counter()
+                        drawn = self._drawn(row.method, one)
+                        yield RowMaps(row, drawn, seconds + time.perf_counter() - began)
+
+    def explain(self, row: Row, images: Floats, target: NDArray[np.int64] | None) -> Explained:
+        """One row's maps of other images, resized to them, for these classes or the predicted ones."""
+        logits = self.forward(images)
+        classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
+        (found,) = EngineRows(self.engine, [row]).maps(images, classes)
+        return Explained(resized(found.saliency_map, images.shape[2:]), logits, classes)
+
+    def _explained(self, images: Floats, target: NDArray[np.int64], seeds: Sequence[Seed]) -> Outputs:
+        manifest = self.engine.manifest
+        parts, start = [], 0
+        logits = self.forward(images) if manifest.contrasts > 1 else None
+        for part, count in self._runs(images):
+            classes = _filled(target[start : start + count], len(part))
+            if logits is None:
+                (seed,) = seeds
+                references = np.full((len(part), manifest.references), UNUSED, np.int64)
+                references[:, : seed.references] = AUTOMATIC
+                found = self.engine(part, target=classes, references=references, alpha=seed.alpha)
+            else:
+                nearest = _nearest(_filled(logits[start : start + count], len(part)), classes)
+                found = self.engine(part, contrasts=_contrasts(classes, nearest, seeds))
+            parts.append(_first(found, count))
+            start += count
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _drawn(self, method: str, outputs: Outputs) -> Floats:
+        engine = self.engine
+        if method == engine.method or outputs.activations is None:
+            return np.asarray(outputs.saliency_map)
+        taps = (
+            (ACTIVATIONS, outputs.activations),
+            (GRADIENTS, outputs.gradients),
+            (CHANNEL_WEIGHTS, outputs.channel_weights),
+        )
+        return Drawing(engine.manifest, method).map_of({name: values for name, values in taps if values is not None})
+
+    def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
+        """The images in runs of the size that the engine takes, and how many of each run are images."""
+        size = self.engine.fixed_batch
+        if size is None:
+            yield images, len(images)
+            return
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            yield _filled(part, size), len(part)
+
+
+def resized(maps: Floats, size: tuple[int, ...]) -> Floats:
+    """Raw maps (N,h,w) after ReLU, resized bilinearly to (H,W); all zero where the status is not ok."""
+    drawn = ops.render(maps, (size[0], size[1]))
+    values: Floats = drawn.image
+    usable = drawn.status == ops.Status.OK
+    positive = np.maximum(maps[usable], 0)
+    low = positive.min(axis=(1, 2))
+    span, offset = np.zeros(len(maps), np.float32), np.zeros(len(maps), np.float32)
+    span[usable], offset[usable] = positive.max(axis=(1, 2)) - low, low
+    values *= span[:, None, None]
+    values += offset[:, None, None]
+    return values
+
+
+def _contrasts(target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]) -> list[list[Contrast]]:
+    """One contrast a seed for each image; the references by name, since the graph chooses all or none of a contrast."""
+    return [
+        [Contrast(int(c), [] if seed.kind == PLAIN else row[: seed.references].tolist(), seed.alpha) for seed in seeds]
+        for c, row in zip(target, nearest, strict=True)
+    ]
+
+
+def _nearest(logits: Floats, target: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,K-1) the other classes by the distance of their logits from the target's, ties to the lower index."""
+    rows = np.arange(len(logits))
+    distance = np.abs(logits - logits[rows, target][:, None])
+    distance[rows, target] = np.inf
+    return np.argsort(distance, axis=1, kind="stable")[:, :-1].astype(np.int64)
+
+
+def _contrast(outputs: Outputs, place: int) -> Outputs:
+    """What belongs to one of several contrasts, without their axis."""
+
+    def of(values: Any) -> Any:
+        return None if values is None else values[:, place]
+
+    return outputs._replace(
+        saliency_map=outputs.saliency_map[:, place],
+        gradients=of(outputs.gradients),
+        channel_weights=of(outputs.channel_weights),
+    )
+
+
+def _first(outputs: Outputs, count: int) -> Outputs:
+    """Of the first images alone, without the maps of single layers."""
+    fields = [values[:count] if isinstance(values, np.ndarray) else values for values in outputs]
+    return Outputs._make(fields)._replace(layer_maps={})
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    """One after the other."""
+    columns = zip(*parts, strict=True)
+    return Outputs._make(
+        np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0] for values in columns
+    )
+
+
+def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """`values` with its last row repeated up to `count` rows."""
+    return values if len(values) == count else np.concatenate([values, np.repeat(values[-1:], count - len(values), 0)])
