@@ -18,7 +18,7 @@ from torch import fx
 from torch.nn import functional
 
 from finercam_rt.export.cut import drop_dead
-from finercam_rt.export.lift import match_dimensions
+from finercam_rt.export.dimensions import match_dimensions
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
 from finercam_rt.export.cut import drop_dead
-from finercam_rt.export.lift import match_dimensions
+from finercam_rt.export.dimensions import match_dimensions
 
 aten = torch.ops.aten
 

@@ -21,7 +21,8 @@ from finercam_rt.export.contrast import Contrast, contrast, dense_seed, softmax_
 from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.head import Head, take_head
-from finercam_rt.export.lift import Lifted, LiftedTail
+from finercam_rt.export.lift import LiftedTail
+from finercam_rt.export.lifted import Lifted
 from finercam_rt.export.method import METHODS, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.sink import sink_selections

@@ -19,25 +19,29 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from finercam_rt.compat.engines import OWN_RUN
-from finercam_rt.compat.explainer import Answer, Explainer, checked_images, layer_name
+from finercam_rt.compat.explainer import Explainer, checked_images, layer_name
 from finercam_rt.compat.reshape import ReshapeTransform
-from finercam_rt.compat.targets import SCORES, Question, read_target
+from finercam_rt.compat.targets import Question, read_target
+from finercam_rt.compat.torchcam_arguments import (
+    check_row,
+    check_scores,
+    checked_scores,
+    classes_of,
+    kind_of,
+    references_of,
+)
 from finercam_rt.errors import InputError, WrongTypeError
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.ops import Status
 
 EPSILON = 1e-8
 """What torch-cam adds to the largest value before it divides by it."""
-
-SAME_SCORES = 1e-3
-"""Difference of the scores that are given from those of the engine, over the largest of them."""
 
 Layer = nn.Module | str
 TargetFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -186,7 +190,7 @@ class _Extractor:
             raise InputError("the model has not run since the extractor was made; call model(images) first.")
         images = checked_images(self._recorder.images, "the model's input")
         given: NDArray[Any] = scores.detach().float().cpu().numpy()
-        kind = _kind(given)
+        kind = kind_of(given)
         facts = self._explainer.facts((images.shape[2], images.shape[3]))
         if given.shape != (len(images), facts.num_classes):
             raise InputError(
@@ -195,7 +199,7 @@ class _Extractor:
             )
         questions = [question._replace(scores=kind) for question in ask(facts.num_classes)]
         answer = self._explainer.ask(images, facts, questions)
-        _check_scores(given, kind, answer)
+        check_scores(given, kind, answer)
         maps = [torch.from_numpy(values) for values in answer.maps]
         for values in maps:
             values[torch.from_numpy(answer.status == Status.NON_FINITE)] = torch.nan
@@ -235,11 +239,11 @@ class _PlainExtractor(_Extractor):
         """
         if (class_idx is None) == (targets is None):
             raise InputError("provide exactly one of class_idx or targets.")
-        given = _checked_scores(scores)
+        given = checked_scores(scores)
 
         def ask(num_classes: int) -> list[Question]:
             if targets is None:
-                return [Question(index) for index in _classes(class_idx, *given.shape)]
+                return [Question(index) for index in classes_of(class_idx, *given.shape)]
             every = [targets] * len(given) if callable(targets) else targets
             if not isinstance(every, list):
                 raise WrongTypeError("targets must be a function, or a list of one function an image.")
@@ -341,13 +345,13 @@ class FinerCAM(_Extractor):
         """
         if targets is not None:
             raise InputError("FinerCAM does not support arbitrary output targets; give class_idx.")
-        given = _checked_scores(scores)
+        given = checked_scores(scores)
         if given.shape[1] < 2:
             raise InputError("FinerCAM needs at least one comparison class, and the scores have one column.")
-        classes = _classes(class_idx, *given.shape)
-        rows = self._nearest(given, classes) if comparison_idx is None else _references(comparison_idx, len(given))
+        classes = classes_of(class_idx, *given.shape)
+        rows = self._nearest(given, classes) if comparison_idx is None else references_of(comparison_idx, len(given))
         for image, (index, row) in enumerate(zip(classes, rows, strict=True)):
-            _check_row(image, index, row, given.shape[1])
+            check_row(image, index, row, given.shape[1])
         objective = "mean" if len(rows[0]) > 1 else None
         questions = [
             Question(index, tuple(row), self.gamma, objective) for index, row in zip(classes, rows, strict=True)
@@ -378,83 +382,3 @@ def _resolved(model: nn.Module, layer: Layer) -> str:
     if layer not in names or not layer:
         find_target_layer(model, layer, torch.zeros(0))  # its error names the nearest
     return layer
-
-
-def _checked_scores(scores: object) -> torch.Tensor:
-    if scores is None:
-        raise InputError("the model's output scores is required; pass what model(images) returned.")
-    if not isinstance(scores, torch.Tensor):
-        raise WrongTypeError(f"scores must be a tensor, and are of type {type(scores).__name__}.")
-    if scores.ndim != 2 or len(scores) < 1:
-        raise InputError(f"scores must have shape (batch size, classes), and have {tuple(scores.shape)}.")
-    return scores.detach()
-
-
-def _kind(scores: NDArray[Any]) -> str:
-    """Which scores of the model these look like; `_check_scores` holds them against the engine's."""
-    probable = scores.shape[1] > 1 and scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() < SAME_SCORES
-    return "probabilities" if probable else "logits"
-
-
-def _check_scores(given: NDArray[Any], kind: str, answer: Answer) -> None:
-    expected = SCORES[kind](torch.from_numpy(answer.logits)).numpy()
-    finite = answer.status != Status.NON_FINITE
-    difference = np.abs(given - expected)[finite]
-    if difference.size and not difference.max() <= SAME_SCORES * np.abs(expected[finite]).max():
-        raise InputError(
-            "scores are not what the model gives for its last batch in evaluation mode; call model.eval() first, and "
-            "pass the output of model(images) as it is, or its softmax."
-        )
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _classes(class_idx: object, count: int, num_classes: int) -> list[int]:
-    """One class an image."""
-    if _is_index(class_idx):
-        found = [class_idx] * count
-    elif isinstance(class_idx, list):
-        if len(class_idx) != count:
-            raise InputError(f"class_idx has {len(class_idx)} classes, and the batch size is {count}.")
-        if not all(map(_is_index, class_idx)):
-            raise WrongTypeError("class_idx must contain integers.")
-        found = class_idx
-    else:
-        raise WrongTypeError("class_idx must be an integer, or a list of one an image.")
-    if not all(0 <= index < num_classes for index in found):  # type: ignore[operator]
-        raise InputError(f"class_idx has an out-of-range class; there are {num_classes}, from 0 on.")
-    return found  # type: ignore[return-value]
-
-
-def _references(comparison_idx: object, count: int) -> list[list[int]]:
-    """One list of references an image, all of one length."""
-    if _is_index(comparison_idx):
-        return [[comparison_idx]] * count  # type: ignore[list-item]
-    if not isinstance(comparison_idx, list):
-        raise WrongTypeError("comparison_idx must be an integer, a list, or a nested list.")
-    if not comparison_idx:
-        raise InputError("comparison_idx cannot be empty; leave it out for the nearest classes.")
-    if not all(isinstance(row, list) for row in comparison_idx):
-        if any(isinstance(row, list) for row in comparison_idx):
-            raise WrongTypeError("comparison_idx must contain integers or lists of integers, not both.")
-        return [comparison_idx] * count
-    if len(comparison_idx) != count:
-        raise InputError(f"comparison_idx has {len(comparison_idx)} rows, and the batch size is {count}.")
-    if not all(comparison_idx):
-        raise InputError("comparison_idx rows cannot be empty.")
-    if len({len(row) for row in comparison_idx}) > 1:
-        raise InputError("comparison_idx rows must have equal lengths.")
-    return comparison_idx
-
-
-def _check_row(image: int, target: int, row: list[int], num_classes: int) -> None:
-    if not all(map(_is_index, row)):
-        raise WrongTypeError("comparison_idx must contain integers.")
-    if not all(0 <= index < num_classes for index in row):
-        raise InputError(f"comparison_idx has an out-of-range class for image {image}; there are {num_classes}.")
-    if len(set(row)) < len(row):
-        raise InputError(f"comparison_idx has duplicates for image {image}.")
-    if target in row:
-        raise InputError(f"comparison_idx has the target class for image {image}.")

@@ -16,9 +16,11 @@ from torch.nn import functional as F  # noqa: E402
 
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import Split, cut  # noqa: E402
+from finercam_rt.export.dimensions import match_dimensions  # noqa: E402
 from finercam_rt.export.fold import fold_batch_norms  # noqa: E402
 from finercam_rt.export.head import take_head  # noqa: E402
-from finercam_rt.export.lift import Lifted, LiftedTail, match_dimensions  # noqa: E402
+from finercam_rt.export.lift import LiftedTail  # noqa: E402
+from finercam_rt.export.lifted import Lifted  # noqa: E402
 from finercam_rt.export.sink import sink_selections  # noqa: E402
 
 from .oracle import perturb  # noqa: E402

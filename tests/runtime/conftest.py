@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -13,3 +14,14 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip(request.param, reason=f"{request.param} is not installed")
     monkeypatch.setenv("FINERCAM_BACKEND", request.param)
     return request.param
+
+
+def batch(toy, count: int, scale: float = 1.0) -> np.ndarray:
+    """(N,3,H,W) of the toy's size, normalised."""
+    return (np.random.default_rng(count).normal(size=(count, 3, *toy.size)) * scale).astype(np.float32)
+
+
+def photographs(count: int, size=(40, 56)) -> list[np.ndarray]:
+    """Arrays (H,W,3) of noise."""
+    rng = np.random.default_rng(count)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
