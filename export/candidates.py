@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.readings import position_count
+from finercam_rt.export.refusal import check_finite, running
 
 _Tensor = tuple[Any, int]
 """A value of the autograd graph: the node that made it, and which of its outputs it is."""
@@ -93,13 +93,12 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never):
+        with (
+            running("the model", example),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never),
+        ):
             logits = model(images)
-    except Exception as error:
-        raise ExportError(
-            f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
-            "give the input size that it takes."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -107,8 +106,7 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
             parameter.requires_grad_()
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
-    if not logits.isfinite().all():
-        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+    check_finite(logits)
     whole = (logits.grad_fn, logits.output_nr)
     cuts = _cuts(whole, trace.records)
     exits = [value for value, r in trace.records.items() if r.shape == tuple(logits.shape) and value not in cuts]

@@ -16,6 +16,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
+from finercam_rt.export.refusal import check_finite, running
 from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.zero_shot import ZeroShot
 
@@ -80,7 +81,7 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
     adapter = _Adapter(own, image, constants)
     output = _run_once(adapter, example)
     name, logits = _find_logits(output, len(example), request.output)
-    _check_finite(logits)
+    check_finite(logits)
     adapter.read_from(name)
     if image is not None:
         notes += [f"classifier: the images are its input {image!r}"]
@@ -102,7 +103,7 @@ def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierReques
             raise ExportError(f"weight {key!r} is {str(value.dtype)[6:]}; convert the model with model.float().")
     embedding = _run_once(model, example)
     assert isinstance(embedding, torch.Tensor)
-    _check_finite(embedding)
+    check_finite(embedding)
     return Classifier(model, model, embedding.shape[1])
 
 
@@ -300,13 +301,8 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        with torch.no_grad():
+        with running("the model", example), torch.no_grad():
             output: object = model(example)
-    except Exception as error:
-        raise ExportError(
-            f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
-            "give the input size that it takes."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -316,11 +312,6 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
             "the model's forward, or write torch.no_grad()."
         )
     return output
-
-
-def _check_finite(logits: torch.Tensor) -> None:
-    if not logits.isfinite().all():
-        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
 
 
 def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[str, torch.Tensor]:

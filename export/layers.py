@@ -9,11 +9,11 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.candidates import find_places
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.readings import UNPINNED, LayerError, LayoutRequest, prove
+from finercam_rt.export.refusal import check_finite, running
 from finercam_rt.manifest import LAYOUTS, LayerInfo
 
 TRIED = 24
@@ -84,17 +84,9 @@ def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutR
 
 def _run(model: nn.Module, name: str, example: torch.Tensor) -> tuple[torch.Size, torch.Tensor]:
     """The shape of a layer's output, and the logits' gradient there."""
-    try:
+    with running("the model", example):
         (activations,), logits = run_with_gradients(model, [name], example)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"the model does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
-            "give the input size that it takes."
-        ) from error
-    if not logits.isfinite().all():
-        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+    check_finite(logits)
     (gradients,) = class_gradients(logits, [activations])
     if gradients is None:
         raise LayerError(f"the logits do not depend on layer {name!r}", "choose a layer before the head")

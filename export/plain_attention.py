@@ -2,6 +2,7 @@
 
 PyTorch computes it with the positions before the batch and the heads folded into the batch, which keeps selections from
 sinking and perturbations from being carried, and its queries, keys and values are products of transposed values.
+Attention that the exporter has no form for is another matter, which rewrite.py has a rule for.
 """
 
 from __future__ import annotations

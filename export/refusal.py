@@ -1,9 +1,11 @@
-"""What a stage did not foresee is a refusal in one sentence, not a traceback."""
+"""Refusals in one sentence that more than one stage gives, and what a stage did not foresee: never a traceback."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+
+import torch
 
 from finercam_rt.errors import ExportError, FinerCAMError
 from finercam_rt.export.capture import first_line
@@ -20,3 +22,27 @@ def refusing(doing: str) -> Iterator[None]:
         raise ExportError(
             f"{doing} failed ({type(error).__name__}: {first_line(error)}); choose another target layer, or report it."
         ) from error
+
+
+@contextlib.contextmanager
+def running(model: str, example: torch.Tensor) -> Iterator[None]:
+    """Any exception of the block, in which `model` runs on the example, as an ExportError; ours pass as they are."""
+    try:
+        yield
+    except FinerCAMError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{model} does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); give the input "
+            "size that it takes."
+        ) from error
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Refuse logits, of noise, that are not finite.
+
+    Raises:
+        ExportError: they are not.
+    """
+    if not logits.isfinite().all():
+        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")

@@ -383,6 +383,7 @@ RULES: dict[Any, Rule] = {
 }
 """For all of the graph."""
 
+# attention that is called by itself: in nn.MultiheadAttention, see plain_attention.py, queries have four axes anyway
 TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
 """For what goes to the exporter as it is."""
 

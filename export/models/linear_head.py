@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.models.request import POOLS, SIZED, LoadedModel, ModelRequest
 from finercam_rt.export.models.weights import load_state_dict
+from finercam_rt.export.refusal import running
 from finercam_rt.export.shared_names import SharedNames
 
 Tokens: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor]"
@@ -56,16 +56,9 @@ def with_linear_head(loaded: LoadedModel, request: ModelRequest) -> LoadedModel:
     head = _read_head(request.linear_head)
     backbone = loaded.model
     features = _features_of(backbone, loaded.name)
-    try:
-        with torch.no_grad():
-            pooled = _pooled(features(backbone, torch.zeros(2, 3, *loaded.input.size)), request.pool)
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{loaded.name} does not run on an input of shape {(2, 3, *loaded.input.size)} ({first_line(error)}); give "
-            "the input size that it takes."
-        ) from error
+    example = torch.zeros(2, 3, *loaded.input.size)
+    with running(loaded.name, example), torch.no_grad():
+        pooled = _pooled(features(backbone, example), request.pool)
     if pooled.shape[1] != head.in_features:
         raise ExportError(
             f"{request.linear_head}: takes {head.in_features} numbers, and pool {request.pool!r} of {loaded.name} "

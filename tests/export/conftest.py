@@ -17,6 +17,8 @@ torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
 timm: Any = pytest.importorskip("timm", reason="the export's models come from timm")
 pytest.importorskip("onnx", reason="the export needs onnx")
 
+OLDER = b"an older engine"
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "mobilenetv2_100": {"pad_type": "same"},
     "vit_small_patch14_dinov2": {"img_size": 224, "num_classes": 47},
@@ -143,3 +145,18 @@ def _package_files(package: str, pattern: str) -> list[Path]:
     files = sorted(Path(spec.origin).parent.glob(pattern))
     assert files, (package, pattern)
     return files
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A folder with an older engine at the path that is asked for."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "engine.onnx").write_bytes(OLDER)
+    return folder / "engine.onnx"
+
+
+def check_untouched(output: Path) -> None:
+    """Nothing was written, and nothing left beside it."""
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+    assert output.read_bytes() == OLDER

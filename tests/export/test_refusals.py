@@ -1,4 +1,4 @@
-"""Every mistake in an export: one sentence that says what to do, exit code 2, and nothing written."""
+"""Every mistake at `finercam export`: one sentence that says what to do, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
 
 from finercam_rt.cli.main import main
-from finercam_rt.errors import ExportError
-from finercam_rt.export import export_model
-from finercam_rt.manifest import InputSpec
 
-from .models import SmallCNN
-from .oracle import perturb
-
-SIZE = (48, 64)
-SPEC = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)
-OLDER = b"an older engine"
+from .conftest import check_untouched
 
 USER_MODULE = """
 import torch
@@ -119,15 +110,6 @@ def user_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    """A folder with an older engine at the path that is asked for."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "engine.onnx").write_bytes(OLDER)
-    return folder / "engine.onnx"
-
-
-@pytest.fixture
 def refused(output: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs `finercam export` and returns its one sentence, after checking everything that must hold for all of them."""
 
@@ -140,15 +122,10 @@ def refused(output: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         assert len(lines) == 1, captured.err
         assert lines[0].startswith("finercam: ")
         assert lines[0].endswith((".", "?"))
-        _check_untouched(output)
+        check_untouched(output)
         return lines[0]
 
     return run
-
-
-def _check_untouched(output: Path) -> None:
-    assert [file.name for file in output.parent.iterdir()] == [output.name]
-    assert output.read_bytes() == OLDER
 
 
 def _matches(sentence: str, *parts: str) -> None:
@@ -295,7 +272,7 @@ def test_what_the_parser_refuses(output: Path, capsys: pytest.CaptureFixture[str
         main(["export", "timm:test_resnet", "-o", str(output), *arguments])
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
-    _check_untouched(output)
+    check_untouched(output)
 
 
 def test_zero_gradient_at_the_last_block_of_a_vit(refused: Refused) -> None:
@@ -327,87 +304,3 @@ def test_where_nothing_can_be_written(refused: Refused, user_module: str, output
     assert file.read_text() == "not a folder"
     if Path("/proc/self").is_dir():
         _matches(refused(*model, to=Path("/proc/x.onnx")), "/proc cannot be written")
-
-
-def _export(model: nn.Module, output: Path, **options: Any) -> None:
-    export_model(model, output, **{"input": SPEC, **options})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"objective": "median"}, "objective 'median' is unknown; give one of weighted, mean"),
-        ({"method": "scorecam"}, "method 'scorecam' is unknown; give one of gradcam"),
-        ({"images": torch.zeros(1, 3, *SIZE)}, "images must be .* with N >= 2, not"),
-        ({"images": torch.zeros(2, 3, 32, 32)}, r"images must be \(N,3,48,64\) float32"),
-        ({"images": torch.zeros(2, 3, *SIZE, dtype=torch.float64)}, "not .* float64"),
-        ({"images": torch.zeros(2, 3, *SIZE).fill_(torch.nan)}, "not finite"),
-        ({"classes": ["a", "b"]}, "2 class names were given for a model of 7 classes"),
-        ({"target_layer": "hed"}, "no layer 'hed'; the nearest are 'head'"),
-    ],
-)
-def test_arguments_of_export_model(output: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError, match=message) as caught:
-        _export(SmallCNN().eval(), output, **options)
-    assert "\n" not in str(caught.value)
-    _check_untouched(output)
-
-
-def test_training_mode_of_one_inner_layer(output: Path) -> None:
-    model = SmallCNN().eval()
-    model.features[1].train()
-    with pytest.raises(ExportError, match="training mode"):
-        _export(model, output)
-    _check_untouched(output)
-
-
-def test_a_wrong_map_is_never_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sign of the references' cotangents turned round in the compiled graph: verification must see it."""
-    stage = sys.modules["finercam_rt.export.vjp"]
-    honest = stage.contrast
-
-    def flipped(*arguments: Any) -> Any:
-        result = honest(*arguments)
-        return result._replace(cotangents=result.cotangents * torch.tensor([1.0] + [-1.0] * 3))
-
-    monkeypatch.setattr(stage, "contrast", flipped)
-    with pytest.raises(ExportError, match=r"does not equal the model: relative error .* nothing was written"):
-        _export(SmallCNN().eval(), output)
-    _check_untouched(output)
-
-
-def test_wrong_choices_are_never_written(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Farthest references in place of the nearest: their map is right for them, and still refused."""
-    stage = sys.modules["finercam_rt.export.vjp"]
-    honest = stage.contrast
-    monkeypatch.setattr(
-        stage,
-        "contrast",
-        lambda logits, target, references, *rest: honest(
-            logits,
-            target,
-            torch.where(references == -1, (logits.argmin(1)[:, None] + torch.arange(3)) % 7, references),
-            *rest,
-        ),
-    )
-    with pytest.raises(ExportError, match="nothing was written"):
-        _export(perturb(SmallCNN(), scale=0.3), output)
-    _check_untouched(output)
-
-
-@pytest.mark.parametrize("stage", ["finding", "capturing", "differentiating", "writing", "verifying"])
-def test_an_interrupted_export_leaves_nothing(output: Path, stage: str) -> None:
-    def interrupt(phrase: str) -> None:
-        if phrase.startswith(stage):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        _export(SmallCNN().eval(), output, on_stage=interrupt)
-    _check_untouched(output)
-
-
-def test_a_good_export_replaces_the_older_engine(output: Path) -> None:
-    """The counterpart of all above: the same call without a mistake does write."""
-    _export(SmallCNN().eval(), output)
-    assert [file.name for file in output.parent.iterdir()] == [output.name]
-    assert output.read_bytes() != OLDER
