@@ -21,11 +21,13 @@ kind makes of so many and not of more: 16 at once take 20 % longer an image."""
 class Explained(NamedTuple):
     """What the engine says of the images themselves.
 
-    logits (N,K), target (N,), references (N,R) as used; activations (N,C,h,w) in any strides, and channel_weights
-    (N,C), the mean of the gradients over the positions; None where they were not asked for.
+    logits (N,K), the engine's own raw map (N,h,w), target (N,), references (N,R) as used; activations
+    (N,C,h,w) in any strides, and channel_weights (N,C), the mean of the gradients over the positions; None where they
+    were not asked for.
     """
 
     logits: Floats
+    saliency_map: Floats
     target: Classes
     references: Classes
     activations: Floats | None
@@ -84,6 +86,7 @@ class Classifier:
             parts.append(
                 Explained(
                     part.logits[:count],
+                    part.saliency_map[:count],
                     part.target[:count],
                     part.references[:count],
                     self._feature_maps(part.activations[:count]) if activations else None,
