@@ -14,7 +14,8 @@ from torch import fx, nn
 from finercam_rt import ops
 from finercam_rt.comparison import compare_explained, mean_agreement
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import EMBEDDINGS, OUTPUTS, Manifest
+from finercam_rt.manifest import EMBEDDINGS, Manifest
+from finercam_rt.outputs import Drawing
 
 Feeds = Mapping[str, NDArray[Any]]
 Runner = Callable[[Feeds], dict[str, NDArray[Any]]]
@@ -54,14 +55,14 @@ def run_file(path: Path) -> Runner:
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def run_modules(trunk: nn.Module, tail: fx.GraphModule) -> Runner:
+def run_modules(trunk: nn.Module, tail: fx.GraphModule, manifest: Manifest) -> Runner:
     """The same arithmetic in PyTorch, for files that no runtime of this machine computes."""
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
         images, *contrast = (torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values())
         with torch.no_grad():
             outputs = tail(tuple(trunk(images)), *contrast)
-        return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=False)}
+        return {name: value.numpy() for name, value in zip(manifest.outputs, outputs, strict=True)}
 
     return run
 
@@ -101,7 +102,7 @@ def measure_agreement(
         feeds = {"images": batch, **automatic(manifest, len(batch), class_embeddings)}
         first = twin(feeds)
         second = reduced(feeds | {"target": first["target_class"], "references": first["reference_classes"]})
-        records += compare_explained(_explained(first), _explained(second), manifest.input.size)
+        records += compare_explained(_explained(first, manifest), _explained(second, manifest), manifest.input.size)
     return mean_agreement(records), sum("cosine" in record for record in records)
 
 
@@ -117,8 +118,8 @@ def shortfalls(means: Mapping[str, float], compared: int) -> list[str]:
     return low
 
 
-def _explained(outputs: dict[str, NDArray[Any]]) -> _Explained:
-    logits, maps = outputs["logits"], outputs["saliency_map"]
+def _explained(outputs: dict[str, NDArray[Any]], manifest: Manifest) -> _Explained:
+    logits, maps = outputs["logits"], Drawing(manifest, manifest.method).map_of(outputs)
     maps = np.ascontiguousarray(maps.reshape(len(maps), -1, *maps.shape[-2:])[:, 0])
     status = ops.status(maps)
     status[~np.isfinite(logits).all(axis=1)] = ops.Status.NON_FINITE

@@ -40,7 +40,9 @@ def raw_map(activations: torch.Tensor, gradients: torch.Tensor, layer: LayerInfo
     """The raw map (N,h,w) of a method, from A and G in the layer's layout. Prefix tokens take no part."""
     values, cotangents = positions(activations, layer), positions(gradients, layer)
     pooled = METHODS[method] == "pooled"
-    return as_map(SCORES[method](values, cotangents.data.mean(cotangents.position) if pooled else cotangents.data), layer)
+    return as_map(
+        SCORES[method](values, cotangents.data.mean(cotangents.position) if pooled else cotangents.data), layer
+    )
 
 
 def positions(values: torch.Tensor, layer: LayerInfo) -> Values:

@@ -113,7 +113,7 @@ def reduce(
         graph = emit(reduced, opset=opset)
     manifest = dataclasses.replace(manifest, precision=precision, opset=opset, passes=(*manifest.passes, line))
     if precision == "bf16":
-        run, where = run_modules(reduced, tail), "the same arithmetic in PyTorch"
+        run, where = run_modules(reduced, tail, manifest), "the same arithmetic in PyTorch"
     else:
         save(graph, manifest, draft)
         run, where = run_file(draft), "ONNX Runtime"

@@ -16,7 +16,7 @@ from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import objective_value, run_with_gradients
-from finercam_rt.export.method import mean_of_normalised, raw_map
+from finercam_rt.export.method import mean_of_normalised, positions, raw_map
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.manifest import Manifest
@@ -33,24 +33,32 @@ class Expected(NamedTuple):
     scale: torch.Tensor
 
 
-def eager_maps(
+class Eager(NamedTuple):
+    """What eager autograd says: logits (N,K), and for each contrast a row of values.
+
+    maps: the saliency map, and where it has several layers their raw maps after it; the scale of a raw map is its norm
+    before the ReLU. taps: of head "taps" the activations and the gradients or the channel weights, as the graph gives
+    them; else empty.
+    """
+
+    logits: torch.Tensor
+    maps: list[list[Expected]]
+    taps: list[list[Expected]]
+
+
+def run_eagerly(
     model: nn.Module,
     manifest: Manifest,
     images: torch.Tensor,
     outputs: Outputs,
     class_embeddings: ClassEmbeddings | None = None,
-) -> tuple[torch.Tensor, list[list[Expected]]]:
-    """What eager autograd says for the targets, references and alphas of `outputs`.
-
-    Returns:
-        logits (N,K); for each contrast the saliency map, and where it has several layers their raw maps after it. The
-        scale of a raw map is its norm before the ReLU.
-    """
+) -> Eager:
+    """What eager autograd says for the targets, references and alphas of `outputs`."""
     layers = manifest.layers
     activations, logits = run_with_gradients(model, [layer.name for layer in layers], images)
     if isinstance(model, ZeroShot) and class_embeddings is not None:
         logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
-    found = []
+    found, taps = [], []
     for target, references, alpha in _contrasts(outputs):
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
         gradients = torch.autograd.grad(value, activations, retain_graph=True)
@@ -62,7 +70,8 @@ def eager_maps(
                 hidden = raw_map(a, -g, layer, manifest.method)
             maps.append(Expected(raw, (raw.square() + hidden.square()).flatten(1).sum(1).sqrt()))
         found.append(maps if len(maps) == 1 else [_whole(maps, manifest.grid), *maps])
-    return logits.detach(), found
+        taps.append(_taps(manifest, activations[0].detach(), gradients[0]))
+    return Eager(logits.detach(), found, taps)
 
 
 @refusing("verifying the engine")
@@ -90,12 +99,14 @@ def verify(
     worst_map = worst_logit = 0.0
     for asked, classes, batch, arguments in runs:
         outputs = asked(batch.numpy(), **arguments)
-        logits, expected = eager_maps(model, manifest, batch, outputs, classes)
+        eager = run_eagerly(model, manifest, batch, outputs, classes)
+        logits = eager.logits
         map_error = 0.0
-        for contrast, maps in enumerate(expected):
+        for contrast, (maps, taps) in enumerate(zip(eager.maps, eager.taps, strict=True)):
             every = (outputs.saliency_map, *outputs.layer_maps.values())
-            for got, want in zip(every, maps if len(every) > 1 else maps[:1], strict=True):
-                of_contrast = got if manifest.contrasts == 1 else got[:, contrast]
+            wanted = [*(maps if len(every) > 1 else maps[:1]), *taps]
+            for got, want in zip((*every, *_given(outputs)), wanted, strict=True):
+                of_contrast = got if manifest.contrasts == 1 or got is outputs.activations else got[:, contrast]
                 map_error = max(map_error, _error(torch.from_numpy(np.ascontiguousarray(of_contrast)), want))
         spread = logits.abs().max().clamp(min=1e-30)
         logit_error = _largest((torch.from_numpy(outputs.logits) - logits).abs() / spread)
@@ -158,6 +169,23 @@ def _contrasts(outputs: Outputs) -> Iterator[tuple[Any, Any, Any]]:
         yield outputs.target[:, p], outputs.references[:, p], outputs.alpha[:, p]
 
 
+def _taps(manifest: Manifest, activations: torch.Tensor, gradients: torch.Tensor) -> list[Expected]:
+    """What head "taps" gives besides the map, of one contrast."""
+    if manifest.taps is None:
+        return []
+    given = gradients
+    if not manifest.taps.gradients:
+        values = positions(gradients, manifest.layers[0])
+        given = values.data.mean(values.position)
+    return [Expected(values, values.flatten(1).norm(dim=1)) for values in (activations, given)]
+
+
+def _given(outputs: Outputs) -> list[Any]:
+    """The taps that the engine gives."""
+    taps = (outputs.activations, outputs.gradients, outputs.channel_weights)
+    return [values for values in taps if values is not None]
+
+
 def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
     """The mean of the normalised maps; normalising divides by what the ReLU left, and rounding grows with that."""
     values = mean_of_normalised([one.values for one in maps], grid)
@@ -184,11 +212,16 @@ def _rounding_of_eager(
 ) -> float:
     """How far the model itself, run eagerly in float32, is from its own run in float64: maps, relative L2."""
     try:
-        _, exact = eager_maps(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
+        exact = run_eagerly(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
     except Exception:
         return 0.0  # a model with float32 in its code says nothing about rounding
-    _, rounded = eager_maps(model, manifest, images, outputs, class_embeddings)
-    pairs = ((a, b) for maps, others in zip(rounded, exact, strict=True) for a, b in zip(maps, others, strict=True))
+    rounded = run_eagerly(model, manifest, images, outputs, class_embeddings)
+    pairs = (
+        (a, b)
+        for rows, others in ((rounded.maps, exact.maps), (rounded.taps, exact.taps))
+        for row, other in zip(rows, others, strict=True)
+        for a, b in zip(row, other, strict=True)
+    )
     return max(_error(a.values.double(), b) for a, b in pairs)
 
 

@@ -63,11 +63,12 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
     """Trace (boundary, target, references, alpha) -> (logits, saliency_map, target_class, reference_classes, ...).
 
     The raw maps of the layers follow where they are asked for. With taps there is no map, and the activations and what
-    was taken of the gradients end the outputs, in the layer's layout; channel weights are (N,C). Autograd runs once, here, over the tail only; the graph
-    that comes out holds plain forward operations. It differentiates with respect to what the method needs: one number a
-    channel, added at every position (DESIGN, section 2.1), or the activations themselves, or nothing. With several
-    contrasts the VJP is taken of all seeds at once, over values that were computed once. Of a zero-shot model the class
-    embeddings (K,D) are a fifth input, which takes the place of the last linear layer's weight.
+    was taken of the gradients end the outputs, in the layer's layout; channel weights are (N,C). Autograd runs once,
+    here, over the tail only; the graph that comes out holds plain forward operations. It differentiates with respect to
+    what the method needs: one number a channel, added at every position (DESIGN, section 2.1), or the activations
+    themselves, or nothing. With several contrasts the VJP is taken of all seeds at once, over values that were computed
+    once. Of a zero-shot model the class embeddings (K,D) are a fifth input, which takes the place of the last linear
+    layer's weight.
 
     Raises:
         ExportError: the tail holds an operation that has no derivative.
@@ -107,7 +108,9 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             found = derivative.finish(seed) if count == 1 else derivative.finish_many(seed)
         if request.taps is not None:
             second = found[0] if needs == "gradients" else _pooled(found[0], layers[0])
-            return logits, chosen.target, chosen.references, activations[0], second
+            carried = boundary[len(split.outer) :] if request.taps.carried else ()
+            tensors = (value for value in carried if isinstance(value, torch.Tensor))
+            return logits, chosen.target, chosen.references, activations[0], second, *tensors
         values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
         if needs == "nothing":
             scores = [_repeated(method(value, value.data), count) for value in values]

@@ -34,9 +34,10 @@ VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
     "export_model.py": {"engine", "images", "embeddings"},
     "embed_text.py": {"embeddings"},
+    "tail.py": {"engine", "tail"},
 }
 COMPARING = {
-    "gate.py": {"comparison", "ops"},
+    "gate.py": {"comparison", "ops", "outputs"},
     "reduce.py": {"images", "preprocess"},
     "processors.py": {"preprocess"},
 }

@@ -19,7 +19,7 @@ from finercam_rt.backends import COMPUTES
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import METHODS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.processor import processor
 from finercam_rt.threads import physical_cores_granted
@@ -64,6 +64,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
     )
     parser.add_argument(
+        "--method", choices=METHODS, help="how maps are drawn, for engines of head taps (default: the engine's own)"
+    )
+    parser.add_argument(
         "--class-embeddings",
         metavar="FILE",
         type=Path,
@@ -88,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
     threads = physical_cores_granted() if args.threads is None else args.threads
     began = time.perf_counter()
     embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
-    with Engine(args.engine, threads=threads, compute=args.compute, class_embeddings=embeddings) as engine:
+    with Engine(
+        args.engine, threads=threads, compute=args.compute, class_embeddings=embeddings, method=args.method
+    ) as engine:
         load = time.perf_counter() - began
         shape = (args.batch, 3, *engine.manifest.input.size)
         try:
@@ -104,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
                 "model": engine.manifest.model.name,
                 "weights_sha256": engine.manifest.model.weights_sha256,
                 "precision": engine.manifest.precision,
+                "head": engine.manifest.head,
+                "method": engine.method,
                 "backend": engine.backend,
                 "compute": engine.compute,
                 "device": engine.device,

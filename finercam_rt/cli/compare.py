@@ -19,6 +19,7 @@ from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
+from finercam_rt.manifest import METHODS
 
 _BELOW = 1
 _MEASURES = Agreement._fields
@@ -47,6 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--class-embeddings", metavar="FILE", type=Path, help="classes of a zero-shot model, by `finercam embed-text`"
     )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        help="how the maps of both are drawn, for engines of head taps (default: their own)",
+    )
     parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
     parser.add_argument(
@@ -62,9 +68,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Explain all photographs with both engines, and print how far they agree."""
     files = list(find_photographs(args.images, None))
+    shared = {"threads": args.threads, "class_embeddings": args.class_embeddings, "method": args.method}
     with (
-        Engine(args.a, threads=args.threads, class_embeddings=args.class_embeddings) as a,
-        Engine(args.b, threads=args.threads, compute=args.compute, class_embeddings=args.class_embeddings) as b,
+        Engine(args.a, **shared) as a,
+        Engine(args.b, compute=args.compute, **shared) as b,
     ):
         _check_comparable(a, b)
         records = _compare_all(a, b, files, args.alpha)

@@ -25,7 +25,7 @@ from finercam_rt.explanation import Explanation
 from finercam_rt.files import atomic_write, check_output_folder
 from finercam_rt.geometry import COORDINATES, CROP
 from finercam_rt.images import IMAGE_SUFFIXES
-from finercam_rt.manifest import Manifest
+from finercam_rt.manifest import METHODS, Manifest
 from finercam_rt.video import VIDEO_SUFFIXES, frames
 
 SCHEMA = 1
@@ -95,6 +95,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--why-not", metavar="CLASS", nargs="+", help="explain why A and not B, for each ordered pair of these classes"
     )
     parser.add_argument(
+        "--method", choices=METHODS, help="how maps are drawn, for engines of head taps (default: the engine's own)"
+    )
+    parser.add_argument(
         "--batch-size", metavar="N", type=int, help=f"images a run (default: {DEFAULT_BATCH_SIZE}, or the engine's own)"
     )
     parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
@@ -143,7 +146,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_output_folder(args.output)
     with Engine(
-        args.engine, threads=args.threads, compute=args.compute, class_embeddings=args.class_embeddings
+        args.engine,
+        threads=args.threads,
+        compute=args.compute,
+        class_embeddings=args.class_embeddings,
+        method=args.method,
     ) as engine:
         document = _document(engine, args.class_embeddings)
         total = None if args.frames else len(names)
@@ -295,7 +302,7 @@ def _document(engine: Engine, class_embeddings: Path | None) -> dict[str, Any]:
             "model": manifest.model.name,
             "weights_sha256": manifest.model.weights_sha256,
             "layers": [layer.name for layer in manifest.layers],
-            "method": manifest.method,
+            "method": engine.method,
             "objective": manifest.objective,
             "references": manifest.references,
             "precision": manifest.precision,

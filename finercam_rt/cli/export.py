@@ -14,7 +14,7 @@ from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
+from finercam_rt.manifest import HEADS, INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +101,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     layer.add_argument("--grid", metavar=("H", "W"), type=int, nargs=2, help="positions of the map, for tokens")
     layer.add_argument("--prefix-tokens", metavar="N", type=int, help="tokens before the patches (CLS, registers)")
     layer.add_argument("--method", choices=METHODS, default="gradcam", help="how the map is made (default: gradcam)")
+    layer.add_argument(
+        "--head",
+        choices=HEADS,
+        default="graph",
+        help="what the graph gives: the map (default), or taps: the activations and what the method needs of their "
+        "gradients, from which the runtime makes it",
+    )
+    layer.add_argument(
+        "--gradients",
+        action="store_true",
+        help="with --head taps: the gradients at every position, so that one engine draws every method",
+    )
+    layer.add_argument(
+        "--tail",
+        metavar="FILE",
+        type=Path,
+        help="with --head taps: also write the graph from the activations to the logits, for Ablation-CAM",
+    )
     contrast = parser.add_argument_group("contrast")
     contrast.add_argument(
         "--objective",
@@ -190,6 +208,9 @@ def run(args: argparse.Namespace) -> int:
         references=args.references,
         contrasts=args.contrasts,
         layer_maps=args.layer_maps,
+        head=args.head,
+        gradients=args.gradients,
+        tail=args.tail,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
         output=args.logits,
         opset=args.opset,
@@ -246,12 +267,19 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
         f"  target layer {layers}, {manifest.layers[0].layout}, map {manifest.grid[0]} x {manifest.grid[1]}; "
         f"{manifest.method}, objective {manifest.objective}, {manifest.references} references{several}\n"
-        f"{_adapted(manifest)}"
+        f"{_taps(manifest)}{_adapted(manifest)}"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"{_agreement(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/{classes}"
     )
+
+
+def _taps(manifest: Manifest) -> str:
+    """What the graph gives in place of the map, in a line; nothing for head "graph"."""
+    if manifest.taps is None:
+        return ""
+    return f"  head taps: activations and {manifest.taps.second}; draws {', '.join(manifest.taps.methods)}\n"
 
 
 def _adapted(manifest: Manifest) -> str:

@@ -67,7 +67,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         before = f", {layer.prefix_tokens} tokens before the map" if layer.prefix_tokens else ""
         rows.append(("layer", f"{layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}{before}"))
     rows += [
-        ("method", manifest.method),
+        ("method", _method(manifest)),
         ("objective", f"{manifest.objective}, alpha {DEFAULT_ALPHA[manifest.objective]:g} unless given"),
         ("references", f"{manifest.references} a contrast"),
         ("contrasts", f"{manifest.contrasts} an image"),
@@ -78,6 +78,11 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     rows += [("producer", ", ".join(f"{name} {version}" for name, version in sorted(manifest.producer.items())))]
     rows += [("schema", str(manifest.schema))]
     return [(label, text or "not recorded") for label, text in rows]
+
+
+def _method(manifest: Manifest) -> str:
+    others = [name for name in manifest.taps.methods if name != manifest.method] if manifest.taps else []
+    return f"{manifest.method} unless given, {', '.join(others)}" if others else manifest.method
 
 
 def _classes(manifest: Manifest) -> str:

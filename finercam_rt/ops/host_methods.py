@@ -46,12 +46,14 @@ def _plus_plus_weights(a: Values, g: Values) -> Values:
     square = g * g
     denominator = 2 * square + a.sum(-1)[:, None, :, None] * square * g + np.float32(1e-6)
     alpha = np.where(g == 0, np.float32(0), square / denominator)
-    return (_relu(g) * alpha).sum(-1)
+    weights: Values = (_relu(g) * alpha).sum(-1)
+    return weights
 
 
 def _xgradcam_weights(a: Values, g: Values) -> Values:
     """w_k = sum G A / (sum A + 1e-7)."""
-    return (g * a[:, None]).sum(-1) / (a.sum(-1)[:, None] + np.float32(1e-7))
+    weights: Values = (g * a[:, None]).sum(-1) / (a.sum(-1)[:, None] + np.float32(1e-7))
+    return weights
 
 
 def _layercam_terms(a: Values, g: Values) -> Values:

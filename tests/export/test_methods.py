@@ -16,8 +16,7 @@ timm: Any = pytest.importorskip("timm", reason="the export's models come from ti
 from finercam_rt.engine import Engine  # noqa: E402
 from finercam_rt.export.export_model import export_model  # noqa: E402
 from finercam_rt.export.method import SCORES, raw_map  # noqa: E402
-from finercam_rt.manifest import METHODS  # noqa: E402
-from finercam_rt.manifest import LayerInfo  # noqa: E402
+from finercam_rt.manifest import METHODS, LayerInfo  # noqa: E402
 
 PUBLIC = {
     "gradcam": "GradCAM",
@@ -35,7 +34,7 @@ PUBLIC = {
     "layercam-eigen": "LayerCAM",
     "gradcamelementwise-eigen": "GradCAMElementWise",
 }
-SMOOTHED = tuple(name for name in NAMES if name.endswith("-eigen"))
+SMOOTHED = tuple(name for name in METHODS if name.endswith("-eigen"))
 """pytorch-grad-cam's eigen_smooth=True."""
 GRID, CHANNELS, PREFIX = (5, 7), 24, 2
 
@@ -95,7 +94,7 @@ def _terms(method: str, a: Any, g: Any) -> Any:
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_formulas_equal_the_public_library(method: str, layout: str) -> None:
     a, g = _activations_and_gradients(3)
     if method.startswith("xgradcam"):
@@ -114,7 +113,7 @@ def test_formulas_equal_the_public_library(method: str, layout: str) -> None:
     assert np.linalg.norm(ours - rectified) <= 1e-5 * np.linalg.norm(rectified)
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_engines_of_every_method(method: str, tmp_path: Path) -> None:
     """Compiled, verified against eager autograd by the export itself, and the seed changes what it should change."""
     torch.manual_seed(0)
