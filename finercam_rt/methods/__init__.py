@@ -1,0 +1,7 @@
+"""Methods that look at a classifier from outside, or at one layer: Score-CAM, RISE, MI-CAM, MetaCAM, ..."""
+
+from finercam_rt.methods.channels import SubsetError as SubsetError
+from finercam_rt.methods.channels import subset_error as subset_error
+from finercam_rt.methods.protocol import Maps as Maps
+from finercam_rt.methods.protocol import MapSource as MapSource
+from finercam_rt.methods.score import ScoreCam as ScoreCam
