@@ -15,6 +15,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES, first_line
 from finercam_rt.export.quiet import quiet
 from finercam_rt.manifest import METADATA_KEY, Manifest
+from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -80,30 +81,56 @@ def emit(
     if manifest.zero_shot is not None:
         inputs = (*inputs, torch.ones(EXAMPLE_CLASSES, manifest.zero_shot.embedding_dim))
         shapes = (*shapes, {0: Dim("classes", min=2, max=MAX_CLASSES)})
+    # the boundary behind the outputs keeps names of the exporter's
+    model = to_onnx(_Explained(trunk, tail), inputs, shapes, manifest.inputs, manifest.outputs, opset)
+    _name_parts(model, len(manifest.outputs))
+    return model
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    shapes: Any,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int,
+) -> onnx_ir.Model:
+    """A module as an ONNX model without the exporter's traces, of operations that TensorRT takes as well.
+
+    Args:
+        module: inputs -> a tuple of outputs.
+        inputs: of the sizes that are not dynamic.
+        shapes: their dynamic axes, as torch.export takes them.
+        input_names: of all inputs.
+        output_names: of the first outputs.
+        opset: see `emit`.
+
+    Raises:
+        ExportError: see `emit`.
+    """
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(_Explained(trunk, tail), inputs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 inputs,
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=list(manifest.inputs),
-                output_names=list(manifest.outputs),  # the boundary behind them keeps names of the exporter's
+                input_names=list(input_names),
+                output_names=list(output_names),
             )
     except Exception as error:
         raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
     assert exported is not None
     model: onnx_ir.Model = exported.model
-    _name_parts(model, len(manifest.outputs))
     _check_operations(model)
     _read_weights_as_stored(model)
     _drop_stack_traces(model)
     return model
 
 
-def save(model: onnx_ir.Model, manifest: Manifest, path: Path) -> None:
+def save(model: onnx_ir.Model, manifest: Manifest | TailManifest, path: Path) -> None:
     """Write the model with its manifest; one file, so at most 2 GiB.
 
     Raises:
@@ -111,7 +138,7 @@ def save(model: onnx_ir.Model, manifest: Manifest, path: Path) -> None:
     """
     import onnx_ir
 
-    model.metadata_props[METADATA_KEY] = manifest.to_json()
+    model.metadata_props[METADATA_KEY if isinstance(manifest, Manifest) else TAIL_KEY] = manifest.to_json()
     try:
         onnx_ir.save(model, path)
     except OSError as error:

@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from finercam_rt.export.method import channels_of
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import reduce, take_samples
 from finercam_rt.export.refusal import refusing
+from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.verify import verify
 from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.export.weights_hash import weights_sha256
@@ -53,6 +55,7 @@ def export_model(
     layer_maps: bool = False,
     head: str = "graph",
     gradients: bool = False,
+    tail: str | os.PathLike[str] | None = None,
     layout: LayoutRequest = UNPINNED,
     output: str | int | None = None,
     inputs: Mapping[str, Any] | None = None,
@@ -91,6 +94,8 @@ def export_model(
             gradients are, and the runtime makes the map.
         gradients: of head "taps": whether the gradients at every position are an output even where the method takes
             only their means, so that the engine draws every method (`Engine(path, method=...)`).
+        tail: of head "taps": where to write the graph from the activations to the logits as well, which runs masked
+            activations without the trunk (`finercam_rt.Tail`); the engine then gives the values that it reads besides.
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
         output: the name or position of the logits among several outputs, where they are not called "logits" nor the
             only (N,K) tensor.
@@ -119,6 +124,9 @@ def export_model(
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     gradients = _check_head(head, gradients, method, len(names))
+    tail_destination = None if tail is None else Path(tail)
+    if tail_destination is not None:
+        _check_tail(tail_destination, destination, head)
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, images)
 
@@ -127,6 +135,8 @@ def export_model(
     with refusing("looking for the target layer"):
         layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
     zero_shot = None
+    if isinstance(classifier.module, ZeroShot) and tail is not None:
+        raise ExportError("the logits of a zero-shot model need the classes of each run; leave the tail out.")
     if isinstance(classifier.module, ZeroShot):
         width, constants = classifier.width, classifier.module.logit_constants
         zero_shot = ZeroShotInfo(width, *constants, text_sha256=classifier.module.text_sha256())
@@ -144,10 +154,17 @@ def export_model(
     captured, folded = fold_batch_norms(capture(classifier.module, [layer.name for layer in layers], example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
-    taps = None if head == "graph" else TapsInfo(channels_of(split.boundary[0], layers[0]), gradients)
-    tail = explained_tail(split, layers, Request(method, objective, references, contrasts, layer_maps, zero_shot, taps))
+    model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))
+    taps = None
+    if head == "taps":
+        taps = TapsInfo(channels_of(split.boundary[0], layers[0]), gradients)
+        if tail is not None:
+            cut_id = cut_sha256(split, model_info.weights_sha256, layers[0])
+            taps = dataclasses.replace(taps, carried=carried_shapes(split), cut_sha256=cut_id)
+    request = Request(method, objective, references, contrasts, layer_maps, zero_shot, taps)
+    explained = explained_tail(split, layers, request)
     manifest = Manifest(
-        model=ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict())),
+        model=model_info,
         input=input,
         classes=None if classes is None else tuple(classes),
         num_classes=num_classes,
@@ -161,19 +178,27 @@ def export_model(
         head=head,
         taps=taps,
         opset=opset,
-        passes=(*classifier.notes, *folded, *tail.passes),
+        passes=(*classifier.notes, *folded, *explained.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")
-    write = partial(emit, tail=tail.graph_module, example=example[:2], manifest=manifest)
+    write = partial(emit, tail=explained.graph_module, example=example[:2], manifest=manifest)
     graph = write(split.trunk, opset=opset)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
-        draft = Path(folder) / destination.name
+    with ExitStack() as folders:
+
+        def beside(file: Path) -> Path:
+            folder = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.")
+            return Path(folders.enter_context(folder)) / file.name
+
+        draft = beside(destination)
+        tail_draft = None if tail_destination is None else beside(tail_destination)
         save(graph, manifest, draft)
         on_stage("verifying against eager autograd")
         try:
             with Engine(draft, backend="onnxruntime", device="cpu") as engine:
                 measured = verify(engine, classifier.module, example, class_embeddings)
+                if tail_draft is not None:
+                    write_tail(tail_draft, split, engine, classifier.module, example)
         except (EngineError, BackendError) as error:
             reason = first_line(error).replace(f"{draft}: ", "")
             raise ExportError(f"the compiled graph does not run ({reason}); nothing was written.") from error
@@ -182,9 +207,11 @@ def export_model(
             on_stage(f"computing the trunk in {precision} and comparing with fp32 on {samples.described}")
             vectors = None if class_embeddings is None else class_embeddings.values
             graph, manifest = reduce(
-                split.trunk, tail.graph_module, write, draft, manifest, precision, samples, force, vectors
+                split.trunk, explained.graph_module, write, draft, manifest, precision, samples, force, vectors
             )
         save(graph, manifest, draft)
+        if tail_draft is not None and tail_destination is not None:
+            os.replace(tail_draft, tail_destination)
         os.replace(draft, destination)
     return manifest
 
@@ -212,6 +239,10 @@ def _check_arguments(
         raise ExportError("the target layer 'auto' stands alone; name all layers where there are several.")
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported; give one of {', '.join(map(str, OPSETS))}.")
+    _check_destination(destination)
+
+
+def _check_destination(destination: Path) -> None:
     if destination.is_dir():
         raise ExportError(f"{destination} is a folder; give the name of the file to write, such as model.onnx.")
     if not destination.parent.is_dir():
@@ -240,6 +271,14 @@ def _check_head(head: str, gradients: bool, method: str, layers: int) -> bool:
             "which other methods can be drawn."
         )
     return gradients or needs == "gradients"
+
+
+def _check_tail(tail: Path, engine: Path, head: str) -> None:
+    if head != "taps":
+        raise ExportError("a tail belongs to an engine of head 'taps', which gives what it reads; give that head.")
+    if tail.resolve() == engine.resolve():
+        raise ExportError(f"{tail} is the engine itself; give the tail another name, such as NAME.tail.onnx.")
+    _check_destination(tail)
 
 
 def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:

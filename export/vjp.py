@@ -108,7 +108,9 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             found = derivative.finish(seed) if count == 1 else derivative.finish_many(seed)
         if request.taps is not None:
             second = found[0] if needs == "gradients" else _pooled(found[0], layers[0])
-            return logits, chosen.target, chosen.references, activations[0], second
+            carried = boundary[len(split.outer) :] if request.taps.carried else ()
+            tensors = (value for value in carried if isinstance(value, torch.Tensor))
+            return logits, chosen.target, chosen.references, activations[0], second, *tensors
         values = [positions(value, layer) for value, layer in zip(activations, layers, strict=True)]
         if needs == "nothing":
             scores = [_repeated(method(value, value.data), count) for value in values]

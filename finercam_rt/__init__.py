@@ -19,6 +19,7 @@ from finercam_rt.errors import InputError as InputError
 from finercam_rt.explanation import Explanation as Explanation
 from finercam_rt.geometry import Geometry as Geometry
 from finercam_rt.outputs import Outputs as Outputs
+from finercam_rt.tail import Tail as Tail
 from finercam_rt.video import frames as frames
 
 __version__ = _version("finercam-rt")
@@ -37,6 +38,7 @@ __all__ = [
     "InputError",
     "Outputs",
     "Rank",
+    "Tail",
     "__version__",
     "alpha_sweep",
     "frames",

@@ -221,13 +221,7 @@ class Engine:
         if references is not None or contrasts is not None:
             for row in conflicts(contrast, outputs):
                 raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
-        layer_maps = {name: arrays.like(values, batch) for name, values in outputs.layer_maps.items()}
-        fields = {
-            name: None if field is None else arrays.like(field, batch)
-            for name, field in outputs._asdict().items()
-            if name != "layer_maps"
-        }
-        return Outputs(**fields, layer_maps=layer_maps)
+        return outputs.each(lambda values: arrays.like(values, batch))
 
     def explain(
         self,

@@ -90,22 +90,42 @@ class LayerInfo:
     grid: tuple[int, int]
     prefix_tokens: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are in all, of the layout "tokens"."""
+        return self.prefix_tokens + self.grid[0] * self.grid[1]
+
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """That of one image's activations."""
+        if self.layout == "tokens":
+            return self.tokens, channels
+        return (channels, *self.grid) if self.layout == "nchw" else (*self.grid, channels)
+
 
 @dataclass(frozen=True)
 class TapsInfo:
     """What a graph of head "taps" gives, in place of the map.
 
     channels: C of the activations. gradients: whether it gives the gradients at every position, from which each method
-    can be drawn, or the channel weights, their means over the positions.
+    can be drawn, or the channel weights, their means over the positions. carried: of an engine with a tail file, the
+    shapes, without N, of what the logits are computed from besides the activations; the outputs `carried_0` and so on.
+    cut_sha256: says which tail belongs to it; None without one.
     """
 
     channels: int
     gradients: bool
+    carried: tuple[tuple[int, ...], ...] = ()
+    cut_sha256: str | None = None
 
     @property
     def second(self) -> str:
         """The name of the output beside the activations."""
         return GRADIENTS if self.gradients else CHANNEL_WEIGHTS
+
+    @property
+    def carried_outputs(self) -> dict[str, tuple[int, ...]]:
+        """The names of the carried values, with their shapes without N."""
+        return {f"carried_{index}": shape for index, shape in enumerate(self.carried)}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -171,7 +191,12 @@ class Manifest:
         """The names of the graph's outputs, in order."""
         if self.taps is None:
             return (*OUTPUTS, *self.layer_outputs)
-        return (*(name for name in OUTPUTS if name != "saliency_map"), ACTIVATIONS, self.taps.second)
+        return (
+            *(name for name in OUTPUTS if name != "saliency_map"),
+            ACTIVATIONS,
+            self.taps.second,
+            *self.taps.carried_outputs,
+        )
 
     @property
     def layer_outputs(self) -> dict[str, LayerInfo]:
@@ -276,7 +301,14 @@ def _layers(values: Any) -> tuple[LayerInfo, ...]:
 
 
 def _taps(value: Any) -> TapsInfo | None:
-    return None if value is None else TapsInfo(_count(value["channels"]), bool(value["gradients"]))
+    if value is None:
+        return None
+    return TapsInfo(
+        channels=_count(value["channels"]),
+        gradients=bool(value["gradients"]),
+        carried=tuple(tuple(_count(size) for size in shape) for shape in value["carried"]),
+        cut_sha256=None if value["cut_sha256"] is None else str(value["cut_sha256"]),
+    )
 
 
 def _zero_shot(value: Any) -> ZeroShotInfo | None:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from finercam_rt.errors import EngineError
 from finercam_rt.manifest import METADATA_KEY, Manifest, from_json
+from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
+from finercam_rt.tail_manifest import from_json as tail_from_json
 
 # onnx.proto, message ModelProto and message StringStringEntryProto.
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
@@ -169,9 +171,24 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         EngineError: what `read_onnx_metadata` refuses, no manifest in it, or one that this version cannot serve.
     """
-    text = read_onnx_metadata(path).get(METADATA_KEY)
+    metadata = read_onnx_metadata(path)
+    text = metadata.get(METADATA_KEY)
+    if text is None and TAIL_KEY in metadata:
+        raise EngineError(f"{Path(path)} is the tail of an engine; give the engine that was exported with it.")
     if text is None:
         raise EngineError(
             f"{Path(path)} is an ONNX file without a finercam manifest; make an engine with `finercam export`."
         )
     return from_json(text, str(Path(path)))
+
+
+def read_tail_manifest(path: str | os.PathLike[str]) -> TailManifest:
+    """The manifest of a tail file, checked.
+
+    Raises:
+        EngineError: what `read_onnx_metadata` refuses, no tail, or one that this version cannot serve.
+    """
+    text = read_onnx_metadata(path).get(TAIL_KEY)
+    if text is None:
+        raise EngineError(f"{Path(path)} is no tail file; give what `finercam export --head taps --tail FILE` wrote.")
+    return tail_from_json(text, str(Path(path)))

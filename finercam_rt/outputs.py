@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,8 @@ class Outputs(NamedTuple):
     unused; alpha (N,) float32; status (N,) uint8, the codes of `ops.Status`: 0 ok, 1 no_positive_evidence, 2 constant,
     3 non_finite; layer_maps, the raw map (N,h,w) of each layer by its name, where the engine gives them. Of head "taps"
     activations, in the layer's layout, and gradients, of the same shape, or channel_weights (N,C), all float32; None
-    where the engine does not give them. An engine of several contrasts has an axis for them behind N on all but the
-    logits and the activations.
+    where the engine does not give them; carried, what a tail file (`Tail`) reads besides the activations. An engine of
+    several contrasts has an axis for them behind N on all but the logits, the activations and the carried values.
     """
 
     logits: Any
@@ -41,6 +41,17 @@ class Outputs(NamedTuple):
     activations: Any = None
     gradients: Any = None
     channel_weights: Any = None
+    carried: tuple[Any, ...] = ()
+
+    def each(self, change: Callable[[NDArray[Any]], Any]) -> Outputs:
+        """With every array changed."""
+        changed: dict[str, Any] = {
+            name: None if values is None else change(values)
+            for name, values in self._asdict().items()
+            if name not in ("layer_maps", "carried")
+        }
+        maps = {name: change(values) for name, values in self.layer_maps.items()}
+        return Outputs(**changed, layer_maps=maps, carried=tuple(change(values) for values in self.carried))
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ def run_graph(
     feeds |= constants
     buffers = backend.run(feeds)
     part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
-    logits, taps = buffers["logits"][:count].copy(), {}
+    logits = buffers["logits"][:count].copy()
+    taps: dict[str, Any] = {}
     if manifest.taps is None:
         saliency_map = buffers["saliency_map"][part].copy()
     else:
@@ -138,6 +150,7 @@ def run_graph(
         saliency_map = drawing.map_of(found)
         if with_taps:
             taps = {name: values.copy() for name, values in found.items()}
+            taps["carried"] = tuple(buffers[name][:count].copy() for name in manifest.taps.carried_outputs)
     status = status_of(saliency_map)
     # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
     damaged = rows_not_finite(logits)

@@ -37,6 +37,7 @@ VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
     "export_model.py": {"engine", "images", "embeddings"},
     "embed_text.py": {"embeddings"},
+    "tail.py": {"engine", "tail"},
 }
 COMPARING = {
     "gate.py": {"comparison", "ops", "outputs"},

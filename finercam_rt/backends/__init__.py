@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finercam_rt.backends import selection
 from finercam_rt.backends.protocol import Backend as Backend
+from finercam_rt.backends.protocol import Run as Run
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
 from finercam_rt.threads import physical_cores_granted
@@ -82,6 +83,33 @@ def open_backend(
     if len(installed) == 1:
         return openers[installed[0]]()
     return selection.choose(path, manifest, {name: openers[name] for name in installed}, granted)
+
+
+def open_graph(path: Path, *, backend: str, threads: int | None) -> Run:
+    """Load a graph that is no engine, of float32 inputs and outputs and one dynamic axis, such as a tail.
+
+    "auto" is what FINERCAM_BACKEND says, else the first runtime that is installed. Any number of threads may call the
+    result, which gives arrays of the caller's own.
+
+    Raises:
+        BackendError: an unknown or missing runtime, or fewer than one thread; where it is called, the runtime failed.
+        EngineError: a graph that the runtime cannot load.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
+    granted = physical_cores_granted() if threads is None else threads
+    name = _pinned() if backend == "auto" else backend
+    if name == "auto":
+        name = next(iter(_installed()), "onnxruntime")
+    if name == "openvino":
+        from finercam_rt.backends import openvino
+
+        return openvino.open_graph(path, granted)
+    from finercam_rt.backends import onnxruntime
+
+    return onnxruntime.open_graph(path, granted)
 
 
 def describe_auto(path: Path, manifest: Manifest) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import EngineError
-from finercam_rt.manifest import ACTIVATIONS, EMBEDDINGS, LayerInfo, Manifest
+from finercam_rt.manifest import ACTIVATIONS, EMBEDDINGS, Manifest
 
 BATCH, CLASSES = -1, -2
 """Stand for N, and for K where the classes are an input, in the expected shapes."""
@@ -79,18 +79,13 @@ def expected_interface(manifest: Manifest) -> Interface:
     for name, layer in manifest.layer_outputs.items():
         outputs[name] = (_FLOAT32, (*contrasts, *layer.grid))
     if manifest.taps is not None:
-        feature_map = _feature_map(manifest.layers[0], manifest.taps.channels)
+        feature_map = manifest.layers[0].shape(manifest.taps.channels)
         second = feature_map if manifest.taps.gradients else (manifest.taps.channels,)
         outputs[ACTIVATIONS] = (_FLOAT32, (BATCH, *feature_map))
         outputs[manifest.taps.second] = (_FLOAT32, (*contrasts, *second))
+        for name, shape in manifest.taps.carried_outputs.items():
+            outputs[name] = (_FLOAT32, (BATCH, *shape))
     return Interface(inputs, outputs)
-
-
-def _feature_map(layer: LayerInfo, channels: int) -> tuple[int, ...]:
-    """The shape of one image's activations."""
-    if layer.layout == "tokens":
-        return layer.prefix_tokens + layer.grid[0] * layer.grid[1], channels
-    return (channels, *layer.grid) if layer.layout == "nchw" else (*layer.grid, channels)
 
 
 def checked_interface(

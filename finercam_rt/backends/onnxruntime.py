@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.backends.interface import Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.protocol import Run
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
@@ -52,31 +54,12 @@ class OnnxRuntimeBackend:
 
     def __init__(self, path: Path, manifest: Manifest, *, threads: int, spinning: bool) -> None:
         """Load the graph; see open_backend for the errors."""
-        try:
-            import onnxruntime
-        except ImportError:
-            raise BackendError(
-                'ONNX Runtime is not installed; install it with `pip install "finercam-rt[cpu]"`.'
-            ) from None
         if manifest.precision == "bf16":
             raise BackendError(
                 f"{path}: its trunk is in bf16, which ONNX Runtime does not compute on the CPU; use "
                 "backend='openvino', or export it with --precision fp32 or int8."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # Spinning workers burn the cores that other threads of the process need; facts/runtimes.md, section 3.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-        # Without VNNI, sums of two products of uint8 and int8 saturate in 16 bits (24 % off in the logits of an int8
-        # MobileNet). The exact kernels take twice as long, with VNNI too, which does not need them.
-        options.add_session_config_entry("session.x64quantprecision", "1" if sums_of_int8_saturate() else "0")
-        options.log_severity_level = _ONLY_FATAL
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises a dozen types, RuntimeError and ValueError among them
-            raise EngineError(f"{path}: ONNX Runtime cannot load it ({_reason(error)}); export it again.") from None
+        session = _session(path, threads=threads, spinning=spinning)
         inputs = {value.name: _value(value) for value in session.get_inputs()}
         outputs = {value.name: _value(value) for value in session.get_outputs()}
         interface = checked_interface(inputs, outputs, manifest, path)
@@ -96,7 +79,7 @@ class OnnxRuntimeBackend:
         try:
             slot.bind(feeds)
             session.run_with_iobinding(slot.binding)
-        except Exception as error:  # see __init__
+        except Exception as error:  # see _session
             raise BackendError(f"ONNX Runtime failed ({_reason(error)}).") from None
         return slot.outputs
 
@@ -104,6 +87,41 @@ class OnnxRuntimeBackend:
         """See Backend.close."""
         self._session = None
         self._slots = Slots()
+
+
+def open_graph(path: Path, threads: int) -> Run:
+    """See backends.open_graph."""
+    session = _session(path, threads=threads, spinning=False)
+    names = [value.name for value in session.get_outputs()]
+
+    def run(feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        try:
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # see _session
+            raise BackendError(f"ONNX Runtime failed ({_reason(error)}).") from None
+
+    return run
+
+
+def _session(path: Path, *, threads: int, spinning: bool) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError('ONNX Runtime is not installed; install it with `pip install "finercam-rt[cpu]"`.') from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Spinning workers burn the cores that other threads of the process need; facts/runtimes.md, section 3.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    # Without VNNI, sums of two products of uint8 and int8 saturate in 16 bits (24 % off in the logits of an int8
+    # MobileNet). The exact kernels take twice as long, with VNNI too, which does not need them.
+    options.add_session_config_entry("session.x64quantprecision", "1" if sums_of_int8_saturate() else "0")
+    options.log_severity_level = _ONLY_FATAL
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen types, RuntimeError and ValueError among them
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({_reason(error)}); export it again.") from None
 
 
 def _value(value: Any) -> Value:

@@ -22,6 +22,7 @@ from finercam_rt.backends.interface import (
 )
 from finercam_rt.backends.openvino_cut import cut_behind_logits
 from finercam_rt.backends.openvino_weights import unshare_square_weights
+from finercam_rt.backends.protocol import Run
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
@@ -76,12 +77,7 @@ class OpenVinoBackend:
 
     def __init__(self, path: Path, manifest: Manifest, *, threads: int, compute: str) -> None:
         """Load the graph; see open_backend for the errors."""
-        try:
-            import openvino
-        except ImportError:
-            raise BackendError(
-                'OpenVINO is not installed; install it with `pip install "finercam-rt[openvino]"`.'
-            ) from None
+        openvino = _module()
         self._openvino: Any = openvino
         self._core = openvino.Core()
         if compute == "bf16" and _BF16 not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -176,9 +172,43 @@ class OpenVinoBackend:
         ]
 
     def _cannot_load(self, error: Exception) -> EngineError:
-        return EngineError(
-            f"{self._path}: OpenVINO cannot load it ({_reason(error)}); use backend='onnxruntime', or export it again."
-        )
+        return _refused(self._path, error)
+
+
+def open_graph(path: Path, threads: int) -> Run:
+    """See backends.open_graph."""
+    openvino = _module()
+    options = {_PRECISION: "f32", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    try:
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+    except Exception as error:  # see OpenVinoBackend
+        raise _refused(path, error) from None
+    names = [value.get_any_name() for value in compiled.outputs]
+
+    def run(feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        try:
+            results = compiled.create_infer_request().infer(dict(feeds))
+            return {name: results[position] for position, name in enumerate(names)}
+        except Exception as error:  # see OpenVinoBackend
+            raise BackendError(f"OpenVINO failed ({_reason(error)}).") from None
+
+    return run
+
+
+def _module() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise BackendError(
+            'OpenVINO is not installed; install it with `pip install "finercam-rt[openvino]"`.'
+        ) from None
+    return openvino
+
+
+def _refused(path: Path, error: Exception) -> EngineError:
+    return EngineError(
+        f"{path}: OpenVINO cannot load it ({_reason(error)}); use backend='onnxruntime', or export it again."
+    )
 
 
 def _value(value: Any) -> Value:

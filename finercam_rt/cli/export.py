@@ -113,6 +113,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="with --head taps: the gradients at every position, so that one engine draws every method",
     )
+    layer.add_argument(
+        "--tail",
+        metavar="FILE",
+        type=Path,
+        help="with --head taps: also write the graph from the activations to the logits, for Ablation-CAM",
+    )
     contrast = parser.add_argument_group("contrast")
     contrast.add_argument(
         "--objective",
@@ -204,6 +210,7 @@ def run(args: argparse.Namespace) -> int:
         layer_maps=args.layer_maps,
         head=args.head,
         gradients=args.gradients,
+        tail=args.tail,
         layout=export.LayoutRequest(args.layout, grid, args.prefix_tokens),
         output=args.logits,
         opset=args.opset,
