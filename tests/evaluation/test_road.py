@@ -42,6 +42,25 @@ def test_noise_is_added_to_what_is_removed_alone(hole):
     assert np.array_equal(impute(image, np.zeros_like(hole), noise), image)
 
 
+@pytest.mark.parametrize("shape", [(1, 7), (9, 2), (50, 37)])
+def test_the_solution_is_the_mean_of_its_neighbours_everywhere(shape):
+    """At any size and whichever pixels are removed."""
+    rng = np.random.default_rng(0)
+    image, removed = rng.normal(size=(2, *shape)).astype(np.float32), rng.random(shape) < 0.7
+    removed[0, 0] = False
+    found = np.pad(impute(image, removed).astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    inside = np.pad(np.ones(shape), 1)
+    weights = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
+
+    def summed(values):
+        height, width = shape
+        shifted = [weights[y, x] * values[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        return np.sum(shifted, axis=0)
+
+    np.testing.assert_allclose((found[:, 1:-1, 1:-1] - summed(found) / summed(inside))[:, removed], 0, atol=1e-6)
+    assert np.array_equal(found[:, 1:-1, 1:-1][:, ~removed].astype(np.float32), image[:, ~removed])
+
+
 def test_nothing_left_is_refused():
     with pytest.raises(InputError, match="every pixel"):
         impute(np.zeros((3, 4, 4), np.float32), np.ones((4, 4), bool))
