@@ -19,6 +19,9 @@ ALLOWED_IN = {
     "backends/onnxruntime.py": {"onnxruntime"},
     "backends/openvino.py": {"openvino"},
     "cli/progress.py": {"tqdm"},
+    "evaluation/metrics/imputation.py": {"scipy"},
+    "evaluation/metrics/noise.py": {"skimage"},
+    "evaluation/metrics/perturbed.py": {"scipy"},
     "images.py": {"pillow_heif"},
     "video.py": {"av"},
 }

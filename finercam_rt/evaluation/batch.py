@@ -146,9 +146,10 @@ def nearest_class(logits: Floats, target: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """exp(y_k) / sum_j exp(y_j) over the last axis, in float64."""
+    """exp(y_k) / sum_j exp(y_j) over the last axis, in float64; NaN where a logit is infinite or NaN."""
     values = logits.astype(np.float64)
-    values = np.exp(values - values.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        values = np.exp(values - values.max(axis=-1, keepdims=True))
     return cast("NDArray[np.float64]", values / values.sum(axis=-1, keepdims=True))
 
 

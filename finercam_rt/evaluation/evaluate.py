@@ -93,7 +93,7 @@ def evaluate(
         InputError, EngineError, BackendError: wrong arguments, data or engines; `out` holds another question.
     """
     question = replace(question or Question(), **asked)
-    began, started = time.perf_counter(), now()
+    started = now()
     paths = [engines] if isinstance(engines, (str, os.PathLike)) else list(engines)
     _check(question, paths, batch_size, threads)
     if out is not None:
@@ -139,7 +139,7 @@ def evaluate(
             rank_by=rank_by,
             seed=question.seed,
             produced=produced,
-            run={"date": started, "seconds": round(time.perf_counter() - began, 3), "command": command},
+            run={"date": started, "command": command},
         )
         if not results.read.any():
             raise InputError(f"none of the {len(results.names)} images can be read: {results.left_out[-1].reason}")
@@ -158,7 +158,9 @@ def _measure_all(
     for start in range(0, count, size):
         stop = min(count, start + size)
         if start // size >= partial.batches:
-            partial.append(measurer.measure(start, stop))
+            began = time.perf_counter()
+            record = measurer.measure(start, stop)
+            partial.append({**record, "took": time.perf_counter() - began})
         if on_progress is not None:
             on_progress(stop, count)
 

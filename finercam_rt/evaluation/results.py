@@ -36,8 +36,8 @@ class Curve(NamedTuple):
 class Results:
     """An evaluation of N images by M rows, the first of which is the baseline, in C columns.
 
-    produced: versions, engines, options and the command, as plain JSON values. run: when, and how long it took, which
-    is not the same twice. rows, columns, higher_is_better: what was measured. names: the N images. labels: (N,) int64,
+    produced: versions, engines, options and the command, as plain JSON values. run: when, and how long the measuring took,
+    which is not the same twice. rows, columns, higher_is_better: what was measured. names: the N images. labels: (N,) int64,
     -1 where not known. predicted, target: (N,E) int64 of each engine, -1 where there is none; confidence: (N,E), the
     target's probability. status: (N,M) uint8, the codes of `ops.Status`, or UNREAD. values: (N,M,C) float64, NaN where
     there is none: of an image that is not measured, or for which the metric is not defined. curves: by row and name.
@@ -106,7 +106,7 @@ def gather(
     seconds = np.zeros(len(rows))
     sums: dict[int, dict[str, list[Any]]] = {}
     left_out = list(dataset.left_out)
-    at = 0
+    at, took = 0, 0.0
     for batch in batches:
         for error, known, figures in batch["images"]:
             if error is not None:
@@ -121,11 +121,12 @@ def gather(
                     values[at, row] = [np.nan if v is None else v for v in measured]
             at += 1
         seconds += batch["seconds"]
+        took += batch["took"]
         _add_curves(sums, batch["curves"])
     read = int((status[:, 0] != UNREAD).sum())
     results = Results(
         produced=produced,
-        run=run,
+        run={**run, "seconds": round(took, 3)},
         rows=tuple(rows),
         columns=tuple(columns),
         higher_is_better=higher_is_better,

@@ -44,3 +44,13 @@ def test_undefined_without_a_mask_or_a_map(make_batch, box, name):
     masks[3] = False
     assert np.isnan(measure(make_batch, name, maps, masks)).tolist() == [True, False, True, True]
     assert np.isnan(measure(make_batch, name, maps, None)).all()
+
+
+def test_equal_to_quantus(make_batch, box):
+    quantus = pytest.importorskip("quantus", reason="Quantus is not installed: pip install quantus")
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((12, 8, 10)).astype(np.float32), rng.random((12, 8, 10)) < 0.4
+    batch = {"model": None, "x_batch": maps[:, None], "y_batch": np.zeros(12, int), "a_batch": maps[:, None]}
+    for name, metric in (("energy", quantus.RelevanceMassAccuracy), ("pointing_game", quantus.PointingGame)):
+        theirs = metric(abs=False, normalise=False, disable_warnings=True)(**batch, s_batch=masks[:, None])
+        np.testing.assert_allclose(measure(make_batch, name, maps, masks), theirs, rtol=1e-6)

@@ -69,7 +69,7 @@ class GridPointingGame:
         own = pool.labels[batch.indices]
         # a tile is its own truth only where the class explained is the one that it shows
         rows = np.flatnonzero(((own == batch.target) | (own < 0)) & np.isfinite(batch.logits).all(axis=1))
-        made = [self._grid(batch, pool, row, present) for row in rows]
+        made = [self._grid(batch, pool, row, present) for row in rows.tolist()]
         height, width = batch.images.shape[2:]
         images = np.stack([grid for grid, _ in made]) if made else np.empty((0, 3, height, width), np.float32)
         tiles = np.stack([tile for _, tile in made]) if made else np.empty((0, height, width), bool)

@@ -54,7 +54,7 @@ class NoiseRobustness:
         if batch.explain is None:
             raise InputError("noise robustness asks the method for other maps; give the batch its `explain`.")
         result = {column: np.full(len(saliency), np.nan) for column in self.columns}
-        for row in np.flatnonzero(drawable(saliency) & (batch.logits.argmax(axis=1) == batch.target)):
+        for row in np.flatnonzero(drawable(saliency) & (batch.logits.argmax(axis=1) == batch.target)).tolist():
             again = batch.explain(self._copies(batch, row), None)
             if not drawable(again.saliency).all():
                 continue
@@ -92,12 +92,13 @@ def quickshift_segments(image: Floats) -> NDArray[np.int64]:
     Source: Vedaldi and Soatto, Quick shift and kernel methods for mode seeking, ECCV 2008.
     """
     try:
-        from skimage.segmentation import quickshift
+        from skimage import segmentation
     except ImportError:
         raise InputError("noise robustness needs scikit-image; `pip install scikit-image`.") from None
     low, high = float(image.min()), float(image.max())
     pixels = (image.transpose(1, 2, 0).astype(np.float64) - low) / max(high - low, 1e-12)
-    found: Any = quickshift(pixels, kernel_size=_KERNEL_SIZE, max_dist=_MAX_DIST, ratio=_RATIO, rng=0)
+    quickshift: Any = segmentation.quickshift
+    found = quickshift(pixels, kernel_size=_KERNEL_SIZE, max_dist=_MAX_DIST, ratio=_RATIO, rng=0)
     return np.asarray(found, np.int64)
 
 

@@ -57,7 +57,7 @@ def counts(saliency: Floats, shares: NDArray[np.float64], ties: str) -> NDArray[
     """
     if ties != THRESHOLD:
         pixels = saliency.shape[1] * saliency.shape[2]
-        return np.maximum(np.round(shares * pixels), 1).astype(np.int64)
+        return np.asarray(np.maximum(np.round(shares * pixels), 1), np.int64)
     flat = saliency.reshape(len(saliency), -1).astype(np.float64)
     thresholds = np.quantile(flat, 1 - shares, axis=1).T
     return np.asarray((flat[:, None] >= thresholds[:, :, None]).sum(axis=2), np.int64)

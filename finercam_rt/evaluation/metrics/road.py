@@ -51,7 +51,7 @@ class Road:
         """-1 to 1; NaN for a map that says nothing, a target of probability zero, or nothing left to impute from."""
         rows = measurable(batch, saliency)
         found = {column: np.full(len(saliency), np.nan) for column in _BETTER}
-        for place, row in enumerate(rows):
+        for place, row in enumerate(rows.tolist()):
             if {"road", "road_morf"} & set(self.columns):
                 found["road_morf"][row] = self._mean_drop(batch, saliency, row, place, least=False)
             if {"road", "road_lerf"} & set(self.columns):

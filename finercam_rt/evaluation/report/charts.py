@@ -15,7 +15,7 @@ from finercam_rt.evaluation.results import Curve, Results
 _INK, _FAINT, _BASELINE, _CHOSEN, _GAIN, _LOSS = "#1f2933", "#9aa5b1", "#52606d", "#c2410c", "#15803d", "#b91c1c"
 _COLOURS = (
     *("#2563eb", "#0891b2", "#7c3aed", "#65a30d", "#db2777"),
-    *("#ca8a04", "#0f766e", "#9333ea", "#64748b", "#b45309"),
+    *("#ca8a04", "#0f766e", "#111827", "#64748b", "#f472b6"),
 )
 _TITLES = {
     "deletion": ("Deletion", "probability of the class", "share of pixels removed, most salient first"),
@@ -98,6 +98,13 @@ def _colour(results: Results, row: int) -> str:
     return _BASELINE if row == 0 else _COLOURS[(row - 1) % len(_COLOURS)]
 
 
+def _style(row: int, chosen: int) -> str:
+    """Dashed for the baseline; other strokes where the colours begin anew."""
+    if row == chosen:
+        return "-"
+    return "--" if row == 0 else ("-", ":", "-.")[(row - 1) // len(_COLOURS) % 3]
+
+
 def _forest(points: list[tuple[str, float, float, float, str]], *, zero: bool) -> str:
     """A line an entry: name, mean, the ends of its interval, colour."""
     if not points:
@@ -127,7 +134,7 @@ def _lines(results: Results, curves: dict[int, Curve], x: str, y: str) -> str:
             curve.mean,
             color=colour,
             linewidth=2.2 if own else 1.3,
-            linestyle="--" if m == 0 and last != 0 else "-",
+            linestyle=_style(m, last),
             marker="o" if len(curve.share) < 8 else None,
             markersize=3.5,
             label=results.rows[m].name,
@@ -141,7 +148,7 @@ def _lines(results: Results, curves: dict[int, Curve], x: str, y: str) -> str:
     handles, labels = axes.get_legend_handles_labels()
     order = np.argsort([next(m for m, row in enumerate(results.rows) if row.name == label) for label in labels])
     handles, labels = [handles[k] for k in order], [labels[k] for k in order]
-    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     return _svg(figure)
 
 
@@ -166,7 +173,7 @@ def _svg(figure: Any) -> str:
     import matplotlib
 
     stream = io.StringIO()
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "finercam", "legend.fontsize": 9, "font.size": 9}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "finercam", "font.size": 9}
     settings |= {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
     with matplotlib.rc_context(settings):
         figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
