@@ -1,5 +1,6 @@
 """Methods that look at a classifier from outside, or at one layer: Score-CAM, RISE, MI-CAM, MetaCAM, ..."""
 
+from finercam_rt.methods.ablation import AblationCam as AblationCam
 from finercam_rt.methods.channels import SubsetError as SubsetError
 from finercam_rt.methods.channels import subset_error as subset_error
 from finercam_rt.methods.engine_source import EngineSource as EngineSource

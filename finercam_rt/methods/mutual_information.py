@@ -36,7 +36,7 @@ def information(gray: Floats, maps: Floats) -> Information:
 
     A constant has no information; NaN where a map is not finite.
     """
-    damaged: NDArray[np.bool_] = ~np.isfinite(maps).all(axis=(1, 2), keepdims=True)
+    damaged = np.asarray(~np.isfinite(maps).all(axis=(1, 2), keepdims=True))
     of_map = _bins(np.where(damaged, np.float32(0), maps))
     joint_bin = (np.arange(len(maps))[:, None] * BINS + _bins(gray[None])) * BINS + of_map
     counts = np.bincount(joint_bin.ravel(), minlength=len(maps) * BINS * BINS).reshape(len(maps), BINS, BINS)
@@ -96,8 +96,7 @@ class MiCam:
         found = self._classifier.explained(
             images, target, references, alpha, activations=True, gradients=self._reads_gradients
         )
-        activations = found.activations
-        assert activations is not None
+        activations = self._classifier.feature_maps(found.activations)
         maps = np.empty((len(images), *activations.shape[2:]), np.float32)
         for row, (image, features) in enumerate(zip(images, activations, strict=True)):
             pooled = None if found.channel_weights is None else found.channel_weights[row]

@@ -99,7 +99,7 @@ class Rise:
         random = np.random.default_rng([self._seed, number])
         grid = (random.random((self._cells + 1, self._cells + 1)) < self._shown).astype(np.float32)
         rows, columns = (axis.weights[(offset := random.integers(axis.cell)) : offset + axis.length] for axis in axes)
-        return rows @ grid @ columns.T
+        return np.asarray(rows @ grid @ columns.T, np.float32)
 
 
 class _Axis:
