@@ -1,0 +1,120 @@
+"""Bootstrap intervals and the recommendation, against SciPy and against data whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finercam_rt.evaluation.recommendation import recommend
+from finercam_rt.evaluation.rows import Row
+from finercam_rt.evaluation.seeds import Seed
+from finercam_rt.evaluation.statistics import Bootstrap
+
+stats: Any = pytest.importorskip("scipy.stats", reason="the intervals are held against scipy")
+
+
+def _rows(count: int) -> list[Row]:
+    return [Row(0, "gradcam", Seed("plain", 0, 0.0), f"row {k}") for k in range(count)]
+
+
+def test_intervals_equal_scipys() -> None:
+    """Both draw by chance, so they agree as far as 20,000 resamples do."""
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.normal(1, 2, 60), rng.exponential(3, 60)], axis=1)
+    found = Bootstrap(60, seed=1, resamples=20_000).intervals(values)
+    for column, interval in enumerate(found):
+        wanted = stats.bootstrap(
+            (values[:, column],), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+        )
+        width = wanted.confidence_interval.high - wanted.confidence_interval.low
+        assert interval.mean == pytest.approx(values[:, column].mean())
+        assert interval.low == pytest.approx(wanted.confidence_interval.low, abs=0.03 * width)
+        assert interval.high == pytest.approx(wanted.confidence_interval.high, abs=0.03 * width)
+
+
+def test_paired_differences_equal_scipys_and_are_narrower_than_unpaired_ones() -> None:
+    rng = np.random.default_rng(3)
+    first = rng.normal(0, 5, 80)
+    second = first + rng.normal(0.5, 0.5, 80)
+    bootstrap = Bootstrap(80, seed=4, resamples=20_000)
+    (paired,) = bootstrap.intervals((second - first)[:, None])
+    wanted = stats.bootstrap(
+        (first, second),
+        lambda a, b, axis=-1: np.mean(b - a, axis=axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert paired.low == pytest.approx(wanted.low, abs=0.03 * (wanted.high - wanted.low))
+    assert paired.high == pytest.approx(wanted.high, abs=0.03 * (wanted.high - wanted.low))
+    assert not paired.covers_zero
+    # of the same resamples, the difference of the means is the mean of the differences
+    means = bootstrap.means(np.stack([first, second], axis=1))
+    assert np.allclose(means[:, 1] - means[:, 0], bootstrap.means((second - first)[:, None])[:, 0])
+    assert paired.high - paired.low < 0.2 * (np.percentile(means[:, 1], 97.5) - np.percentile(means[:, 1], 2.5))
+
+
+def test_missing_values_take_no_part() -> None:
+    values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan], [5.0, 7.0]])
+    some, one = Bootstrap(4, seed=0).intervals(values)
+    assert some[0] == pytest.approx(3)
+    assert some.images == 3
+    assert 1 <= some.low < 3 < some.high <= 5
+    assert one.images == 1
+    assert np.isnan(one.low)
+    (none,) = Bootstrap(4, seed=0).intervals(np.full((4, 1), np.nan))
+    assert none.images == 0
+    assert np.isnan(none.mean)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    assert Bootstrap(50, 7).intervals(values) == Bootstrap(50, 7).intervals(values)
+    assert Bootstrap(50, 7).intervals(values) != Bootstrap(50, 8).intervals(values)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_row_is_recommended_with_its_margin(sign: int) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=100)
+    values = np.stack([base, base + sign * (1 + 0.1 * rng.normal(size=100)), base - sign], axis=1)
+    found = recommend(_rows(3), "rd@5", values, sign, Bootstrap(100, 0), np.full(3, 0.01))
+    assert found is not None
+    assert (found.row, found.runner_up, found.wins) == (1, 0, 1.0)
+    assert found.over_baseline is not None
+    assert found.over_baseline.mean == pytest.approx(1, abs=0.05)
+    assert not found.over_baseline.covers_zero
+    assert "better by" in found.sentence
+    assert "within noise" not in found.sentence
+
+
+def test_a_difference_within_noise_is_called_so() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(30, 2))
+    values[:, 1] += values[:, 0].mean() - values[:, 1].mean() + 0.01
+    found = recommend(_rows(2), "rd@5", values, 1, Bootstrap(30, 0), np.zeros(2))
+    assert found is not None
+    assert found.row == 1
+    assert 0.2 < found.wins < 0.8
+    assert "within noise of" in found.sentence
+
+
+def test_a_row_gains_nothing_by_failing_on_the_hard_images() -> None:
+    """Row 1 has values on the easy half alone, where it is worse than the baseline; its mean is larger all the same."""
+    easy = np.repeat([1.0, 0.0], 20) + 0.01 * np.random.default_rng(0).normal(size=40)
+    values = np.stack([easy, np.where(np.arange(40) < 20, easy - 0.1, np.nan)], axis=1)
+    assert np.nanmean(values[:, 1]) > values[:, 0].mean()
+    found = recommend(_rows(2), "rd@5", values, 1, Bootstrap(40, 0), np.zeros(2))
+    assert found is not None
+    assert found.row == 0
+    assert "keep the baseline" in found.sentence
+
+
+def test_nothing_is_recommended_without_values() -> None:
+    assert recommend(_rows(2), "energy", np.full((5, 2), np.nan), 1, Bootstrap(5, 0), np.zeros(2)) is None
+    alone = recommend(_rows(1), "rd@5", np.ones((5, 1)), 1, Bootstrap(5, 0), np.zeros(1))
+    assert alone is not None
+    assert alone.runner_up is None
