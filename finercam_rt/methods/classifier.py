@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +19,20 @@ kind makes of so many and not of more: 16 at once take 20 % longer an image."""
 
 
 class Explained(NamedTuple):
-    """What the engine says of the images themselves.
+    """What the engine says of the images themselves, a row each.
 
-    logits (N,K), target (N,), references (N,R) as used; activations (N,C,h,w) in any strides, and channel_weights
-    (N,C), the mean of the gradients over the positions; None where they were not asked for.
+    logits (N,K), the engine's own raw map (N,h,w), target (N,), references (N,R) as used; activations
+    in the layer's layout, and channel_weights (N,C), the means of the gradients over the positions, None where they
+    were not asked for; carried, what a tail needs beside the activations.
     """
 
     logits: Floats
+    saliency_map: Floats
     target: Classes
     references: Classes
-    activations: Floats | None
+    activations: Any
     channel_weights: Floats | None
+    carried: tuple[Floats, ...]
 
 
 class Classifier:
@@ -84,16 +87,18 @@ class Classifier:
             parts.append(
                 Explained(
                     part.logits[:count],
+                    part.saliency_map[:count],
                     part.target[:count],
                     part.references[:count],
-                    self._feature_maps(part.activations[:count]) if activations else None,
+                    part.activations[:count] if activations else None,
                     self._pooled(part)[:count] if gradients else None,
+                    tuple(values[:count] for values in part.carried) if activations else (),
                 )
             )
         if len(parts) == 1:
             return parts[0]
         columns = zip(*parts, strict=True)
-        return Explained._make(None if values[0] is None else np.concatenate(values) for values in columns)
+        return Explained._make(_joined(values) for values in columns)
 
     def _run(self, images: Floats, target: Classes | None, references: Classes | None, alpha: float) -> Any:
         """The engine's outputs, without the axis of contrasts."""
@@ -110,7 +115,7 @@ class Classifier:
             for row in range(len(images))
         ]
         outputs = self.engine(images, contrasts=asked)
-        shared = {"logits", "activations", "layer_maps"}
+        shared = {"logits", "activations", "carried", "layer_maps"}
         return outputs._replace(
             **{
                 name: values[:, 0]
@@ -119,8 +124,8 @@ class Classifier:
             }
         )
 
-    def _feature_maps(self, activations: Floats) -> Floats:
-        """(N,C,h,w), a view of activations or gradients in the layer's layout."""
+    def feature_maps(self, activations: Floats) -> Floats:
+        """(N,C,h,w), in any strides, of activations or gradients in the layer's layout."""
         (layer,) = self.engine.manifest.layers
         if layer.layout == "tokens":
             tokens = activations[:, layer.prefix_tokens :]
@@ -132,7 +137,7 @@ class Classifier:
         if outputs.gradients is None:
             weights: Floats = outputs.channel_weights
             return weights
-        return np.asarray(self._feature_maps(outputs.gradients).mean(axis=(2, 3)), np.float32)
+        return np.asarray(self.feature_maps(outputs.gradients).mean(axis=(2, 3)), np.float32)
 
     def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
         """The images in runs of the batch size, or of the size that the engine takes, and how many of each count."""
@@ -149,6 +154,13 @@ def _rows(values: Any, rows: slice, count: int) -> Any:
         return None
     part: NDArray[Any] = np.asarray(values)[rows]
     return part if len(part) == count else np.concatenate([part, np.repeat(part[-1:], count - len(part), axis=0)])
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """One after the other: arrays, tuples of arrays, or nothing."""
+    if isinstance(parts[0], tuple):
+        return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def _given(references: Classes | None) -> list[int] | None:

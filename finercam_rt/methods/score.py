@@ -72,11 +72,11 @@ class ScoreCam:
             InputError: an engine without activations; see `Engine.__call__` for the others.
         """
         found = self._classifier.explained(images, target, references, alpha, activations=True)
-        assert found.activations is not None
-        chosen = largest_variance(found.activations, self._channels)
-        maps = np.empty((len(images), *found.activations.shape[2:]), np.float32)
+        features = self._classifier.feature_maps(found.activations)
+        chosen = largest_variance(features, self._channels)
+        maps = np.empty((len(images), *features.shape[2:]), np.float32)
         for row, kept in enumerate(chosen):
-            activations = np.ascontiguousarray(found.activations[row, kept])
+            activations = np.ascontiguousarray(features[row, kept])
             done = row * len(kept), len(images) * len(kept)
             scores, zeros = self._scores(
                 images[row], activations, int(found.target[row]), found.references[row], alpha, done
