@@ -146,6 +146,7 @@ def cam(
     else:
         if channel_weights is None:
             others = _by_channel(others, layout, prefix_tokens)
+            others = others.mean(-1) if METHODS[method] == "pooled" else others
         maps = host_map(method, _by_channel(values, layout, prefix_tokens), others.astype(np.float32, copy=False))
     result[...] = maps.reshape(result.shape)
     return result if out is not None else to_caller(result, activations)
