@@ -27,6 +27,9 @@ measured is kept in OUT/unfinished.jsonl until it is done: the same command goes
 seeds: plain; one:ALPHA, one reference; OBJECTIVE[R][:ALPHA] of the engine's objective with at most its references, such
 as mean3:0.6 or weighted3:1. The first row, of the first engine, method and seed, is the baseline.
 
+methods: an engine of head taps draws all that `finercam export --method` has. scorecam and scorecam-paper run it once a
+channel, and are taken where they are named.
+
 metrics: rd@X, cd@X (relative and plain confidence drop, X per cent of the pixels), deletion, insertion, average_drop,
 increase_in_confidence, complexity, coherency, adcc, road and others; energy and pointing_game need boxes or masks.
 deletion and insertion take --steps times the work of rd@X.
@@ -59,6 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rows.add_argument(
         "--target", choices=("predicted", "label"), default="predicted", help="class explained (default: predicted)"
     )
+    rows.add_argument("--channels", metavar="N", type=int, help="of an image, for scorecam and its like (default: all)")
     measured = parser.add_argument_group("how it is measured")
     measured.add_argument(
         "--metrics", metavar="METRIC", nargs="+", help="(default: rd@5 rd@10, and energy pointing_game with boxes)"
@@ -105,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         target=args.target,
         rank_by=args.rank_by,
         options=MetricOptions(fill=args.fill, insertion_fill=args.insertion_fill, ties=args.ties, steps=args.steps),
+        channels=args.channels,
         labels=None if args.labels is None else read_label_mapping(args.labels),
         label_column=args.label_column,
         unlabelled=args.unlabelled,

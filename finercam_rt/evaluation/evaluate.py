@@ -45,6 +45,7 @@ class Question:
     target: str = PREDICTED
     rank_by: str | None = None
     options: MetricOptions = field(default_factory=MetricOptions)
+    channels: int | None = None
     labels: Mapping[str, str] | None = None
     label_column: str = "label"
     unlabelled: bool = False
@@ -75,7 +76,8 @@ def evaluate(
         question: what to measure, or its fields as keywords: methods (None: all that an engine itself draws), seeds
             (None: "plain" and the engine's own; see `seeds.parse_seed`), metrics (None: rd@5 and rd@10, and with boxes
             or masks energy and pointing_game; see `metrics.NAMES`), target ("predicted" or "label"), rank_by (the
-            column that the recommendation goes by; None: the first), options (of the metrics), labels, label_column,
+            column that the recommendation goes by; None: the first), options (of the metrics), channels (of
+            an image, that Score-CAM and its like take; None: all), labels, label_column,
             unlabelled, limit, and seed, of all that is drawn by chance.
         out: folder for results.json, results.csv and report.html. An evaluation that was interrupted there goes on.
             None: nothing is written.
@@ -111,7 +113,9 @@ def evaluate(
         metrics = metrics_by_name(_metric_names(question, dataset), replace(question.options, seed=question.seed))
         columns = [column for metric in metrics for column in metric.columns]
         rank_by = _rank_by(question, columns)
-        served = [EngineRows(e, [row for row in rows if row.engine == k]) for k, e in enumerate(opened)]
+        served = [
+            EngineRows(e, [row for row in rows if row.engine == k], question.channels) for k, e in enumerate(opened)
+        ]
         produced = produced_by(
             [engine_record(name, engine) for name, engine in zip(names, opened, strict=True)],
             dataset,
@@ -119,6 +123,7 @@ def evaluate(
                 "rows": [row.name for row in rows],
                 "metrics": columns,
                 "metric options": vars(question.options) | {"noise": list(question.options.noise)},
+                "channels": question.channels,
                 "target": question.target,
                 "limit": question.limit,
                 "seed": question.seed,
@@ -126,7 +131,7 @@ def evaluate(
             },
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
-        measurer = Measurer(dataset, served, rows, metrics, by_label=question.target == LABEL, forward_size=batch_size)
+        measurer = Measurer(dataset, served, rows, metrics, by_label=question.target == LABEL)
         partial = stack.enter_context(Partial(folder / PARTIAL, produced, fresh=fresh))
         _measure_all(measurer, partial, len(dataset.samples), batch_size, on_progress)
         results = gather(
@@ -175,6 +180,8 @@ def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: i
     for name, value in (("batch size", batch_size), ("number of threads", threads)):
         if value is not None and value < 1:
             raise InputError(f"the {name} is {value}; give at least 1.")
+    if question.channels is not None and question.channels < 1:
+        raise InputError(f"the number of channels is {question.channels}; give at least 1.")
     if question.seed < 0:
         raise InputError(f"the seed is {question.seed}; give at least 0.")
 

@@ -96,11 +96,10 @@ class Measurer:
         metrics: Sequence[Metric],
         *,
         by_label: bool,
-        forward_size: int,
     ) -> None:
         """Take what is asked; `by_label` explains the true class, else the predicted one."""
         self._dataset, self._engines, self._rows, self._metrics = dataset, engines, rows, metrics
-        self._by_label, self._forward_size = by_label, forward_size
+        self._by_label = by_label
         self._columns = [column for metric in metrics for column in metric.columns]
         self._preprocess: dict[InputSpec, Preprocessor] = {}
         for engine in engines:
@@ -150,7 +149,7 @@ class Measurer:
             masks=found.masks,
             indices=start + found.places,
             pool=self._pools[engine.engine.manifest.input],
-            forward_size=engine.engine.fixed_batch or self._forward_size,
+            forward_size=engine.forward_size,
         )
         confidence = batch.probabilities[np.arange(len(target)), target]
         for row, number in enumerate(found.places.tolist()):

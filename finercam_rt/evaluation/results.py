@@ -36,13 +36,14 @@ class Curve(NamedTuple):
 class Results:
     """An evaluation of N images by M rows, the first of which is the baseline, in C columns.
 
-    produced: versions, engines, options and the command, as plain JSON values. run: when, and how long the measuring took,
-    which is not the same twice. rows, columns, higher_is_better: what was measured. names: the N images. labels: (N,) int64,
-    -1 where not known. predicted, target: (N,E) int64 of each engine, -1 where there is none; confidence: (N,E), the
-    target's probability. status: (N,M) uint8, the codes of `ops.Status`, or UNREAD. values: (N,M,C) float64, NaN where
-    there is none: of an image that is not measured, or for which the metric is not defined. curves: by row and name.
-    seconds: (M,) an image. left_out: what was not evaluated at all. summary, difference: by row, then column, the mean
-    with its interval, and that of the paired differences from the baseline.
+    produced: versions, engines and options, as plain JSON values. run: the command, when it was given, and how long the
+    measuring took, which is not the same twice. rows, columns, higher_is_better: what was measured. names: the images.
+    labels: (N,) int64, -1 where not known. predicted, target: (N,E) int64 of each engine, -1 where there is none.
+    confidence: (N,E), the target's probability. status: (N,M) uint8, the codes of `ops.Status`, or UNREAD. values:
+    (N,M,C) float64, NaN where there is none: of an image that is not measured, or for which the metric is not defined.
+    curves: by row and name. seconds: (M,) an image. left_out: what was not evaluated at all.
+    summary, difference: by row, then column, the mean with its interval, and that of the paired differences from the
+    baseline.
     """
 
     produced: dict[str, Any]

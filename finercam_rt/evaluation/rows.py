@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finercam_rt.errors import InputError
+from finercam_rt.evaluation.perturbation import PERTURBATION, perturbation_methods_of
 from finercam_rt.evaluation.seeds import ONE, PLAIN, Seed, default_seeds, parse_seed
 from finercam_rt.manifest import METHODS, Manifest
-
-BLACK_BOX: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def plan_rows(
     Args:
         names: of the engines, all different.
         manifests: theirs.
-        methods: None for all that the engine itself gives.
+        methods: None for all that the engine itself gives; those of `perturbation` are taken where they are named.
         seeds: None for plain and the engine's own.
 
     Raises:
@@ -70,7 +69,9 @@ def plan_rows(
 
 def _methods(manifest: Manifest, methods: Sequence[str] | None) -> list[str]:
     own = methods_of(manifest)
-    return [*own] if methods is None else [name for name in methods if name in own or name in BLACK_BOX]
+    if methods is None:
+        return [*own]
+    return [name for name in methods if name in (*own, *perturbation_methods_of(manifest))]
 
 
 def _seeds(manifest: Manifest, seeds: Sequence[str] | None) -> list[Seed]:
@@ -100,16 +101,21 @@ def _check_all_served(
         for text in given or ():
             if list(given or ()).count(text) > 1:
                 raise InputError(f"the {what} {text!r} is given twice; leave one out.")
-    can = {name for manifest in manifests for name in methods_of(manifest)}
+    can = {name for m in manifests for name in (*methods_of(m), *perturbation_methods_of(m))}
     for method in methods or ():
-        if method not in can and method not in BLACK_BOX:
+        if method not in can:
+            if method in PERTURBATION:
+                raise InputError(
+                    f"{method} reads the activations, and no engine gives them; export one with --head taps."
+                )
             if method in METHODS:
                 raise InputError(
                     f"none of the engines draws {method}; export one with --method {method}, or with --head taps "
                     "--gradients for all methods."
                 )
-            near = difflib.get_close_matches(method, [*METHODS, *BLACK_BOX], n=1)
-            advice = f"the nearest is {near[0]!r}" if near else f"there are {', '.join((*METHODS, *BLACK_BOX))}"
+            known = [*METHODS, *PERTURBATION]
+            near = difflib.get_close_matches(method, known, n=1)
+            advice = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(known)}"
             raise InputError(f"there is no method {method!r}; {advice}.")
     for text in seeds or ():
         reasons = [

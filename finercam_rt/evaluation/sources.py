@@ -13,9 +13,11 @@ from finercam_rt import ops
 from finercam_rt.contrast import AUTOMATIC, UNUSED, Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.evaluation.batch import Explained, Floats
+from finercam_rt.evaluation.perturbation import PERTURBATION, perturbation_source
 from finercam_rt.evaluation.rows import Row, methods_of
 from finercam_rt.evaluation.seeds import PLAIN, Seed
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS
+from finercam_rt.methods.classifier import DEFAULT_MEMORY
 from finercam_rt.outputs import Drawing, Outputs
 
 
@@ -31,14 +33,20 @@ class EngineRows:
     """One engine and the rows that it serves: predictions, and maps of images for given classes.
 
     Methods that are drawn from the same activations and gradients share the run that made them, and an engine of P
-    contrasts computes P seeds a run.
+    contrasts computes P seeds a run. forward_size: how many images the engine is best given at once.
     """
 
-    def __init__(self, engine: Engine, rows: Sequence[Row]) -> None:
-        """Take the rows, all of this engine."""
+    def __init__(self, engine: Engine, rows: Sequence[Row], channels: int | None = None) -> None:
+        """Take the rows, all of this engine; `channels` is of the methods that perturb images."""
         self.engine = engine
-        self.rows = tuple(rows)
+        height, width = engine.manifest.input.size
+        self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (3 * height * width * 4))
+        self._channels = channels
         self._own = [row for row in rows if row.method in methods_of(engine.manifest)]
+        self._others = [row for row in rows if row.method in PERTURBATION]
+        self._sources = {
+            name: perturbation_source(name, engine, channels) for name in {row.method for row in self._others}
+        }
 
     def forward(self, images: Floats) -> Floats:
         """(M,K) logits of (M,3,H,W) images."""
@@ -61,12 +69,20 @@ class EngineRows:
                         began = time.perf_counter()
                         drawn = self._drawn(row.method, one)
                         yield RowMaps(row, drawn, seconds + time.perf_counter() - began)
+        nearest = _nearest(self.forward(images), target) if self._others else None
+        for row in self._others:
+            assert nearest is not None
+            began = time.perf_counter()
+            references = np.full((len(images), self.engine.manifest.references), UNUSED, np.int64)
+            references[:, : row.seed.references] = nearest[:, : row.seed.references]
+            found = self._sources[row.method].explain(images, target, references, row.seed.alpha)
+            yield RowMaps(row, found.saliency_map, time.perf_counter() - began)
 
     def explain(self, row: Row, images: Floats, target: NDArray[np.int64] | None) -> Explained:
         """One row's maps of other images, resized to them, for these classes or the predicted ones."""
         logits = self.forward(images)
         classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
-        (found,) = EngineRows(self.engine, [row]).maps(images, classes)
+        (found,) = EngineRows(self.engine, [row], self._channels).maps(images, classes)
         return Explained(resized(found.saliency_map, images.shape[2:]), logits, classes)
 
     def _explained(self, images: Floats, target: NDArray[np.int64], seeds: Sequence[Seed]) -> Outputs:
@@ -99,14 +115,10 @@ class EngineRows:
         return Drawing(engine.manifest, method).map_of({name: values for name, values in taps if values is not None})
 
     def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
-        """The images in runs of the size that the engine takes, and how many of each run are images."""
-        size = self.engine.fixed_batch
-        if size is None:
-            yield images, len(images)
-            return
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            yield _filled(part, size), len(part)
+        """The images in runs, and how many of each run are images."""
+        for start in range(0, len(images), self.forward_size):
+            part = images[start : start + self.forward_size]
+            yield part if self.engine.fixed_batch is None else _filled(part, self.forward_size), len(part)
 
 
 def resized(maps: Floats, size: tuple[int, ...]) -> Floats:

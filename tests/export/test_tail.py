@@ -153,5 +153,5 @@ def test_a_wrong_tail_is_found_out(made: tuple[Any, Path, Path], tmp_path: Path)
 
 def test_numbers_that_the_batch_decides_are_refused() -> None:
     split = cut(capture(Folded().eval(), ["layer"], torch.zeros(2, 3, 32, 32)))
-    with pytest.raises(ExportError, match="the tail reads a number that the batch decides .*; leave the tail out"):
+    with pytest.raises(ExportError, match=r"the tail reads a number that the batch decides .*; leave the tail out"):
         carried_shapes(split)

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
 onnx: Any = pytest.importorskip("onnx", reason="the export needs onnx")
 timm: Any = pytest.importorskip("timm", reason="the export's models come from timm")
 
-from finercam_rt import Engine, EngineError, ExportError, InputError, top_classes  # noqa: E402
+from finercam_rt import Engine, EngineError, ExportError, InputError, Tail, top_classes  # noqa: E402
+from finercam_rt.cli.main import main  # noqa: E402
 from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
@@ -286,3 +288,38 @@ def test_a_manifest_without_its_taps_is_refused(make: Make) -> None:
     assert from_json(manifest.to_json(), "x") == manifest
     with pytest.raises(EngineError, match="taps are given exactly where"):
         from_json(dataclasses.replace(manifest, taps=None).to_json(), "x")
+
+
+def test_the_command_line(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taps_command_model.py").write_text(
+        "import torch\n"
+        "def load():\n"
+        "    torch.manual_seed(0)\n"
+        "    body = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()\n"
+        "    return torch.nn.Sequential(*body, torch.nn.Linear(4, 3)).eval()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--input-size", "32", "--target-layer", "1", "--head", "taps", "--gradients", "--tail", "x.tail.onnx"]
+    assert main(["export", "py:taps_command_model:load", "-o", "x.onnx", *options]) == 0
+    assert "activations and gradients; draws gradcam, gradcam++" in capsys.readouterr().out
+    assert Tail("x.tail.onnx", Engine("x.onnx").manifest).manifest.layer == "1"
+    assert main(["inspect", "x.onnx"]) == 0
+    shown = capsys.readouterr().out
+    assert "gradcam unless given, gradcam++" in shown
+    assert "logits, target_class, reference_classes, activations, gradients" in shown
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save("photo.png")
+    maps = {}
+    for method in ("gradcam", "layercam"):
+        assert main(["explain", "x.onnx", "photo.png", "-o", method, "--method", method]) == 0
+        maps[method] = np.load(tmp_path / method / "photo.npy")
+    assert difference(maps["layercam"], maps["gradcam"]) > 0.01
+    assert main(["bench", "x.onnx", "--method", "layercam", "--duration", "0", "--iterations", "1"]) == 0
+    assert main(["compare", "x.onnx", "x.onnx", "--images", "photo.png", "--method", "hirescam"]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(make("nchw").path), "photo.png", "-o", "out", "--method", "layercam"]) == 2
+    assert "makes the map of gradcam in its graph" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["inspect", "x.tail.onnx"]) == 2
+    assert "is the tail of an engine" in capsys.readouterr().err

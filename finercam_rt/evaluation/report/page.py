@@ -118,6 +118,7 @@ def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("data", "{name}, {images} images, SHA-256 {sha256}".format(**produced["data"])),
         ("class explained", produced["target"]),
+        ("channels of perturbation", "all" if produced["channels"] is None else str(produced["channels"])),
         ("metrics", ", ".join(produced["metrics"])),
         ("metric options", ", ".join(f"{name} {value}" for name, value in options.items())),
         ("limit", "none" if produced["limit"] is None else str(produced["limit"])),
