@@ -221,7 +221,7 @@ class Engine:
         if references is not None or contrasts is not None:
             for row in conflicts(contrast, outputs):
                 raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
-        return outputs.each(lambda values: arrays.like(values, batch))
+        return outputs if isinstance(batch, np.ndarray) else outputs.each(lambda values: arrays.like(values, batch))
 
     def explain(
         self,
