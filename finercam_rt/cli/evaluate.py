@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.engine import DEFAULT_BATCH_SIZE
+from finercam_rt.methods.rise import DEFAULT_MASKS
 
 if TYPE_CHECKING:
     from finercam_rt.evaluation import Results
@@ -27,8 +28,9 @@ measured is kept in OUT/unfinished.jsonl until it is done: the same command goes
 seeds: plain; one:ALPHA, one reference; OBJECTIVE[R][:ALPHA] of the engine's objective with at most its references, such
 as mean3:0.6 or weighted3:1. The first row, of the first engine, method and seed, is the baseline.
 
-methods: an engine of head taps draws all that `finercam export --method` has. scorecam and scorecam-paper run it once a
-channel, and are taken where they are named.
+methods: an engine of head taps draws all that `finercam export --method` has. Where they are named also
+scorecam, scorecam-paper and ablationcam (a run of the classifier, or of its tail, a channel), rise (a run a mask),
+micam, migradcam, and metacam, the consensus of all that the engine draws.
 
 metrics: rd@X, cd@X (relative and plain confidence drop, X per cent of the pixels), deletion, insertion, average_drop,
 increase_in_confidence, complexity, coherency, adcc, road and others; energy and pointing_game need boxes or masks.
@@ -62,7 +64,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rows.add_argument(
         "--target", choices=("predicted", "label"), default="predicted", help="class explained (default: predicted)"
     )
-    rows.add_argument("--channels", metavar="N", type=int, help="of an image, for scorecam and its like (default: all)")
+    rows.add_argument("--channels", metavar="N", type=int, help="of an image, for scorecam, ablationcam (default: all)")
+    rows.add_argument("--masks", metavar="N", type=int, default=DEFAULT_MASKS, help="of rise (default: %(default)s)")
+    rows.add_argument(
+        "--tail", metavar="FILE", type=Path, nargs="+", default=(), help="of `finercam export --tail`, for ablationcam"
+    )
     measured = parser.add_argument_group("how it is measured")
     measured.add_argument(
         "--metrics", metavar="METRIC", nargs="+", help="(default: rd@5 rd@10, and energy pointing_game with boxes)"
@@ -110,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         rank_by=args.rank_by,
         options=MetricOptions(fill=args.fill, insertion_fill=args.insertion_fill, ties=args.ties, steps=args.steps),
         channels=args.channels,
+        masks=args.masks,
         labels=None if args.labels is None else read_label_mapping(args.labels),
         label_column=args.label_column,
         unlabelled=args.unlabelled,
@@ -137,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             compute=args.compute,
             class_embeddings=args.class_embeddings,
+            tails=args.tail,
             command=_command(sys.argv[1:]),
             on_progress=on_progress,
         )

@@ -20,12 +20,16 @@ from finercam_rt.evaluation.measuring import Measurer
 from finercam_rt.evaluation.metrics import MetricOptions, metrics_by_name
 from finercam_rt.evaluation.metrics.confidence_drop import canonical
 from finercam_rt.evaluation.partial import PARTIAL, Partial
+from finercam_rt.evaluation.perturbation import PerturbationOptions
 from finercam_rt.evaluation.provenance import engine_names, engine_record, now, produced_by
 from finercam_rt.evaluation.results import Results, gather
 from finercam_rt.evaluation.rows import plan_rows
 from finercam_rt.evaluation.sources import EngineRows
 from finercam_rt.evaluation.writing import write_results
 from finercam_rt.files import check_output_folder
+from finercam_rt.methods.rise import DEFAULT_MASKS
+from finercam_rt.onnx_metadata import read_tail_manifest
+from finercam_rt.tail import Tail
 
 PREDICTED, LABEL = "predicted", "label"
 TARGETS = (PREDICTED, LABEL)
@@ -46,6 +50,7 @@ class Question:
     rank_by: str | None = None
     options: MetricOptions = field(default_factory=MetricOptions)
     channels: int | None = None
+    masks: int = DEFAULT_MASKS
     labels: Mapping[str, str] | None = None
     label_column: str = "label"
     unlabelled: bool = False
@@ -64,6 +69,7 @@ def evaluate(
     threads: int | None = None,
     compute: str = "f32",
     class_embeddings: EmbeddingsSource | None = None,
+    tails: Sequence[str | os.PathLike[str]] = (),
     command: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **asked: Any,
@@ -77,13 +83,14 @@ def evaluate(
             (None: "plain" and the engine's own; see `seeds.parse_seed`), metrics (None: rd@5 and rd@10, and with boxes
             or masks energy and pointing_game; see `metrics.NAMES`), target ("predicted" or "label"), rank_by (the
             column that the recommendation goes by; None: the first), options (of the metrics), channels (of
-            an image, that Score-CAM and its like take; None: all), labels, label_column,
+            an image, that scorecam and ablationcam take; None: all), masks (of rise), labels, label_column,
             unlabelled, limit, and seed, of all that is drawn by chance.
         out: folder for results.json, results.csv and report.html. An evaluation that was interrupted there goes on.
             None: nothing is written.
         fresh: begin anew even so.
         batch_size: photographs a run.
         threads, compute, class_embeddings: see `Engine`.
+        tails: files of `finercam export --tail`, for ablationcam; each belongs to one of the engines.
         command: as it is shown in the report.
         on_progress: called with the images done and in all.
 
@@ -108,13 +115,16 @@ def evaluate(
         ]
         _check_comparable(opened)
         dataset = _dataset(data, opened[0], question)
+        given_tails = _tails(tails, opened, threads)
+        perturbation = PerturbationOptions(question.channels, question.masks, question.seed)
         names = engine_names([engine.path for engine in opened])
-        rows = plan_rows(names, [engine.manifest for engine in opened], question.methods, question.seeds)
+        rows = plan_rows(names, [engine.manifest for engine in opened], question.methods, question.seeds, given_tails)
         metrics = metrics_by_name(_metric_names(question, dataset), replace(question.options, seed=question.seed))
         columns = [column for metric in metrics for column in metric.columns]
         rank_by = _rank_by(question, columns)
         served = [
-            EngineRows(e, [row for row in rows if row.engine == k], question.channels) for k, e in enumerate(opened)
+            EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation)
+            for k, e in enumerate(opened)
         ]
         produced = produced_by(
             [engine_record(name, engine) for name, engine in zip(names, opened, strict=True)],
@@ -123,7 +133,7 @@ def evaluate(
                 "rows": [row.name for row in rows],
                 "metrics": columns,
                 "metric options": vars(question.options) | {"noise": list(question.options.noise)},
-                "channels": question.channels,
+                "perturbation": {"channels": question.channels, "masks": question.masks},
                 "target": question.target,
                 "limit": question.limit,
                 "seed": question.seed,
@@ -177,11 +187,14 @@ def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: i
         raise InputError(f"the target is {question.target!r}; use one of {', '.join(TARGETS)}.")
     if question.target == LABEL and question.unlabelled:
         raise InputError("the label is to be explained, but the data are taken without labels; leave one of them out.")
-    for name, value in (("batch size", batch_size), ("number of threads", threads)):
+    for name, value in (
+        ("batch size", batch_size),
+        ("number of threads", threads),
+        ("number of channels", question.channels),
+        ("number of masks", question.masks),
+    ):
         if value is not None and value < 1:
             raise InputError(f"the {name} is {value}; give at least 1.")
-    if question.channels is not None and question.channels < 1:
-        raise InputError(f"the number of channels is {question.channels}; give at least 1.")
     if question.seed < 0:
         raise InputError(f"the seed is {question.seed}; give at least 0.")
 
@@ -202,6 +215,17 @@ def _check_comparable(engines: Sequence[Engine]) -> None:
     for engine in engines[1:]:
         if (engine.classes.count, engine.classes.names) != (first.classes.count, first.classes.names):
             raise InputError(f"{first.path} and {engine.path} differ in their classes; evaluate them one by one.")
+
+
+def _tails(paths: Sequence[str | os.PathLike[str]], engines: Sequence[Engine], threads: int | None) -> dict[int, Tail]:
+    """Each engine's tail, by its place; one that belongs to none is refused."""
+    found: dict[int, Tail] = {}
+    for path in paths:
+        cut = read_tail_manifest(path).cut_sha256
+        places = [k for k, e in enumerate(engines) if e.manifest.taps is not None and e.manifest.taps.cut_sha256 == cut]
+        for k in places or [0]:
+            found[k] = Tail(path, engines[k].manifest, threads=threads)
+    return found
 
 
 def _dataset(data: str | os.PathLike[str], engine: Engine, question: Question) -> Dataset:

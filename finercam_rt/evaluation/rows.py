@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.perturbation import PERTURBATION, perturbation_methods_of
+from finercam_rt.evaluation.perturbation import ABLATION, CLASSLESS, PERTURBATION, perturbation_methods_of
 from finercam_rt.evaluation.seeds import ONE, PLAIN, Seed, default_seeds, parse_seed
 from finercam_rt.manifest import METHODS, Manifest
 
@@ -33,6 +33,7 @@ def plan_rows(
     manifests: Sequence[Manifest],
     methods: Sequence[str] | None,
     seeds: Sequence[str] | None,
+    tails: Collection[int] = (),
 ) -> list[Row]:
     """The rows, engine by engine, method by method, seed by seed; the first is the baseline.
 
@@ -45,6 +46,7 @@ def plan_rows(
         manifests: theirs.
         methods: None for all that the engine itself gives; those of `perturbation` are taken where they are named.
         seeds: None for plain and the engine's own.
+        tails: the places of the engines whose tails are given.
 
     Raises:
         InputError: a method or a seed that no engine can compute, or one given twice.
@@ -53,9 +55,9 @@ def plan_rows(
     taken: set[tuple[int, str, Seed]] = set()
     for engine, manifest in enumerate(manifests):
         twin = next(k for k in range(engine + 1) if _same_but_objective(manifests[k], manifest))
-        for method in _methods(manifest, methods):
+        for method in _methods(manifest, methods, engine in tails):
             for seed in _seeds(manifest, seeds):
-                if METHODS.get(method) == "nothing" and seed.kind != PLAIN:
+                if seed.kind != PLAIN and (METHODS.get(method) == "nothing" or method in CLASSLESS):
                     continue
                 key = (twin if seed.kind in (PLAIN, ONE) else engine, method, seed)
                 if key in taken:
@@ -63,15 +65,15 @@ def plan_rows(
                 taken.add(key)
                 label = f"{method} {seed.name}"
                 rows.append(Row(engine, method, seed, f"{names[engine]} {label}" if len(names) > 1 else label))
-    _check_all_served(names, manifests, methods, seeds, rows)
+    _check_all_served(names, manifests, methods, seeds, tails, rows)
     return rows
 
 
-def _methods(manifest: Manifest, methods: Sequence[str] | None) -> list[str]:
+def _methods(manifest: Manifest, methods: Sequence[str] | None, tail: bool) -> list[str]:
     own = methods_of(manifest)
     if methods is None:
         return [*own]
-    return [name for name in methods if name in (*own, *perturbation_methods_of(manifest))]
+    return [name for name in methods if name in (*own, *perturbation_methods_of(manifest, tail))]
 
 
 def _seeds(manifest: Manifest, seeds: Sequence[str] | None) -> list[Seed]:
@@ -93,6 +95,7 @@ def _check_all_served(
     manifests: Sequence[Manifest],
     methods: Sequence[str] | None,
     seeds: Sequence[str] | None,
+    tails: Collection[int],
     rows: Sequence[Row],
 ) -> None:
     for what, given in (("method", methods), ("seed", seeds)):
@@ -101,9 +104,14 @@ def _check_all_served(
         for text in given or ():
             if list(given or ()).count(text) > 1:
                 raise InputError(f"the {what} {text!r} is given twice; leave one out.")
-    can = {name for m in manifests for name in (*methods_of(m), *perturbation_methods_of(m))}
+    can = {name for k, m in enumerate(manifests) for name in (*methods_of(m), *perturbation_methods_of(m, k in tails))}
     for method in methods or ():
         if method not in can:
+            if method == ABLATION:
+                raise InputError(
+                    f"{method} runs what is behind the layer once a channel; export with --head taps --tail FILE, and "
+                    "give that file with --tail."
+                )
             if method in PERTURBATION:
                 raise InputError(
                     f"{method} reads the activations, and no engine gives them; export one with --head taps."

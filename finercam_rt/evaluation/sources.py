@@ -13,12 +13,13 @@ from finercam_rt import ops
 from finercam_rt.contrast import AUTOMATIC, UNUSED, Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.evaluation.batch import Explained, Floats
-from finercam_rt.evaluation.perturbation import PERTURBATION, perturbation_source
+from finercam_rt.evaluation.perturbation import PERTURBATION, PerturbationOptions, perturbation_source
 from finercam_rt.evaluation.rows import Row, methods_of
 from finercam_rt.evaluation.seeds import PLAIN, Seed
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS
 from finercam_rt.methods.classifier import DEFAULT_MEMORY
 from finercam_rt.outputs import Drawing, Outputs
+from finercam_rt.tail import Tail
 
 
 class RowMaps(NamedTuple):
@@ -36,16 +37,22 @@ class EngineRows:
     contrasts computes P seeds a run. forward_size: how many images the engine is best given at once.
     """
 
-    def __init__(self, engine: Engine, rows: Sequence[Row], channels: int | None = None) -> None:
-        """Take the rows, all of this engine; `channels` is of the methods that perturb images."""
+    def __init__(
+        self,
+        engine: Engine,
+        rows: Sequence[Row],
+        tail: Tail | None = None,
+        options: PerturbationOptions = PerturbationOptions(),  # noqa: B008
+    ) -> None:
+        """Take the rows, all of this engine, its tail where ablationcam is among them, and how images are perturbed."""
         self.engine = engine
         height, width = engine.manifest.input.size
         self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (3 * height * width * 4))
-        self._channels = channels
+        self._tail, self._options = tail, options
         self._own = [row for row in rows if row.method in methods_of(engine.manifest)]
         self._others = [row for row in rows if row.method in PERTURBATION]
         self._sources = {
-            name: perturbation_source(name, engine, channels) for name in {row.method for row in self._others}
+            name: perturbation_source(name, engine, tail, options) for name in {row.method for row in self._others}
         }
 
     def forward(self, images: Floats) -> Floats:
@@ -82,7 +89,7 @@ class EngineRows:
         """One row's maps of other images, resized to them, for these classes or the predicted ones."""
         logits = self.forward(images)
         classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
-        (found,) = EngineRows(self.engine, [row], self._channels).maps(images, classes)
+        (found,) = EngineRows(self.engine, [row], self._tail, self._options).maps(images, classes)
         return Explained(resized(found.saliency_map, images.shape[2:]), logits, classes)
 
     def _explained(self, images: Floats, target: NDArray[np.int64], seeds: Sequence[Seed]) -> Outputs:

@@ -118,13 +118,17 @@ def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("data", "{name}, {images} images, SHA-256 {sha256}".format(**produced["data"])),
         ("class explained", produced["target"]),
-        ("channels of perturbation", "all" if produced["channels"] is None else str(produced["channels"])),
+        ("perturbation", "{masks} masks, {channels} channels".format(**_named(produced["perturbation"]))),
         ("metrics", ", ".join(produced["metrics"])),
         ("metric options", ", ".join(f"{name} {value}" for name, value in options.items())),
         ("limit", "none" if produced["limit"] is None else str(produced["limit"])),
         ("seed of chance", str(produced["seed"])),
         ("batch size", str(produced["batch size"])),
     ]
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: "all" if value is None else value for name, value in options.items()}
 
 
 def _number(value: float) -> str:
