@@ -295,3 +295,22 @@ def test_class_names_and_embeddings_belong_to_one_kind_of_model(tmp_path: Path) 
     with pytest.raises(ExportError, match="leave class embeddings out"):
         export_model(ordinary, tmp_path / "x.onnx", input=SPEC, class_embeddings=classes_of(4))
     assert not list(tmp_path.iterdir())
+
+
+def test_head_taps(made: Callable[[str], Made], tmp_path: Path) -> None:
+    """The same maps, from channel weights; a tail would need the classes of each run."""
+    model, manifest, path = made("clip")
+    options: dict[str, Any] = {"target_layer": manifest.layers[0].name, "input": SPEC, "head": "taps"}
+    wrapped = CASES["clip"][1](model)
+    with pytest.raises(ExportError, match="need the classes of each run; leave the tail out"):
+        export_model(wrapped, tmp_path / "taps.onnx", tail=tmp_path / "taps.tail.onnx", **options)
+    assert not list(tmp_path.iterdir())
+    export_model(wrapped, tmp_path / "taps.onnx", **options)
+    images = blobs(2, (SIZE, SIZE), 4).numpy()
+    for count in (2, 7):
+        given: dict[str, Any] = {"backend": "onnxruntime", "threads": 1, "class_embeddings": classes_of(count)}
+        with Engine(tmp_path / "taps.onnx", **given) as taps, Engine(path, **given) as graph:
+            got, want = taps(images, alpha=0.7), graph(images, alpha=0.7)
+        assert got.channel_weights is not None
+        assert got.references.tolist() == want.references.tolist()
+        np.testing.assert_allclose(got.saliency_map, want.saliency_map, rtol=1e-4, atol=1e-5 * want.saliency_map.max())
