@@ -36,7 +36,7 @@ class Frame(NamedTuple):
     radius: float
 
     def local(self, size: int, reach: float = np.inf) -> tuple[Window, Floats, Floats]:
-        """Where the points within `reach` radii lie in a picture of `size` x `size` pixels, and their x and y, in radii."""
+        """Where the points within `reach` radii lie in a picture of `size` pixels a side; their x and y, in radii."""
         width = min(reach * self.radius + 1, 2.0 * size)
         edges = [(max(0, math.floor(at - width)), max(0, min(size, math.ceil(at + width)))) for at in (self.y, self.x)]
         rows, columns = (slice(start, max(start, stop)) for start, stop in edges)
