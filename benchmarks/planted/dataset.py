@@ -6,18 +6,29 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from finercam_rt.files import atomic_write
-from planted.generator import CLASSES, SIZE, Picture, draw
+from planted.generator import CLASSES, SIZE, draw
 
 HELD_OUT = 1_000_000
 """The first seed of pictures that nothing is trained on; those for training begin at 0."""
-TABLE, BODY_TABLE = "marks.csv", "bodies.csv"
-"""Of a written data set: path, label and mask; the mask is the planted part, or the body around it."""
+TABLE = "marks.csv"
+"""Of a written data set: path, label and mask, which is the planted part."""
+
+
+class HeldOut(NamedTuple):
+    """images: (N,H,W,3) uint8. labels: (N,). marks, bodies: (N,H,W) bool, see `generator.Picture`. table: on disk."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    marks: NDArray[np.bool_]
+    bodies: NDArray[np.bool_]
+    table: Path
 
 
 def pictures(
@@ -32,28 +43,24 @@ def pictures(
     return images, labels
 
 
-def write_dataset(folder: Path, count: int, first: int = HELD_OUT) -> tuple[Path, Path]:
-    """Write `count` pictures as PNG files by class, their masks, and two tables of them; the paths of the tables.
+def write_held_out(folder: Path, count: int) -> HeldOut:
+    """Draw `count` pictures that nothing is trained on, and write them as PNG files by class, with masks and a table.
 
-    The tables come last, in one step each: a folder that has them is whole.
+    The table comes last, in one step: a folder that has it is whole.
     """
-    rows: dict[str, list[tuple[str, str, str]]] = {TABLE: [], BODY_TABLE: []}
+    drawn, lines = [], []
     for number in range(count):
         label = number % len(CLASSES)
-        picture = draw(label, first + number)
-        name = f"{first + number}.png"
-        _write(Image.fromarray(picture.image), folder / "pictures" / CLASSES[label] / name)
-        for table, kind, mask in _masks(picture):
-            _write(Image.fromarray(mask.astype(np.uint8) * 255), folder / kind / name)
-            rows[table].append((f"pictures/{CLASSES[label]}/{name}", CLASSES[label], f"{kind}/{name}"))
-    for table, lines in rows.items():
-        with atomic_write(folder / table) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
-            csv.writer(text).writerows([("path", "label", "mask"), *lines])
-    return folder / TABLE, folder / BODY_TABLE
-
-
-def _masks(picture: Picture) -> tuple[tuple[str, str, NDArray[np.bool_]], ...]:
-    return (TABLE, "marks", picture.mark), (BODY_TABLE, "bodies", picture.body)
+        picture = draw(label, HELD_OUT + number)
+        drawn.append(picture)
+        name, mask = f"pictures/{CLASSES[label]}/{number}.png", f"marks/{number}.png"
+        _write(Image.fromarray(picture.image), folder / name)
+        _write(Image.fromarray(picture.mark.astype(np.uint8) * 255), folder / mask)
+        lines.append((name, CLASSES[label], mask))
+    with atomic_write(folder / TABLE) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+        csv.writer(text).writerows([("path", "label", "mask"), *lines])
+    images, marks, bodies = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
+    return HeldOut(images, np.arange(count) % len(CLASSES), marks, bodies, folder / TABLE)
 
 
 def _write(image: Image.Image, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two classifiers: a plain residual network, and timm's vision transformer with a class token."""
+"""The classifiers: a plain residual network, more or less near-sighted, and timm's vision transformer with a class token."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ INPUT = InputSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=1.
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, and a path around them."""
+    """Two convolutions with batch norm, and a path around them."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, kernels: tuple[int, int]) -> None:
         """Lay it out for so many channels."""
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        first, second = kernels
+        self.conv1 = nn.Conv2d(inputs, outputs, first, stride, first // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, second, 1, second // 2, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
@@ -33,13 +34,20 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three blocks at strides 4, 8 and 8, the mean over positions, a linear head: 0.25 M parameters."""
+    """Three blocks at strides 4, 8 and 8, the mean over positions, a linear head.
 
-    def __init__(self) -> None:
+    `sight` is how many pixels a cell of the last map sees along each side: 23, a mark; 39, a mark and what is around
+    it; 71, more than a body. What is not needed for that are kernels of 1.
+    """
+
+    def __init__(self, sight: int) -> None:
         """Lay it out."""
         super().__init__()
+        wide, wider = 3 if sight >= 39 else 1, 3 if sight >= 71 else 1
         self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
-        self.layer1, self.layer2, self.layer3 = Block(24, 32, 2), Block(32, 64, 2), Block(64, 96, 1)
+        self.layer1 = Block(24, 32, 2, (3, 3))
+        self.layer2 = Block(32, 64, 2, (3, wide))
+        self.layer3 = Block(64, 96, 1, (wider, wider))
         self.head = nn.Linear(96, len(CLASSES))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +56,7 @@ class ResNet(nn.Module):
 
 
 def _vit() -> nn.Module:
-    """Patches of 8 x 8, four blocks of width 96, a class token: 0.25 M parameters."""
+    """Patches of 8 x 8, four blocks of width 96, a class token."""
     model = VisionTransformer(
         img_size=SIZE, patch_size=8, embed_dim=96, depth=4, num_heads=4, mlp_ratio=2, num_classes=len(CLASSES)
     )
@@ -58,17 +66,16 @@ def _vit() -> nn.Module:
 
 
 class Recipe(NamedTuple):
-    """make: untrained. epochs, rate: passes over the training pictures, the highest learning rate. pinned: layers
-    that are reported beside the one that "auto" takes.
-    """
+    """make: untrained. epochs, rate: passes over the training pictures, the highest learning rate."""
 
     make: Callable[[], nn.Module]
     epochs: int
     rate: float
-    pinned: tuple[str, ...]
 
 
 RECIPES = {
-    "resnet": Recipe(ResNet, epochs=3, rate=4e-3, pinned=()),
-    "vit": Recipe(_vit, epochs=6, rate=2e-3, pinned=()),
+    "resnet": Recipe(lambda: ResNet(23), epochs=3, rate=4e-3),
+    "vit": Recipe(_vit, epochs=6, rate=2e-3),
+    "resnet-39": Recipe(lambda: ResNet(39), epochs=3, rate=4e-3),
+    "resnet-71": Recipe(lambda: ResNet(71), epochs=3, rate=4e-3),
 }

@@ -53,13 +53,6 @@ def train(
     return model.eval()
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    """The share of images (N,H,W,3) whose class a model in evaluation mode predicts."""
-    parts = [model(normalised(images[start : start + BATCH])).argmax(1) for start in range(0, len(images), BATCH)]
-    return float((torch.cat(parts).numpy() == labels).mean())
-
-
 def normalised(images: NDArray[np.uint8]) -> torch.Tensor:
     """(N,3,H,W) float32 as the models take it."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
