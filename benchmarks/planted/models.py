@@ -1,4 +1,4 @@
-"""The classifiers: a plain residual network, more or less near-sighted, and timm's vision transformer with a class token."""
+"""The classifiers: plain residual networks that see more or less, and timm's vision transformer with a class token."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def headline(document: Mapping[str, Any]) -> str:
 
 
 _GRADCAM = (
-    "`plain` and `look-alikes` (the default seed, those three as references): energy in the mark, then in the body around "
-    "it. `chosen`: the default seed, the references that the engine chooses. The last three columns: "
+    "`plain` and `look-alikes` (the default seed, those three as references): energy in the mark, then in the body "
+    "around it. `chosen`: the default seed, the references that the engine chooses. The last three columns: "
     "energy in what tells the picture from the class that is nearest, mark or body or both, plain and contrasted with "
     "it."
 )
