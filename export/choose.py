@@ -9,7 +9,7 @@ from torch import nn
 
 from finercam_rt.export.candidates import Place, find_places
 from finercam_rt.export.eager import run_with_gradients
-from finercam_rt.export.readings import has_positions, position_count
+from finercam_rt.export.readings import channel_counts, has_positions, position_count
 
 GROUP = 6
 """Maps whose gradients are taken in one run."""
@@ -46,7 +46,7 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
         if dense:
             sparse += [place for place in group if place.step > dense[0].step]
             # a map of class scores is the logits laid out, not what they were made from
-            dense.sort(key=lambda place: classes in (place.shape[1], place.shape[-1]))
+            dense.sort(key=lambda place: classes in channel_counts(place.shape, example.shape))
             usual = _block_norm(dense[0], [n for n in beside if shares[n] >= DENSE], maps, example, bool(sparse))
             # streams that never meet again leave only a shallow map to all of them; a deep block's says more
             count = position_count(dense[0].shape, example.shape)

@@ -79,6 +79,15 @@ def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
     return math.prod(grids[0]) if grids else 0
 
 
+def channel_counts(shape: Sequence[int], input_shape: Sequence[int]) -> set[int]:
+    """How many channels an output has: one number for each axis of it that leaves positions to the others."""
+    image = (input_shape[2], input_shape[3])
+    if len(shape) == 3:
+        return {shape[axis] for axis in (2, 1) if any(True for _ in token_grids(shape[3 - axis], image))}
+    grids = {1: (shape[2], shape[3]), 3: (shape[1], shape[2])}
+    return {shape[axis] for axis, grid in grids.items() if _divides(grid, image)}
+
+
 def token_grids(count: int, image: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """The grids of `count` tokens, prefix and suffix tokens included, that are the image divided by one stride.
 

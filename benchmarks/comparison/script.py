@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,22 @@ def write_text(text: str, path: Path) -> None:
     """
     with atomic_write(path) as stream:
         stream.write(text.encode())
+
+
+def environments(records: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """A section that says with what: one line where all records agree, else one for each."""
+    lines: dict[str, int] = {}
+    for record in records:
+        host = record["environment"]
+        versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+        changed = " with changes" if host["sources_changed"] else ""
+        commit = (host["commit"] or "unknown")[:10]
+        line = f"{host['cpu']}, {host['logical_cpus']} processors; {versions}; commit {commit}{changed}"
+        lines[line] = lines.get(line, 0) + 1
+    return "\n".join(["## With", "", *(f"- {count} {unit}: {line}" for line, count in lines.items())])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """As Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from comparison.cases import find_cases
@@ -21,6 +21,7 @@ from comparison.contenders import (
     Goal,
     goals_of,
 )
+from comparison.script import table
 from comparison.timing import headline as headline_clock
 
 _NONE = "-"
@@ -58,7 +59,7 @@ def headline(document: dict[str, Any]) -> str:
     pairs += [(GRADCAM, OURS), (GRADCAM, BF16), (GRADCAM, INT8), (XAI, OURS)]
     others = [[name, *(figure(name, *pair, 1, 1, 1) for pair in pairs)] for name in names]
     other_head = ["model", *(f"{over} / {_short(under)}" for over, under in pairs)]
-    return f"{_table(head, own)}\n\n{_table(other_head, others)}"
+    return f"{table(head, own)}\n\n{table(other_head, others)}"
 
 
 _EXTRAS = ((LAYER_CAM, PLAIN), (FIVE_CONTRASTS, OURS))
@@ -135,8 +136,8 @@ def _goal_section(timings: Sequence[dict[str, Any]]) -> str:
     if not reached:
         return ""
     rows = [[kind, f"{sum(flags)} of {len(flags)}"] for kind, flags in sorted(reached.items())]
-    text = f"## Goals\n\n{_table(['goal', 'reached by'], rows)}"
-    return f"{text}\n\nNot reached:\n\n{_table(['model', 'measured at', 'goal', 'figure'], missed)}" if missed else text
+    text = f"## Goals\n\n{table(['goal', 'reached by'], rows)}"
+    return f"{text}\n\nNot reached:\n\n{table(['model', 'measured at', 'goal', 'figure'], missed)}" if missed else text
 
 
 def _times(timings: Sequence[dict[str, Any]], group: str, threads: int) -> str:
@@ -155,7 +156,7 @@ def _times(timings: Sequence[dict[str, Any]], group: str, threads: int) -> str:
             rows.append([*row, str(found["rounds"]), ", ".join(f"{value:.3f}" for value in found["by_process"])])
     head = ["model", "batch", "A", f"A, {clock} ms: median (min; IQR)", "B", f"B, {clock} ms", "A / B [95 %]"]
     head += ["of minima", f"by {other}", "rounds", "by process"]
-    return f"## {group}, {threads} thread{'s' if threads > 1 else ''}\n\n{_table(head, rows)}" if rows else ""
+    return f"## {group}, {threads} thread{'s' if threads > 1 else ''}\n\n{table(head, rows)}" if rows else ""
 
 
 def _milliseconds(spread: dict[str, float]) -> str:
@@ -195,7 +196,7 @@ def _builds(builds: Sequence[dict[str, Any]]) -> str:
     ]
     head = ["model", "layer", "export, s wall (CPU)", "plain export, s", "peak of the export, MiB", "weights, MiB"]
     head += ["engine, MiB", "plain ONNX, MiB", "map error"]
-    return f"## Export\n\n{_table(head, rows)}" if rows else ""
+    return f"## Export\n\n{table(head, rows)}" if rows else ""
 
 
 def _memory(memory: Sequence[dict[str, Any]]) -> str:
@@ -212,7 +213,7 @@ def _memory(memory: Sequence[dict[str, Any]]) -> str:
         rows.append([*row, f"{record['load_peak_mib']:.0f}", f"{record['loaded_mib']:.0f}", ", ".join(peaks)])
     head = ["model", "contender", "imported, MiB", "peak of loading, MiB", "loaded, MiB"]
     head += [f"peak of runs, MiB (of {PLAIN}'s)"]
-    return f"## Resident memory\n\n{_table(head, rows)}" if rows else ""
+    return f"## Resident memory\n\n{table(head, rows)}" if rows else ""
 
 
 def _notes(document: dict[str, Any]) -> str:
@@ -244,8 +245,3 @@ def _environment(record: dict[str, Any]) -> str:
     return f"{found['cpu']}, {found['logical_cpus']} cores, {found['memory_gib']} GiB; {versions}; commit " + (
         f"{(found['commit'] or 'unknown')[:10]}{changed}"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from comparison.script import environments, table
+
 from sweep import outcome, rtx
 from sweep.cases import BARS, BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
 from sweep.families import SHORTENED
@@ -47,8 +49,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     other = [record for record in records if record["variant"] != BASE]
     sections = ["# Coverage", _INTRODUCTION, headline(document)]
     if any(verdict(record) != RIGHT for record in base):
-        sections += ["## Not right", _table(("family", "verdict", "why"), _reasons(base))]
-    sections += ["## Families", _table(_HEAD, map(_row, base))]
+        sections += ["## Not right", table(("family", "verdict", "why"), _reasons(base))]
+    sections += ["## Families", table(_HEAD, map(_row, base))]
     if other:
         head = ("variant", "what", *_counted(other))
         asked = {record["variant"] for record in other}
@@ -57,16 +59,16 @@ def markdown(document: Mapping[str, Any]) -> str:
             for variant in VARIANTS
             if variant.name in asked
         ]
-        sections += ["## Variants", _VARIANTS, _table(head, rows)]
+        sections += ["## Variants", _VARIANTS, table(head, rows)]
         if any(verdict(record) not in (RIGHT, NOT_ACCEPTED) for record in other):
-            sections.append(_table(("family", "verdict", "why"), _reasons(other)))
-        sections.append(_table(("variant", *_HEAD), ((record["variant"], *_row(record)) for record in other)))
+            sections.append(table(("family", "verdict", "why"), _reasons(other)))
+        sections.append(table(("variant", *_HEAD), ((record["variant"], *_row(record)) for record in other)))
     not_swept = summary(document)["not_swept"]
     if not_swept:
         sections += ["## Not swept", ", ".join(not_swept)]
     if document["left_out"]:
-        sections += ["## Left out", _table(("family", "why"), document["left_out"].items())]
-    return "\n\n".join([*sections, _environments(records)]) + "\n"
+        sections += ["## Left out", table(("family", "why"), document["left_out"].items())]
+    return "\n\n".join([*sections, environments(records, "cases")]) + "\n"
 
 
 _VARIANTS = "The same for families that a seeded draw chose. Not accepted: the PyTorch model itself refuses it."
@@ -193,21 +195,3 @@ def _counted(records: Iterable[Mapping[str, Any]]) -> list[str]:
 def _counts(records: Sequence[Mapping[str, Any]], variant: str) -> list[int]:
     of_variant = [verdict(record) for record in records if record["variant"] == variant]
     return [of_variant.count(name) for name in _counted(records)]
-
-
-def _environments(records: Sequence[Mapping[str, Any]]) -> str:
-    """With what: one line where all records agree, else one for each."""
-    lines: dict[str, int] = {}
-    for record in records:
-        host = record["environment"]
-        versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
-        changed = " with changes" if host["sources_changed"] else ""
-        commit = (host["commit"] or "unknown")[:10]
-        line = f"{host['cpu']}, {host['logical_cpus']} processors; {versions}; commit {commit}{changed}"
-        lines[line] = lines.get(line, 0) + 1
-    return "\n".join(["## With", "", *(f"- {count} cases: {line}" for line, count in lines.items())])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -72,6 +72,21 @@ def test_auto_on_torchvision() -> None:
     assert _found(perturb(vit), size=(224, 224)) == expected
 
 
+@pytest.mark.parametrize(("classes", "expected"), [(12, "1"), (5, "1")])
+def test_a_map_as_wide_as_there_are_classes_is_no_map_of_scores(classes: int, expected: str) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 40, 2, 2))
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, classes))
+    assert _found(model, size=(96, 96)) == (expected, "nchw", (12, 12), 0)
+
+
+def test_a_map_of_scores_is_not_what_they_were_made_from() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 40, 2, 2), nn.ReLU(), nn.Conv2d(40, 11, 1))
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert _found(model, size=(96, 96)) == ("2", "nchw", (12, 12), 0)
+
+
 @pytest.mark.parametrize("channels", [16, 24, 96, 128, 160])
 def test_a_pooled_output_is_not_a_map(channels: int) -> None:
     """(N,C,1,1) has one position; it is no C x 1 grid of channels-last values, however few channels there are."""
