@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         _print(results, args.output)
     for kind, count in results.left_out_counts().items():
         first = next(item for item in results.left_out if item.kind == kind)
-        print(f"finercam: left out: {count} {kind}; the first is {first.name}: {first.reason}", file=sys.stderr)
+        print(f"finercam: left out: {count} {kind}; the first is {first.sentence}", file=sys.stderr)
     return _SOME_LEFT_OUT if results.left_out else 0
 
 
@@ -166,8 +166,7 @@ def _print(results: Results, out: Path) -> None:
         means = "  ".join(f"{results.summary[m][column].mean:{max(10, len(column))}.4f}" for column in results.columns)
         missing = sum(count for status, count in results.statuses(m).items() if status != "ok")
         print(f"{row.name:{width}}  {means}  {missing:6}  {1e3 * results.seconds[m]:8.1f}")
-    if results.recommendation is not None:
-        print(results.recommendation.sentence)
+    print(results.advice)
     print(f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s; {out}/ has the report and the results.")
 
 

@@ -51,6 +51,11 @@ class LeftOut:
     kind: str
     reason: str
 
+    @property
+    def sentence(self) -> str:
+        """The name and the reason, the name once."""
+        return self.reason if self.reason.startswith(self.name) else f"{self.name}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Dataset:

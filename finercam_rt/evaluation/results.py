@@ -70,6 +70,13 @@ class Results:
         """(N,) which images could be read."""
         return np.asarray(self.status[:, 0] != UNREAD)
 
+    @property
+    def advice(self) -> str:
+        """What to take, as a sentence, or why that cannot be said."""
+        if self.recommendation is None:
+            return f"No map of the baseline {self.rows[0].name} has a figure to rank by, so nothing is recommended."
+        return self.recommendation.sentence
+
     def statuses(self, row: int) -> dict[str, int]:
         """How many maps of a row have each status, of the images that could be read."""
         counts = Counter(self.status[self.read, row].tolist())

@@ -151,9 +151,13 @@ def test_what_is_said_of_a_runner_up_that_is_not_the_baseline() -> None:
 def test_rows_that_are_the_same_change_nothing() -> None:
     base = np.random.default_rng(0).normal(size=50)
     assert _said(np.stack([base, base, base], axis=1)).startswith(
-        "By cd@5, keep the baseline row 0: it is ahead of row 1 by 0.0000 (95 % interval 0.0000 to 0.0000, 50 images), "
-        "which is within noise."
+        "By cd@5, keep the baseline row 0: row 1 has the same figures, and nothing is better. It is the best in 100 %"
     )
+    rounded = base + 1e-8 * np.abs(np.random.default_rng(1).normal(size=50))  # as float32 makes it, always larger
+    assert _said(np.stack([base, rounded], axis=1)).startswith("By cd@5, keep the baseline row 0: row 1 has the same")
+    twins = _said(np.stack([base, base + 1, rounded + 1], axis=1))
+    assert "take row 1" in twins
+    assert "The runner-up row 2 has the same figures. It is the best in 100 %" in twins
 
 
 def test_one_image_has_no_interval_and_shows_nothing() -> None:

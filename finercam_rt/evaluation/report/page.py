@@ -11,9 +11,10 @@ from typing import Any
 from finercam_rt.evaluation.dataset import Dataset
 from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart
 from finercam_rt.evaluation.report.gallery import gallery
+from finercam_rt.evaluation.report.meanings import meaning
 from finercam_rt.evaluation.results import Results
 from finercam_rt.evaluation.sources import EngineRows
-from finercam_rt.evaluation.statistics import RESAMPLES, Interval
+from finercam_rt.evaluation.statistics import RESAMPLES, ROUNDING, Interval
 from finercam_rt.files import atomic_write
 
 REPORT = "report.html"
@@ -45,9 +46,9 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
     return {
         "title": f"{', '.join(engine['name'] for engine in produced['engines'])} on {produced['data']['name']}",
         "results": results,
-        "chosen": chosen,
+        "date": results.run["date"].replace("T", " ").replace("+00:00", " UTC"),
         "verdict": _verdict(results),
-        "columns": [(c, "higher" if results.higher_is_better[c] else "lower") for c in results.columns],
+        "columns": [(c, "higher" if results.higher_is_better[c] else "lower", meaning(c)) for c in results.columns],
         "table": _table(results),
         "difference": difference_chart(results, ranked_by),
         "intervals": [interval_chart(results, column) for column in results.columns if column != ranked_by],
@@ -71,17 +72,15 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
 def _verdict(results: Results) -> str:
     """ "clear" where the best row can be told from the baseline, "noise" where it cannot, "keep" for the baseline."""
     chosen = results.recommendation
-    if chosen is None or chosen.over_baseline is None:
+    if chosen is None or chosen.runner_up is None:
+        return "none"
+    if chosen.over_baseline is None:
         return "keep"
     return "noise" if chosen.over_baseline.covers_zero else "clear"
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
-    best = {}
-    for column in results.columns:
-        means = [results.better(column) * summary[column].mean for summary in results.summary]
-        finite = [value for value in means if math.isfinite(value)]
-        best[column] = max(finite) if finite else math.nan
+    best = {column: _best(results, column) for column in results.columns}
     table = []
     for m, row in enumerate(results.rows):
         cells = []
@@ -93,10 +92,10 @@ def _table(results: Results) -> list[dict[str, Any]]:
                 {
                     "mean": _number(of.mean),
                     "interval": _range(of),
-                    "difference": "" if m == 0 else f"{difference.mean:+.4f}" if difference.images else "",
+                    "difference": _number(difference.mean, "+") if m and difference.images else "",
                     "range": "" if m == 0 else _range(difference),
                     "kind": ("gain" if gain > 0 else "loss") if certain else "same",
-                    "best": results.better(column) * of.mean == best[column] and len(results.rows) > 1,
+                    "best": m in best[column],
                     "images": of.images,
                 }
             )
@@ -131,11 +130,18 @@ def _named(options: dict[str, Any]) -> dict[str, Any]:
     return {name: "all" if value is None else value for name, value in options.items()}
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "–"
+def _best(results: Results, column: str) -> list[int]:
+    """The rows with the best difference from the baseline, all of them where some are equal; none of one row."""
+    gains = [results.better(column) * of[column].mean for of in results.difference]
+    largest = max((gain for gain in gains if math.isfinite(gain)), default=math.nan)
+    return [m for m, gain in enumerate(gains) if gain >= largest - ROUNDING] if len(gains) > 1 else []
+
+
+def _number(value: float, sign: str = "") -> str:
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{round(value, 4) or 0.0:{sign}.4f}".replace("-", "\N{MINUS SIGN}").replace("+0.0000", "0.0000")
 
 
 def _range(interval: Interval) -> str:
-    if not math.isfinite(interval.low):
-        return ""
-    return f"{interval.low:.4f} … {interval.high:.4f}"
+    return f"{_number(interval.low)} … {_number(interval.high)}" if math.isfinite(interval.low) else ""
