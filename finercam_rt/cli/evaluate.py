@@ -127,12 +127,12 @@ def run(args: argparse.Namespace) -> int:
         bars: list[Progress] = []
         done = 0
 
-        def on_progress(images: int, total: int) -> None:
+        def on_progress(maps: int, total: int) -> None:
             nonlocal done
             if not bars:
-                bars.append(stack.enter_context(progress(total, "images", "evaluating")))
-            bars[0].advance(images - done)
-            done = images
+                bars.append(stack.enter_context(progress(total, "maps", "evaluating")))
+            bars[0].advance(maps - done)
+            done = maps
 
         results = evaluate(
             args.engines,

@@ -92,7 +92,7 @@ def evaluate(
         threads, compute, class_embeddings: see `Engine`.
         tails: files of `finercam export --tail`, for ablationcam; each belongs to one of the engines.
         command: as it is shown in the report.
-        on_progress: called with the images done and in all.
+        on_progress: called with the maps measured and in all, a map an image and row.
 
     Returns:
         Every figure, with its statistics. An image that cannot be read, one of a class that the engine does not have,
@@ -143,7 +143,7 @@ def evaluate(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         measurer = Measurer(dataset, served, rows, metrics, by_label=question.target == LABEL)
         partial = stack.enter_context(Partial(folder / PARTIAL, produced, fresh=fresh))
-        _measure_all(measurer, partial, len(dataset.samples), batch_size, on_progress)
+        _measure_all(measurer, partial, len(dataset.samples), len(rows), batch_size, on_progress)
         results = gather(
             partial.read(),
             dataset,
@@ -157,6 +157,7 @@ def evaluate(
             run={"date": started, "command": command},
         )
         if not results.read.any():
+            partial.remove()
             raise InputError(f"none of the {len(results.names)} images can be read: {results.left_out[-1].reason}")
         if out is not None:
             from finercam_rt.evaluation.report import write_report
@@ -168,16 +169,25 @@ def evaluate(
 
 
 def _measure_all(
-    measurer: Measurer, partial: Partial, count: int, size: int, on_progress: Callable[[int, int], None] | None
+    measurer: Measurer,
+    partial: Partial,
+    count: int,
+    rows: int,
+    size: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
+    def report(image: float) -> None:
+        if on_progress is not None:
+            on_progress(round(image * rows), count * rows)
+
+    measurer.on_row = lambda start, images, done: report(start + images * done / rows)
     for start in range(0, count, size):
         stop = min(count, start + size)
         if start // size >= partial.batches:
             began = time.perf_counter()
             record = measurer.measure(start, stop)
             partial.append({**record, "took": time.perf_counter() - began})
-        if on_progress is not None:
-            on_progress(stop, count)
+        report(stop)
 
 
 def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: int | None) -> None:

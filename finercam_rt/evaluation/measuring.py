@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,8 +85,11 @@ class DataPool:
 class Measurer:
     """Measures batches of a data set by all metrics, for the rows of several engines.
 
-    A batch becomes a record of plain JSON values: what `results` reads.
+    A batch becomes a record of plain JSON values: what `results` reads. on_row: called with the batch's start, its
+    images and its rows so far as each row is done.
     """
+
+    on_row: Callable[[int, int, int], None] | None = None
 
     def __init__(
         self,
@@ -166,6 +169,8 @@ class Measurer:
                 label = ops.Status(int(status[row])).label
                 figures = [_rounded(v) for v in values[row]] if usable[row] else []
                 images[number][2][at] = [label, *figures]
+            if self.on_row is not None:
+                self.on_row(start, len(images), sum(image is not None for image in images[found.places[0]][2]))
 
     def _values(
         self,
