@@ -254,9 +254,12 @@ def _dataset(data: str | os.PathLike[str], engine: Engine, question: Question) -
 
 
 def _metric_names(question: Question, dataset: Dataset) -> Sequence[str]:
+    annotated = any(sample.annotated for sample in dataset.samples)
+    for name in question.metrics or ():
+        if name in ANNOTATED_METRICS and not annotated:
+            raise InputError(f"{name} needs boxes or masks, and {dataset.name} has none; give a table with them.")
     if question.metrics is not None:
         return question.metrics
-    annotated = any(sample.annotated for sample in dataset.samples)
     return (*DEFAULT_METRICS, *(ANNOTATED_METRICS if annotated else ()))
 
 

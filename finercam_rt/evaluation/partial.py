@@ -76,8 +76,10 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the file."""
+        """Close the file; one without a batch is not worth keeping."""
         os.close(self._file)
+        if error is not None and not self.batches:
+            self._path.unlink(missing_ok=True)
 
     def _lock(self) -> None:
         """Keep others out for as long as the file is open; a kill frees it."""
