@@ -41,8 +41,8 @@ class Explained(Protocol):
 def compare_explained(a: Explained, b: Explained, size: tuple[int, int]) -> list[dict[str, Any]]:
     """A record an image: same_class (predicted), logit_error, status of both; where both are ok map_error, `Agreement`.
 
-    The errors are |b - a| / |a|, L2 norms over the logits and over the raw map. Both must have explained the same classes against the same
-    references, and differ by the engines alone; size is that of the input, (H,W).
+    The errors are |b - a| / |a|, L2 norms over the logits and over the raw map. Both must have explained the same
+    classes against the same references, and differ by the engines alone; size is that of the input, (H,W).
     """
     records: list[dict[str, Any]] = []
     for row, (first, second) in enumerate(zip(a.logits.astype(np.float64), b.logits.astype(np.float64), strict=True)):

@@ -8,15 +8,11 @@ import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.engine import DEFAULT_BATCH_SIZE
 from finercam_rt.methods.rise import DEFAULT_MASKS
-
-if TYPE_CHECKING:
-    from finercam_rt.evaluation import Results
 
 _SOME_LEFT_OUT = 1
 
@@ -106,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from finercam_rt.evaluation import Question, evaluate
     from finercam_rt.evaluation.dataset import read_label_mapping
     from finercam_rt.evaluation.metrics import MetricOptions
-    from finercam_rt.evaluation.writing import summary_record
+    from finercam_rt.evaluation.records import summary_record
 
     question = Question(
         methods=args.methods,
@@ -151,23 +147,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary_record(results), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _print(results, args.output)
+        print(results)
+        taken = f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s"
+        print(f"{taken}; {args.output}/ has the report and the results.")
     for kind, count in results.left_out_counts().items():
         first = next(item for item in results.left_out if item.kind == kind)
         print(f"finercam: left out: {count} {kind}; the first is {first.sentence}", file=sys.stderr)
     return _SOME_LEFT_OUT if results.left_out else 0
-
-
-def _print(results: Results, out: Path) -> None:
-    """The table of means, the recommendation, and where the rest is."""
-    width = max(len(row.name) for row in results.rows)
-    print(f"{'':{width}}  " + "  ".join(f"{column:>10}" for column in results.columns) + "  no map  ms/image")
-    for m, row in enumerate(results.rows):
-        means = "  ".join(f"{results.summary[m][column].mean:{max(10, len(column))}.4f}" for column in results.columns)
-        missing = sum(count for status, count in results.statuses(m).items() if status != "ok")
-        print(f"{row.name:{width}}  {means}  {missing:6}  {1e3 * results.seconds[m]:8.1f}")
-    print(results.advice)
-    print(f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s; {out}/ has the report and the results.")
 
 
 def _command(arguments: list[str]) -> str:

@@ -35,9 +35,8 @@ class Fidelity:
         self.higher_is_better = {c: metric.higher_is_better[c] for metric in self._metrics for c in metric.columns}
         for metric in self._metrics:
             if metric.needs_explain or metric.name in ("energy", "pointing_game"):
-                raise InputError(
-                    f"{', '.join(metric.columns)} needs more than two engines' maps; `finercam evaluate A B` measures it."
-                )
+                columns = ", ".join(metric.columns)
+                raise InputError(f"{columns} needs more than two engines' maps; `finercam evaluate A B` measures it.")
 
     def measure(
         self, photographs: Sequence[Image.Image], target: NDArray[np.int64], first: Floats, second: Floats

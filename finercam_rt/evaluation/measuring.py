@@ -52,7 +52,9 @@ def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> Pho
             geometry = preprocess(load_image(sample.path), inputs[row], views[row], sample.name)
             masks[row] = object_mask(geometry, sample.boxes, sample.mask)
         except InputError as error:
-            text = str(error) if sample.mask is None else str(error).replace(str(sample.mask), f"mask {sample.mask.name}")
+            text = (
+                str(error) if sample.mask is None else str(error).replace(str(sample.mask), f"mask {sample.mask.name}")
+            )
             errors[number] = text.replace(str(sample.path), sample.name)
         else:
             places.append(number)

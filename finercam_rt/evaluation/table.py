@@ -64,7 +64,7 @@ def read_table(file: Path, label_column: str | None) -> list[TableRow]:
     if not rows:
         raise InputError(f"{file} has no rows.")
     edges = [edge for one in rows.values() for box in one.boxes for edge in box]
-    if edges and 0 <= min(edges) and max(edges) <= 1:
+    if edges and min(edges) >= 0 and max(edges) <= 1:
         raise InputError(f"{file} has boxes between 0 and 1, shares of the photographs; give their pixels.")
     return _named(list(rows.values()))
 

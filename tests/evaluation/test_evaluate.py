@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from collections.abc import Callable
@@ -92,6 +93,40 @@ def test_engines_of_several_contrasts_and_of_a_fixed_batch_give_the_same(
         other = evaluate(make_toy(name, **options).path, data, **asked)
         assert np.array_equal(one.status, other.status)
         np.testing.assert_allclose(other.values, one.values, atol=1e-5)
+
+
+def test_results_in_a_notebook(make_toy: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    """Printed, as plain values, and as lines for a data frame: the same figures as in the files."""
+    out = tmp_path / "out"
+    results = evaluate(make_toy().path, data, seeds=["plain", "one:1"], metrics=["rd@20", "deletion"], out=out)
+    assert json.loads((out / "results.json").read_text()) == results.to_dict()
+    with (out / "results.csv").open(newline="") as stream:
+        for written, line in zip(csv.DictReader(stream), results.table(), strict=True):
+            assert written.keys() == line.keys()
+            assert written["metric"] == line["metric"]
+            assert float(written["difference_low"]) == pytest.approx(line["difference_low"])
+    assert np.array_equal(results.figures("deletion"), results.values[:, :, 1])
+    lines = str(results).splitlines()
+    assert repr(results) == str(results)
+    assert lines[0].split() == ["rd@20", "deletion", "no", "map", "ms/image"]
+    for m, row in enumerate(results.rows):
+        shown = lines[1 + m].removeprefix(row.name).split()
+        for text, column in zip(shown, results.columns, strict=False):
+            assert text.rstrip("*") == f"{results.summary[m][column].mean:.4f}"
+            assert text.endswith("*") == (m in results.best(column))
+    assert lines[-1] == results.advice
+    (best,) = results.best("deletion")
+    assert best == int(results.difference[1]["deletion"].mean < 0)  # lower is better
+
+
+def test_progress_goes_from_map_to_map(make_toy: Callable[..., Any], data: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(
+        make_toy().path, data, seeds=["plain", "one:1"], metrics=["cd@10"], batch_size=5,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert {total for _, total in seen} == {24}
+    assert [done for done, _ in seen if done] == [5, 10, 10, 15, 20, 20, 22, 24, 24]
 
 
 def test_the_label_is_explained_where_asked_for(make_toy: Callable[..., Any], data: Path) -> None:

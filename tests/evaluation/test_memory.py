@@ -51,6 +51,8 @@ def test_memory_is_flat(make_toy: Callable[..., Any], tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = {int(done): resident for done, resident in json.loads(ran.stdout).items()}
     assert max(seen) == 2 * IMAGES  # two rows
-    early, late = (max(r for done, r in seen.items() if start <= done < stop) for start, stop in ((600, 900), (2700, 3000)))
+    early, late = (
+        max(r for done, r in seen.items() if start <= done < stop) for start, stop in ((600, 900), (2700, 3000))
+    )
     assert late - early < ALLOWED
     assert (out / "results.json").stat().st_size < 600 * IMAGES

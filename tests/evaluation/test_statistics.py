@@ -101,7 +101,9 @@ def test_a_difference_within_noise_is_called_so() -> None:
     assert found is not None
     assert found.row == 1
     assert 0.2 < found.wins < 0.8
-    assert found.sentence.startswith("By rd@5, nothing is clearly better than the baseline row 0: row 1 is ahead of it by ")
+    assert found.sentence.startswith(
+        "By rd@5, nothing is clearly better than the baseline row 0: row 1 is ahead of it by "
+    )
     assert "images), which is within noise." in found.sentence
 
 

@@ -77,7 +77,9 @@ class GridPointingGame:
         tiles = np.stack([tile for _, tile in made]) if made else np.empty((0, height, width), bool)
         return Grids(images, tiles, rows)
 
-    def _grid(self, batch: Batch, pool: Pool, row: int, present: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]] | None:
+    def _grid(
+        self, batch: Batch, pool: Pool, row: int, present: NDArray[np.int64]
+    ) -> tuple[Floats, NDArray[np.bool_]] | None:
         """The grid of one image and its tile; None where all photographs of one of the other classes are damaged."""
         random = np.random.default_rng([self._seed, int(batch.indices[row])])
         target, logits = int(batch.target[row]), batch.logits[row].astype(np.float64)
@@ -116,9 +118,11 @@ def _one_of(places: NDArray[np.intp], pool: Pool, random: np.random.Generator) -
     while len(places):
         chosen = int(random.choice(places))
         try:
-            return pool.load([chosen])[0]
+            photograph: Floats = pool.load([chosen])[0]
         except InputError:
             places = places[places != chosen]
+        else:
+            return photograph
     return None
 
 

@@ -20,7 +20,18 @@ _VARIABLES = {
     **{_CHOSEN: "--chosen", _GAIN: "--gain", _LOSS: "--loss"},
 }
 """What the page's style makes of these colours, so that the charts follow it into the dark."""
-_COLOURS = ("#3b82f6", "#0d9488", "#8b5cf6", "#65a30d", "#db2777", "#ca8a04", "#0891b2", "#a16207", "#6366f1", "#64748b")
+_COLOURS = (
+    "#3b82f6",
+    "#0d9488",
+    "#8b5cf6",
+    "#65a30d",
+    "#db2777",
+    "#ca8a04",
+    "#0891b2",
+    "#a16207",
+    "#6366f1",
+    "#64748b",
+)
 """Of an engine's method; they can be told from a light and from a dark ground."""
 _STROKES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 3)), (0, (3, 3)))
 """Of a seed."""

@@ -14,7 +14,7 @@ from finercam_rt.evaluation.report.gallery import gallery
 from finercam_rt.evaluation.report.meanings import meaning
 from finercam_rt.evaluation.results import Results
 from finercam_rt.evaluation.sources import EngineRows
-from finercam_rt.evaluation.statistics import RESAMPLES, ROUNDING, Interval
+from finercam_rt.evaluation.statistics import RESAMPLES, Interval
 from finercam_rt.files import atomic_write
 
 REPORT = "report.html"
@@ -80,7 +80,7 @@ def _verdict(results: Results) -> str:
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
-    best = {column: _best(results, column) for column in results.columns}
+    best = {column: results.best(column) for column in results.columns}
     table = []
     for m, row in enumerate(results.rows):
         cells = []
@@ -128,13 +128,6 @@ def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _named(options: dict[str, Any]) -> dict[str, Any]:
     return {name: "all" if value is None else value for name, value in options.items()}
-
-
-def _best(results: Results, column: str) -> list[int]:
-    """The rows with the best difference from the baseline, all of them where some are equal; none of one row."""
-    gains = [results.better(column) * of[column].mean for of in results.difference]
-    largest = max((gain for gain in gains if math.isfinite(gain)), default=math.nan)
-    return [m for m, gain in enumerate(gains) if gain >= largest - ROUNDING] if len(gains) > 1 else []
 
 
 def _number(value: float, sign: str = "") -> str:
