@@ -34,6 +34,7 @@ _COLOURS = (
 )
 """Of an engine's method; they can be told from a light and from a dark ground."""
 _STROKES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 3)), (0, (3, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of a seed."""
 _POINTS = 9
 """Of the text."""
@@ -66,7 +67,7 @@ def difference_chart(results: Results, column: str) -> Chart:
             points.append((row.name, mean, low, high, colour))
     note = "higher is better" if sign > 0 else "lower is better"
     title = f"{column}: difference from the baseline {results.rows[0].name}"
-    return Chart(title, f"Paired over images; {note}. Grey: the interval covers 0.", _forest(title, points, 4.6, 0))
+    return Chart(title, f"Paired over images; {note}. Grey: the interval covers 0.", _forest(title, points, 2.9, 0))
 
 
 def interval_chart(results: Results, column: str) -> Chart:
@@ -78,6 +79,36 @@ def interval_chart(results: Results, column: str) -> Chart:
             points.append((row.name, mean, low, high, _colour(results, m)))
     better = "higher" if results.higher_is_better[column] else "lower"
     return Chart(column, f"Mean over images with 95 %; {better} is better.", _forest(column, points, 2.6, None))
+
+
+def time_chart(results: Results, column: str) -> Chart:
+    """The mean of every row over the time that an image takes."""
+    points = {m: of[column] for m, of in enumerate(results.summary) if of[column].images and results.seconds[m] > 0}
+    title = f"{column} against time"
+    better = "higher" if results.higher_is_better[column] else "lower"
+    note = f"Means over images with 95 %; {better} is better, and left is faster. A colour a method, a shape a seed."
+    if len(points) < 2:
+        return Chart(title, note, "")
+    figure, axes = _figure(3.0, max(2.6, 0.19 * len(points)))
+    handles = {}
+    times = 1e3 * results.seconds
+    for m, (mean, low, high, _) in points.items():
+        colour = _colour(results, m)
+        if np.isfinite(low):
+            axes.plot([times[m]] * 2, [low, high], color=colour, linewidth=1, alpha=0.45)
+        marker = _MARKERS[_seed(results, m) % len(_MARKERS)]
+        (handles[m],) = axes.plot([times[m]], [mean], marker, color=colour, markersize=6)
+    shown = times[list(points)]
+    if shown.max() > 5 * shown.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(left=0)
+    axes.set_xlabel("ms an image")
+    axes.set_ylabel(column)
+    axes.grid(color=_GRID, linewidth=0.8)
+    _legend(results, axes, handles)
+    return Chart(title, note, _svg(figure, title))
 
 
 def curve_charts(results: Results) -> list[Chart]:
@@ -121,9 +152,9 @@ def _colour(results: Results, row: int) -> str:
     return _COLOURS[methods.index((results.rows[row].engine, results.rows[row].method)) % len(_COLOURS)]
 
 
-def _stroke(results: Results, row: int) -> Any:
-    seeds = list(dict.fromkeys(of.seed for of in results.rows))
-    return _STROKES[seeds.index(results.rows[row].seed) % len(_STROKES)]
+def _seed(results: Results, row: int) -> int:
+    """The place of a row's seed among all that there are."""
+    return list(dict.fromkeys(of.seed for of in results.rows)).index(results.rows[row].seed)
 
 
 def _forest(title: str, points: list[tuple[str, float, float, float, str]], width: float, line: float | None) -> str:
@@ -139,7 +170,7 @@ def _forest(title: str, points: list[tuple[str, float, float, float, str]], widt
         axes.axvline(line, color=_INK, linewidth=0.8)
     axes.set_yticks(range(len(points)), [point[0] for point in points])
     axes.set_ylim(len(points) - 0.5, -0.5)
-    axes.locator_params(axis="x", nbins=6 if width < 4 else 9)
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -157,7 +188,7 @@ def _lines(results: Results, curves: dict[int, Curve], title: str, x: str, y: st
             curve.mean,
             color=colour,
             linewidth=2.4 if own else 1.3,
-            linestyle=_stroke(results, m),
+            linestyle=_STROKES[_seed(results, m) % len(_STROKES)],
             marker="o" if len(curve.share) < 8 else None,
             markersize=3.5,
         )
@@ -167,18 +198,24 @@ def _lines(results: Results, curves: dict[int, Curve], title: str, x: str, y: st
     axes.set_ylabel(y)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.margins(x=0.01)
-    place: Any = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0.0}
+    _legend(results, axes, handles)
+    return _svg(figure, title)
+
+
+def _legend(results: Results, axes: Any, handles: dict[int, Any]) -> None:
+    """To the right of the axes, in the order of the rows."""
     rows = sorted(handles)
     axes.legend(
         [handles[m] for m in rows],
         [results.rows[m].name for m in rows],
-        **place,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1),
+        borderaxespad=0.0,
         frameon=False,
         labelcolor=_INK,
         fontsize=_POINTS,
         handlelength=2.4,
     )
-    return _svg(figure, title)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -98,6 +98,9 @@ def _examples(
                 value = results.values[places[at], m, column]
                 status = ops.Status(int(results.status[places[at], m])).label
                 note = f"{results.columns[column]} {value:.4f}" if math.isfinite(value) else status
+                explained = int(results.target[places[at], number])
+                if explained != results.target[places[at], 0]:  # this engine predicts another class
+                    note += f", of {engine.engine.classes.short_name(explained)}"
                 mark = "chosen" if _is_chosen(results, m) else "baseline" if m == 0 else ""
                 alt = f"Map of {maps.row.name} over {samples[at].name}: {note}"
                 pictures[at][m] = Picture(_uri(drawn.image[k][:, :, :3]), maps.row.name, note, alt, mark)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finercam_rt.evaluation.dataset import Dataset
-from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart
+from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart, time_chart
 from finercam_rt.evaluation.report.gallery import gallery
 from finercam_rt.evaluation.report.meanings import meaning
 from finercam_rt.evaluation.results import Results
@@ -50,7 +50,7 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
         "verdict": _verdict(results),
         "columns": [(c, "higher" if results.higher_is_better[c] else "lower", meaning(c)) for c in results.columns],
         "table": _table(results),
-        "difference": difference_chart(results, ranked_by),
+        "against": [difference_chart(results, ranked_by), time_chart(results, ranked_by)],
         "intervals": [interval_chart(results, column) for column in results.columns if column != ranked_by],
         "curves": curve_charts(results),
         "gallery": gallery(results, dataset, engines),
