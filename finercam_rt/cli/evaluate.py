@@ -32,8 +32,11 @@ metrics: rd@X, cd@X (relative and plain confidence drop, X per cent of the pixel
 increase_in_confidence, complexity, coherency, adcc, road and others; energy and pointing_game need boxes or masks.
 deletion and insertion take --steps times the work of rd@X.
 
-table: a .csv file with the columns path, label, and optionally x0, y0, x1, y1 (a box in pixels of the photograph, one a
-row, or several in boxes as "x0 y0 x1 y1; ...") or mask (an image of the photograph's size).
+table: a .csv file with the columns path, label, and optionally x0, y0, x1, y1 (a box in pixels of the upright
+photograph, one a row, or several in boxes as "x0 y0 x1 y1; ...") or mask (an image of the photograph's size). Paths are
+absolute, or relative to the table.
+
+docs/evaluate.md says how to read what comes out, docs/metrics.md what is computed.
 
 exit codes: 0 all images measured; 1 done, but some images were left out (they are listed); 2 nothing done: a wrong
 argument, a missing file, no image that could be read.
