@@ -32,6 +32,8 @@ class PerturbationOptions(NamedTuple):
 Maker = Callable[[Engine, Tail | None, PerturbationOptions, OnProgress | None], MapSource]
 
 ABLATION, CLASSLESS = "ablationcam", ("micam",)
+OF_LOGITS = ("scorecam", "scorecam-paper", ABLATION)
+"""They compute the objective of the seed themselves, so they do not need an engine of that objective."""
 _BLACK_BOX: Mapping[str, Maker] = {
     "rise": lambda engine, tail, options, step: Rise(engine, masks=options.masks, seed=options.seed, on_progress=step),
 }

@@ -17,7 +17,7 @@ from finercam_rt.evaluation.batch import Explained, Floats
 from finercam_rt.evaluation.perturbation import PERTURBATION, PerturbationOptions, perturbation_source
 from finercam_rt.evaluation.rows import Row
 from finercam_rt.evaluation.seeds import PLAIN, Seed
-from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, OBJECTIVES
 from finercam_rt.methods.classifier import DEFAULT_MEMORY
 from finercam_rt.methods.protocol import Asked
 from finercam_rt.outputs import Drawing, Outputs
@@ -91,7 +91,7 @@ class EngineRows:
             of_method = [row for row in asked if row.method == method]
             if of_method:
                 began = time.perf_counter()
-                contrasts = [Asked(self._references(nearest, row.seed), row.seed.alpha) for row in of_method]
+                contrasts = [self._asked(nearest, row.seed) for row in of_method]
                 found = source.explain_each(images, target, contrasts)
                 seconds = time.perf_counter() - began
                 for row, maps in zip(of_method, found, strict=True):
@@ -127,6 +127,10 @@ class EngineRows:
                         began = time.perf_counter()
                         drawn = self._drawn(row.method, one)
                         yield RowMaps(row, drawn, seconds + time.perf_counter() - began)
+
+    def _asked(self, nearest: NDArray[np.int64], seed: Seed) -> Asked:
+        objective = seed.kind if seed.kind in OBJECTIVES else None
+        return Asked(self._references(nearest, seed), seed.alpha, objective)
 
     def _references(self, nearest: NDArray[np.int64], seed: Seed) -> NDArray[np.int64]:
         """(N,R) of a seed, by name: what is nearest is known already."""

@@ -83,7 +83,14 @@ class Classifier:
             InputError: see `explained`.
         """
         return [
-            self.explained(images, target, *contrast, activations=activations and place == 0, gradients=gradients)
+            self.explained(
+                images,
+                target,
+                contrast.references,
+                contrast.alpha,
+                activations=activations and place == 0,
+                gradients=gradients,
+            )
             for place, contrast in enumerate(asked)
         ]
 

@@ -28,10 +28,15 @@ class Maps(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One contrast of every image: references (N,R) and alpha, as `MapSource.explain` takes them."""
+    """One contrast of every image: references (N,R) and alpha, as `MapSource.explain` takes them.
+
+    objective: how several references count, for the methods that compute it from logits (`objective_values`); None is
+    the method's own.
+    """
 
     references: Classes | None = None
     alpha: float = 0.0
+    objective: str | None = None
 
 
 class MapSource(Protocol):
@@ -72,7 +77,7 @@ class OneByOne:
 
     def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
         """See MapSource.explain_each."""
-        return [self.explain(images, target, *contrast) for contrast in asked]
+        return [self.explain(images, target, contrast.references, contrast.alpha) for contrast in asked]
 
 
 class Together:

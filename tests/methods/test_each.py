@@ -38,7 +38,7 @@ def test_each_is_that_of_its_own_runs(cnn, images, name, monkeypatch):
     engine = cnn.engine()
     tail = fc.Tail(cnn.tail, engine.manifest, threads=1)
     make, runs = MAKERS[name]
-    alone = [make(engine, tail).explain(images(2), TARGET, *asked) for asked in ASKED]
+    alone = [make(engine, tail).explain(images(2), TARGET, asked.references, asked.alpha) for asked in ASKED]
     predict, ablate, predicted, ablated = fc.Engine.logits, fc.Tail.logits, [], []
 
     def counted(self, batch):
@@ -60,3 +60,14 @@ def test_each_is_that_of_its_own_runs(cnn, images, name, monkeypatch):
     assert found[1].references.tolist() == [[1, 4, -2], [0, -2, -2]]
     if name not in ("micam", "metacam"):
         assert np.abs(found[0].saliency_map - found[3].saliency_map).max() > 1e-6
+
+
+def test_the_objective_may_be_asked_for(cnn, images):
+    engine, references = cnn.engine(), ASKED[3].references
+    found = ScoreCam(engine).explain_each(
+        images(2), TARGET, [Asked(references, 2.0, objective) for objective in ("mean", "weighted", None)]
+    )
+    for maps, objective in zip(found, ("mean", "weighted", engine.manifest.objective), strict=True):
+        wanted = ScoreCam(engine, objective=objective).explain(images(2), TARGET, references, 2.0)
+        np.testing.assert_array_equal(maps.saliency_map, wanted.saliency_map)
+    assert np.abs(found[0].saliency_map - found[1].saliency_map).max() > 1e-6
