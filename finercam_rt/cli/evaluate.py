@@ -133,6 +133,10 @@ def run(args: argparse.Namespace) -> int:
             bars[0].advance(maps - done)
             done = maps
 
+        def on_step(method: str, runs: int, total: int) -> None:
+            if bars:
+                bars[0].detail(f"{method} {runs} of {total} runs")
+
         results = evaluate(
             args.engines,
             args.data,
@@ -146,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
             tails=args.tail,
             command=_command(sys.argv[1:]),
             on_progress=on_progress,
+            on_step=on_step,
         )
     if args.json:
         print(json.dumps(summary_record(results), indent=1, ensure_ascii=False, allow_nan=False))

@@ -24,7 +24,7 @@ from finercam_rt.evaluation.perturbation import PerturbationOptions
 from finercam_rt.evaluation.provenance import engine_names, engine_record, now, produced_by
 from finercam_rt.evaluation.results import Results, gather
 from finercam_rt.evaluation.rows import plan_rows
-from finercam_rt.evaluation.sources import EngineRows
+from finercam_rt.evaluation.sources import EngineRows, OnStep
 from finercam_rt.evaluation.writing import write_results
 from finercam_rt.files import check_output_folder
 from finercam_rt.methods.rise import DEFAULT_MASKS
@@ -72,6 +72,7 @@ def evaluate(
     tails: Sequence[str | os.PathLike[str]] = (),
     command: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     **asked: Any,
 ) -> Results:
     """Measure the explanations that engines give of a data set.
@@ -93,6 +94,7 @@ def evaluate(
         tails: files of `finercam export --tail`, for ablationcam; each belongs to one of the engines.
         command: as it is shown in the report.
         on_progress: called with the maps measured and in all, a map an image and row.
+        on_step: called within a batch with a method that takes many runs, its runs done and in all.
 
     Returns:
         Every figure, with its statistics. An image that cannot be read, one of a class that the engine does not have,
@@ -123,7 +125,7 @@ def evaluate(
         columns = [column for metric in metrics for column in metric.columns]
         rank_by = _rank_by(question, columns)
         served = [
-            EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation)
+            EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation, on_step)
             for k, e in enumerate(opened)
         ]
         produced = produced_by(
@@ -181,6 +183,7 @@ def _measure_all(
             on_progress(round(image * rows), count * rows)
 
     measurer.on_row = lambda start, images, done: report(start + images * done / rows)
+    report(0)
     for start in range(0, count, size):
         stop = min(count, start + size)
         if start // size >= partial.batches:

@@ -161,7 +161,7 @@ class Measurer:
         for row, number in enumerate(found.places.tolist()):
             known = [int(predicted[row]), int(target[row]), _rounded(confidence[row])]
             images[number][1][place] = known if finite[row] else None
-        for maps in engine.maps(found.inputs, target):
+        for maps in engine.maps(found.inputs, target, logits):
             at = self._rows.index(maps.row)
             record["seconds"][at] += maps.seconds
             status = np.where(finite, ops.status(maps.saliency_map), ops.Status.NON_FINITE)
@@ -186,8 +186,12 @@ class Measurer:
     ) -> NDArray[np.float64]:
         """(N, columns) of maps that are zero where they are not usable."""
 
-        def explain(images: Floats, target: NDArray[np.int64] | None) -> Explained:
-            return engine.explain(row, images, target)
+        def explain(images: Floats, target: NDArray[np.int64] | None, *, shared: bool = False) -> Explained:
+            if not shared:
+                return engine.explain([row], images, target).of(row, images.shape[2:])
+            rows = engine.alike(row)
+            answers = batch.once(("explained", rows[0], id(images)), lambda: engine.explain(rows, images, target))
+            return answers.of(row, images.shape[2:])
 
         asked = batch.explained_by(explain)
         values: dict[str, NDArray[np.float64]] = {}

@@ -51,7 +51,7 @@ class GridPointingGame:
         grids = batch.once(("grids", self._side, self._seed), lambda: self._grids(batch))
         result = np.full(len(saliency), np.nan)
         if len(grids.rows):
-            maps = batch.explain(grids.images, batch.target[grids.rows]).saliency
+            maps = batch.explain(grids.images, batch.target[grids.rows], shared=True).saliency
             said = drawable(maps)
             values = maps[said].astype(np.float64)
             result[grids.rows[said]] = (values * grids.tiles[said]).sum(axis=(1, 2)) / values.sum(axis=(1, 2))
