@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation import Results, evaluate
 from finercam_rt.evaluation.batch import nearest_class, softmax
@@ -176,6 +177,30 @@ def test_images_with_logits_that_are_not_finite(make_toy: Callable[..., Any], da
     assert results.statuses(0) == {"non_finite": 12}
     assert np.isnan(results.values).all()
     assert results.recommendation is None
+
+
+def test_some_images_with_logits_that_are_not_finite(make_toy: Callable[..., Any], data: Path) -> None:
+    """Class 0 overflows where its evidence is strong: those images are counted, and the means are of the others."""
+    import onnx
+
+    toy = make_toy()
+    model = onnx.load(toy.path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "weight":
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[0] = (3e38, *[0] * (values.shape[1] - 1))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, "weight"))
+    onnx.save(model, toy.path)
+    for picture in data.rglob("*.png"):
+        if int(picture.stem) % 2:
+            Image.fromarray(255 - np.asarray(Image.open(picture)) // 2).save(picture)
+    results = evaluate(toy.path, data, metrics=["rd@10"])
+    bad = results.status[:, 0] == ops.Status.NON_FINITE
+    assert 0 < bad.sum() < 12
+    assert results.statuses(0)["non_finite"] == bad.sum()
+    assert np.isnan(results.values[bad]).all()
+    assert (results.target[bad] == -1).all()
+    assert results.summary[0]["rd@10"].images == np.isfinite(results.values[~bad, 0, 0]).sum()
 
 
 def _files(folder: Path) -> tuple[dict[str, Any], bytes]:
