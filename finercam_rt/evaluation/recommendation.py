@@ -65,6 +65,10 @@ def recommend(
     if second is not None:
         over_runner_up = bootstrap.intervals(sign * (values[:, [best]] - values[:, [second]]))[0]
     sentence = _sentence(rows, column, best, second, over_baseline, over_runner_up, wins)
+    there = np.isfinite(values[:, 0])
+    missing = int((there & ~np.isfinite(values[:, best])).sum())
+    if missing:
+        sentence += f" It has no figure for {missing} of the baseline's {int(there.sum())} images."
     if best != 0:
         sentence += f" It takes {1e3 * seconds[best]:.1f} ms an image, the baseline {1e3 * seconds[0]:.1f} ms."
     return Recommendation(column, best, second, over_baseline, over_runner_up, wins, sentence)

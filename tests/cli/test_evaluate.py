@@ -141,6 +141,9 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     assert "dodo/x.png" in text
     assert "kite/broken.png" in text
     assert "explain nothing" in text
+    assert re.search(
+        r"<summary>gradcam plain: \d+ (constant|no_positive_evidence)</summary><p[^>]*>[^<]*kite/flat.png", text
+    )
     engine = json.loads((out / "results.json").read_text())["produced"]["engines"][0]
     assert engine["sha256"] in text
     assert "finercam-rt 0." in text

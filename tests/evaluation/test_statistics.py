@@ -169,6 +169,13 @@ def test_one_image_has_no_interval_and_shows_nothing() -> None:
     assert "nan" not in said
 
 
+def test_what_the_best_row_has_no_figure_for_is_said() -> None:
+    base = np.random.default_rng(0).normal(size=20)
+    best = np.where(np.arange(20) < 3, np.nan, base + 1)
+    assert "It has no figure for 3 of the baseline's 20 images." in _said(np.stack([base, best], axis=1))
+    assert "no figure" not in _said(np.stack([base, base + 1], axis=1))
+
+
 def test_rows_without_values_are_not_candidates() -> None:
     base = np.random.default_rng(0).normal(size=20)
     nothing = np.full(20, np.nan)

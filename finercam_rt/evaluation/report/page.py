@@ -8,6 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from finercam_rt import ops
 from finercam_rt.evaluation.dataset import Dataset
 from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart, time_chart
 from finercam_rt.evaluation.report.gallery import gallery
@@ -60,9 +63,12 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
         "left_out": results.left_out[:_LISTED],
         "not_listed": max(0, len(results.left_out) - _LISTED),
         "degenerate": [
-            (row.name, {name: count for name, count in results.statuses(m).items() if name != "ok"})
+            (row.name, status.label, [results.names[i] for i in np.flatnonzero(results.status[:, m] == status)])
             for m, row in enumerate(results.rows)
+            for status in ops.Status
+            if status != ops.Status.OK and (results.status[:, m] == status).any()
         ],
+        "listed": _LISTED,
         "resamples": RESAMPLES,
         "settings": _settings(produced),
         "versions": ", ".join(f"{name} {version}" for name, version in produced["versions"].items()),
