@@ -39,19 +39,20 @@ class Explained(Protocol):
 
 
 def compare_explained(a: Explained, b: Explained, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """A record an image: same_class (predicted), logit_error, status of both, and the `Agreement` where both are ok.
+    """A record an image: same_class (predicted), logit_error, status of both; where both are ok map_error, `Agreement`.
 
-    logit_error is |b - a| / |a|, L2 norms over the logits. Both must have explained the same classes against the same
-    references, and differ by the engines alone; size is that of the input, (H,W).
+    The errors are |b - a| / |a|, L2 norms over the logits and over the raw map. Both must have explained the same
+    classes against the same references, and differ by the engines alone; size is that of the input, (H,W).
     """
     records: list[dict[str, Any]] = []
     for row, (first, second) in enumerate(zip(a.logits.astype(np.float64), b.logits.astype(np.float64), strict=True)):
         record: dict[str, Any] = {
             "same_class": bool(first.argmax() == second.argmax()),
-            "logit_error": float(np.linalg.norm(second - first) / max(float(np.linalg.norm(first)), 1e-30)),
+            "logit_error": _error(first, second),
             "status": [a.status[row], b.status[row]],
         }
         if record["status"] == [OK, OK]:
+            record["map_error"] = _error(a.saliency_map[row], b.saliency_map[row])
             record |= compare_maps(a.saliency_map[row], b.saliency_map[row], size)._asdict()
         records.append(record)
     return records
@@ -62,7 +63,7 @@ def mean_agreement(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     NaN where there is nothing to average.
     """
-    names = (*Agreement._fields, "logit_error", "same_class")
+    names = (*Agreement._fields, "map_error", "logit_error", "same_class")
     means = {name: _mean([record[name] for record in records if name in record]) for name in names}
     means["class_agreement"] = means.pop("same_class")
     return means
@@ -82,6 +83,12 @@ def compare_maps(a: NDArray[np.float32], b: NDArray[np.float32], size: tuple[int
         spearman=_correlation(_ranks(x), _ranks(y)),
         top_overlap=len(tops[0] & tops[1]) / count,
     )
+
+
+def _error(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """|b - a| / |a|."""
+    first = a.astype(np.float64)
+    return float(np.linalg.norm(b - first) / max(float(np.linalg.norm(first)), 1e-30))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels
 from finercam_rt.images import ImageSource
-from finercam_rt.loading import LoadedBatch, as_list, as_stream, load_batch
+from finercam_rt.loading import LoadedBatch, as_list, as_stream, checked_batch, load_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.outputs import Drawing, Outputs, checked_method, conflict_error, conflicts, rows_not_finite, run_graph
@@ -208,7 +208,7 @@ class Engine:
                 contrasts than the engine has.
             BackendError: the runtime failed, or the engine is closed.
         """
-        images = self._checked_batch(arrays.to_numpy(batch, "the batch"))
+        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
         resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
             contrast = self._default_contrasts(len(images))
@@ -222,6 +222,21 @@ class Engine:
             for row in conflicts(contrast, outputs):
                 raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
         return outputs if isinstance(batch, np.ndarray) else outputs.each(lambda values: arrays.like(values, batch))
+
+    def logits(self, batch: Any) -> Any:
+        """The logits (N,K) of a preprocessed batch without an explanation, for less than `__call__` takes.
+
+        Args:
+            batch: see `__call__`.
+
+        Raises:
+            InputError: a wrong shape, dtype or device; the classes of a zero-shot model have not been given.
+            BackendError: see `__call__`.
+        """
+        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        _ = self._resolver  # which refuses where there are no classes
+        logits = self._backend.logits({"images": images, **self._embeddings}).copy()
+        return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
 
     def explain(
         self,
@@ -375,19 +390,6 @@ class Engine:
 
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:
         return run_graph(self._backend, self._drawing, images, contrast, count, self._embeddings, with_taps)
-
-    def _checked_batch(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        height, width = self.manifest.input.size
-        if images.ndim != 4 or images.shape[1:] != (3, height, width):
-            raise InputError(f"the batch has the shape {images.shape}; expected (N,3,{height},{width}).")
-        if images.dtype != np.float32:
-            raise InputError(f"the batch is {images.dtype}; expected float32, normalised as the manifest says.")
-        if len(images) == 0:
-            raise InputError("the batch is empty; give at least one image.")
-        fixed = self._backend.fixed_batch
-        if fixed is not None and len(images) != fixed:
-            raise InputError(f"the batch has {len(images)} images; the engine was exported for exactly {fixed}.")
-        return np.ascontiguousarray(images)
 
     def _batch_size(self, wanted: int | None) -> int:
         fixed = self._backend.fixed_batch

@@ -104,3 +104,25 @@ def load_batch(
             originals.append(original_of(photograph, position, geometry))
         taken += 1
     return LoadedBatch(positions, names, originals, views[: len(positions)], failures, taken)
+
+
+def checked_batch(images: NDArray[Any], size: tuple[int, int], fixed: int | None) -> NDArray[np.float32]:
+    """A preprocessed batch as an engine of this input size takes it, contiguous.
+
+    Args:
+        images: what was given.
+        size: (H,W).
+        fixed: how many images the engine takes, None for any number.
+
+    Raises:
+        InputError: a wrong shape or dtype, or no images.
+    """
+    if images.ndim != 4 or images.shape[1:] != (3, *size):
+        raise InputError(f"the batch has the shape {images.shape}; expected (N,3,{size[0]},{size[1]}).")
+    if images.dtype != np.float32:
+        raise InputError(f"the batch is {images.dtype}; expected float32, normalised as the manifest says.")
+    if len(images) == 0:
+        raise InputError("the batch is empty; give at least one image.")
+    if fixed is not None and len(images) != fixed:
+        raise InputError(f"the batch has {len(images)} images; the engine was exported for exactly {fixed}.")
+    return np.ascontiguousarray(images)

@@ -38,6 +38,11 @@ class Interface(NamedTuple):
         )
         return inputs, outputs
 
+    def predicting(self) -> Interface:
+        """What the logits alone are made from."""
+        inputs = {name: value for name, value in self.inputs.items() if name in ("images", EMBEDDINGS)}
+        return Interface(inputs, {"logits": self.outputs["logits"]})
+
 
 class Sizes(NamedTuple):
     """What a run's shapes depend on: N, and K where the classes are an input, else 0."""

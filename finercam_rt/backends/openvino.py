@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from finercam_rt.backends.interface import (
     fixed_batch,
     sizes_of,
 )
-from finercam_rt.backends.openvino_cut import cut_behind_logits
+from finercam_rt.backends.openvino_cut import cut_behind_logits, predicting
 from finercam_rt.backends.openvino_weights import unshare_square_weights
 from finercam_rt.backends.protocol import Run
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
@@ -107,18 +107,29 @@ class OpenVinoBackend:
         self.fixed_batch = fixed_batch(inputs)
         self._model: Any = model
         self._compute = compute
-        self._compiled: dict[int | None, list[Any]] = {}  # by batch size, None the dynamic one; the oldest goes first
+        # by whether they give the logits alone, and batch size, None the dynamic one; the oldest goes first
+        self._compiled: dict[tuple[bool, int | None], list[Any]] = {}
         self._dynamic = self.fixed_batch is None
         self._compiling = threading.Lock()
         self._slots: Slots[_Slot] = Slots()
+        self._predicting: Slots[_Slot] = Slots()
         self._graphs(self.fixed_batch or 1)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
-        slots = self._slots
+        return self._run(feeds, self._slots, self._slot)
+
+    def logits(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """See Backend.logits; by graphs of their own, compiled when the first run comes."""
+        values: NDArray[np.float32] = self._run(feeds, self._predicting, self._predicting_slot)["logits"]
+        return values
+
+    def _run(
+        self, feeds: Mapping[str, NDArray[Any]], slots: Slots[_Slot], make: Callable[[Sizes], _Slot]
+    ) -> Mapping[str, NDArray[Any]]:
         if self._model is None:
             raise BackendError("the engine is closed; make a new one.")
-        slot = slots.get(sizes_of(feeds), self._slot)
+        slot = slots.get(sizes_of(feeds), make)
         try:
             slot.run(feeds)
         except Exception as error:  # see __init__
@@ -130,32 +141,37 @@ class OpenVinoBackend:
         with self._compiling:
             self._model = None
             self._compiled.clear()
-            self._slots = Slots()
+            self._slots, self._predicting = Slots(), Slots()
 
     def _slot(self, sizes: Sizes) -> _Slot:
         return _Slot(self._openvino, self._graphs(sizes.batch), self._interface, sizes)
 
-    def _graphs(self, batch: int) -> list[Any]:
+    def _predicting_slot(self, sizes: Sizes) -> _Slot:
+        graphs = self._graphs(sizes.batch, logits_alone=True)
+        return _Slot(self._openvino, graphs, self._interface.predicting(), sizes)
+
+    def _graphs(self, batch: int, *, logits_alone: bool = False) -> list[Any]:
         """The compiled graphs that serve this batch size: one, or in bf16 two that run one after the other."""
         with self._compiling:
             if self._model is None:
                 raise BackendError("the engine is closed; make a new one.")
-            if self._dynamic and batch != 1 and None not in self._compiled:
+            if self._dynamic and batch != 1 and (logits_alone, None) not in self._compiled:
                 try:
-                    self._compiled[None] = self._compile(None)
+                    self._compiled[logits_alone, None] = self._compile(None, logits_alone)
                 except Exception:  # see __init__; some fusions of OpenVINO fail where the batch is not known
                     self._dynamic = False
-            key = None if self._dynamic and batch != 1 else batch
+            key = logits_alone, (None if self._dynamic and batch != 1 else batch)
             if key not in self._compiled:
                 try:
-                    self._compiled[key] = self._compile(key)
+                    self._compiled[key] = self._compile(key[1], logits_alone)
                 except Exception as error:  # see __init__
                     raise self._cannot_load(error) from None
-                if len(self._compiled) > BATCH_SIZES_KEPT:
-                    del self._compiled[next(iter(self._compiled))]
+                alike = [known for known in self._compiled if known[0] == logits_alone]
+                if len(alike) > BATCH_SIZES_KEPT:
+                    del self._compiled[alike[0]]
             return self._compiled[key]
 
-    def _compile(self, batch: int | None) -> list[Any]:
+    def _compile(self, batch: int | None, logits_alone: bool) -> list[Any]:
         """For one batch size, or for any (None)."""
         model = self._model.clone()
         if batch is not None:
@@ -163,7 +179,9 @@ class OpenVinoBackend:
             shapes = {name: shape for name, (_, shape) in self._interface.inputs.items()}
             model.reshape({name: [known.get(size, size) for size in shape] for name, shape in shapes.items()})
             unshare_square_weights(self._openvino, model)
-        if self._compute == "f32":
+        if logits_alone:
+            model = predicting(self._openvino, model)
+        if self._compute == "f32" or logits_alone:
             return [self._core.compile_model(model, "CPU", self._options)]
         prediction, explanation = cut_behind_logits(self._openvino, model)
         return [

@@ -34,5 +34,14 @@ class Backend(Protocol):
             BackendError: the runtime failed, or the backend is closed.
         """
 
+    def logits(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The logits alone, of the images and, where the classes are an input, their embeddings.
+
+        What only the explanation needs is left out as far as the runtime can. The buffer is as those of `run`.
+
+        Raises:
+            BackendError: see `run`.
+        """
+
     def close(self) -> None:
         """Give the memory back, once the runs under way have ended; `run` fails afterwards."""

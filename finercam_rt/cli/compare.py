@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from finercam_rt.comparison import Agreement, compare_explained, mean_agreement
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
+from finercam_rt.evaluation.fidelity import Fidelity, differences
 from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
 from finercam_rt.manifest import METHODS
@@ -25,6 +27,10 @@ _BELOW = 1
 _MEASURES = Agreement._fields
 
 _EPILOG = """\
+map error and logit error are |B - A| / |A|. --metrics says what B's deviation costs: both maps are measured as
+explanations of A, so that they differ by the map alone, and the difference comes with its 95 % interval. Any metric of
+`finercam evaluate` that needs nothing but a map: rd@X, cd@X, deletion, insertion, average_drop, complexity, road.
+
 The maps compared are those of the class that A predicts against the references that A chooses, so that they differ by
 the engines alone. An image without a map in one of the engines (its status is not "ok") is listed and not averaged.
 
@@ -61,6 +67,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name in (*_MEASURES, "class_agreement"):
         flag = f"--min-{name.replace('_', '-')}"
         parser.add_argument(flag, metavar="X", type=float, help=f"exit with 1 where the mean {name} is below X")
+    parser.add_argument(
+        "--metrics", metavar="METRIC", nargs="+", help="also measure both maps on A, such as by rd@5 (default: none)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures of each image and in all as JSON")
     parser.set_defaults(run=run)
 
@@ -74,22 +83,33 @@ def run(args: argparse.Namespace) -> int:
         Engine(args.b, compute=args.compute, **shared) as b,
     ):
         _check_comparable(a, b)
-        records = _compare_all(a, b, files, args.alpha)
+        fidelity = None if args.metrics is None else Fidelity(a, args.metrics)
+        records = _compare_all(a, b, files, args.alpha, fidelity)
     compared = [record for record in records if "cosine" in record]
     if not compared:
         reason = records[0].get("error") or f"status {records[0]['status']}"
         raise InputError(f"none of the {len(records)} images has a map in both engines; the first: {reason}")
     means = mean_agreement(records)
     lowest = {name: min(compared, key=lambda record, name=name: record[name]) for name in _MEASURES}  # type: ignore[misc]
+    found = differences([record["metrics"] for record in compared if "metrics" in record])
     if args.json:
-        print(json.dumps({"mean": means, "compared": len(compared), "images": records}, indent=1, ensure_ascii=False))
+        metrics = {name: {**of, "difference": of["difference"]._asdict()} for name, of in found.items()}
+        report = {"mean": means, "metrics": metrics, "compared": len(compared), "images": records}
+        print(json.dumps(_plain(report), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         print(f"{len(compared)} of {len(records)} images compared")
         print(f"{'class agreement':16} {100 * means['class_agreement']:.1f} %")
         for name in _MEASURES:
             worst = lowest[name]
             print(f"{name.replace('_', ' '):16} mean {means[name]:.4f}, least {worst[name]:.4f} ({worst['image']})")
-        print(f"{'logit error':16} mean {means['logit_error']:.2e}, relative")
+        for name in ("map_error", "logit_error"):
+            print(f"{name.replace('_', ' '):16} mean {means[name]:.2e}, relative")
+        for name, of in found.items():
+            mean, low, high, images = of["difference"]
+            print(
+                f"{name:16} A {of['a']:.4f}, B {of['b']:.4f}, difference {mean:+.4f} (95 % interval {low:.4f} to "
+                f"{high:.4f}, {images} images)"
+            )
     failed = [
         name
         for name in (*_MEASURES, "class_agreement")
@@ -117,11 +137,22 @@ def _check_comparable(a: Engine, b: Engine) -> None:
             )
 
 
-def _compare_all(a: Engine, b: Engine, files: list[Path], alpha: float | None) -> list[dict[str, Any]]:
+def _plain(value: Any) -> Any:
+    """Figures that are not finite as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_plain(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _compare_all(
+    a: Engine, b: Engine, files: list[Path], alpha: float | None, fidelity: Fidelity | None
+) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     with progress(len(files), "images", "comparing") as bar:
         for start in range(0, len(files), DEFAULT_BATCH_SIZE):
-            for record in _compare_batch(a, b, files[start : start + DEFAULT_BATCH_SIZE], alpha):
+            for record in _compare_batch(a, b, files[start : start + DEFAULT_BATCH_SIZE], alpha, fidelity):
                 records.append(record)
                 if "error" in record:
                     bar.write(f"finercam: {record['error']}", sys.stderr)
@@ -144,7 +175,9 @@ def _same(explanation: Explanation, engine: Engine) -> dict[str, Any]:
     return {"target": list(targets), "references": np.array(references), "alpha": list(alphas)}
 
 
-def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None) -> list[dict[str, Any]]:
+def _compare_batch(
+    a: Engine, b: Engine, files: list[Path], alpha: float | None, fidelity: Fidelity | None
+) -> list[dict[str, Any]]:
     """One record a file: its agreement, or its status, or its error."""
     images, found = [], {}
     for position, file in enumerate(files):
@@ -156,6 +189,12 @@ def _compare_batch(a: Engine, b: Engine, files: list[Path], alpha: float | None)
         photographs = [image for _, image in images]
         first = _one_contrast(a.explain(photographs, alpha=alpha))
         second = _one_contrast(b.explain(photographs, **_same(first, b)))
-        for (position, _), record in zip(images, compare_explained(first, second, first.size), strict=True):
+        records = compare_explained(first, second, first.size)
+        both = [row for row, record in enumerate(records) if "cosine" in record]
+        if fidelity is not None and both:
+            shown, maps = [photographs[row] for row in both], (first.saliency_map[both], second.saliency_map[both])
+            for row, figures in zip(both, fidelity.measure(shown, first.target[both], *maps), strict=True):
+                records[row]["metrics"] = figures
+        for (position, _), record in zip(images, records, strict=True):
             found[position] = {"image": str(files[position]), **record}
     return [found[position] for position in range(len(files))]

@@ -8,15 +8,11 @@ import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.engine import DEFAULT_BATCH_SIZE
 from finercam_rt.methods.rise import DEFAULT_MASKS
-
-if TYPE_CHECKING:
-    from finercam_rt.evaluation import Results
 
 _SOME_LEFT_OUT = 1
 
@@ -36,8 +32,11 @@ metrics: rd@X, cd@X (relative and plain confidence drop, X per cent of the pixel
 increase_in_confidence, complexity, coherency, adcc, road and others; energy and pointing_game need boxes or masks.
 deletion and insertion take --steps times the work of rd@X.
 
-table: a .csv file with the columns path, label, and optionally x0, y0, x1, y1 (a box in pixels of the photograph, one a
-row, or several in boxes as "x0 y0 x1 y1; ...") or mask (an image of the photograph's size).
+table: a .csv file with the columns path, label, and optionally x0, y0, x1, y1 (a box in pixels of the upright
+photograph, one a row, or several in boxes as "x0 y0 x1 y1; ...") or mask (an image of the photograph's size). Paths are
+absolute, or relative to the table.
+
+docs/evaluate.md says how to read what comes out, docs/metrics.md what is computed.
 
 exit codes: 0 all images measured; 1 done, but some images were left out (they are listed); 2 nothing done: a wrong
 argument, a missing file, no image that could be read.
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from finercam_rt.evaluation import Question, evaluate
     from finercam_rt.evaluation.dataset import read_label_mapping
     from finercam_rt.evaluation.metrics import MetricOptions
-    from finercam_rt.evaluation.writing import summary_record
+    from finercam_rt.evaluation.records import summary_record
 
     question = Question(
         methods=args.methods,
@@ -127,12 +126,16 @@ def run(args: argparse.Namespace) -> int:
         bars: list[Progress] = []
         done = 0
 
-        def on_progress(images: int, total: int) -> None:
+        def on_progress(maps: int, total: int) -> None:
             nonlocal done
             if not bars:
-                bars.append(stack.enter_context(progress(total, "images", "evaluating")))
-            bars[0].advance(images - done)
-            done = images
+                bars.append(stack.enter_context(progress(total, "maps", "evaluating")))
+            bars[0].advance(maps - done)
+            done = maps
+
+        def on_step(method: str, runs: int, total: int) -> None:
+            if bars:
+                bars[0].detail(f"{method} {runs} of {total} runs")
 
         results = evaluate(
             args.engines,
@@ -147,28 +150,18 @@ def run(args: argparse.Namespace) -> int:
             tails=args.tail,
             command=_command(sys.argv[1:]),
             on_progress=on_progress,
+            on_step=on_step,
         )
     if args.json:
         print(json.dumps(summary_record(results), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _print(results, args.output)
+        print(results)
+        taken = f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s"
+        print(f"{taken}; {args.output}/ has the report and the results.")
     for kind, count in results.left_out_counts().items():
         first = next(item for item in results.left_out if item.kind == kind)
-        print(f"finercam: left out: {count} {kind}; the first is {first.name}: {first.reason}", file=sys.stderr)
+        print(f"finercam: left out: {count} {kind}; the first is {first.sentence}", file=sys.stderr)
     return _SOME_LEFT_OUT if results.left_out else 0
-
-
-def _print(results: Results, out: Path) -> None:
-    """The table of means, the recommendation, and where the rest is."""
-    width = max(len(row.name) for row in results.rows)
-    print(f"{'':{width}}  " + "  ".join(f"{column:>10}" for column in results.columns) + "  no map  ms/image")
-    for m, row in enumerate(results.rows):
-        means = "  ".join(f"{results.summary[m][column].mean:{max(10, len(column))}.4f}" for column in results.columns)
-        missing = sum(count for status, count in results.statuses(m).items() if status != "ok")
-        print(f"{row.name:{width}}  {means}  {missing:6}  {1e3 * results.seconds[m]:8.1f}")
-    if results.recommendation is not None:
-        print(results.recommendation.sentence)
-    print(f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s; {out}/ has the report and the results.")
 
 
 def _command(arguments: list[str]) -> str:

@@ -33,8 +33,18 @@ class Progress:
             self._bar.update(steps)
         elif self._total != 1 and time.monotonic() - self._last_line >= self._interval:
             self._last_line = time.monotonic()
-            of = "" if self._total is None else f"of {self._total} "
-            print(f"{self._label}: {self._done} {of}{self._unit}", file=self._stream, flush=True)
+            print(f"{self._label}: {self._done} {self._of()}{self._unit}", file=self._stream, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Say what is done within a step that takes long."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._last_line >= self._interval:
+            self._last_line = time.monotonic()
+            print(f"{self._label}: {self._done} {self._of()}{self._unit}, {text}", file=self._stream, flush=True)
+
+    def _of(self) -> str:
+        return "" if self._total is None else f"of {self._total} "
 
     def begin(self, step: str) -> None:
         """Count the step before as done, if there was one, and name the one that begins: for steps of many kinds."""

@@ -23,11 +23,17 @@ def object_mask(geometry: Geometry, boxes: Sequence[Box], mask: Path | None) -> 
         mask: an image of the photograph's size, not black where the object is.
 
     Raises:
-        InputError: the mask cannot be read, or has another size than the photograph.
+        InputError: a box lies outside of the photograph; the mask cannot be read, or has another size.
     """
     height, width = geometry.crop_size
     inside = np.zeros((height, width), np.bool_)
     x, y = np.arange(width, dtype=np.float64) + 0.5, np.arange(height, dtype=np.float64) + 0.5
+    for box in boxes:
+        if not (box[0] < geometry.size[1] and box[1] < geometry.size[0] and box[2] > 0 and box[3] > 0):
+            raise InputError(
+                f"the box {' '.join(f'{edge:g}' for edge in box)} lies outside of its photograph of "
+                f"{geometry.size[1]}x{geometry.size[0]} pixels; give pixels of the upright photograph."
+            )
     for left, top, right, bottom in geometry.to_crop(np.reshape(boxes, (-1, 4))).tolist():
         inside |= ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))[None]
     if mask is not None:

@@ -31,8 +31,12 @@ class Explained(NamedTuple):
 class Explain(Protocol):
     """The method, seed and alpha that are being measured, asked about other images."""
 
-    def __call__(self, images: Floats, target: NDArray[np.int64] | None) -> Explained:
-        """Explain (M,3,H,W) images, for these classes (M,) or for those predicted. Any number of images."""
+    def __call__(self, images: Floats, target: NDArray[np.int64] | None, *, shared: bool = False) -> Explained:
+        """Explain (M,3,H,W) images, for these classes (M,) or for those predicted. Any number of images.
+
+        shared: whether every method is asked about this very array, which the batch keeps (`Batch.once`), so that
+        methods may share their runs.
+        """
 
 
 class Pool(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class LeftOut:
     name: str
     kind: str
     reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The name and the reason, the name once."""
+        return self.reason if self.reason.startswith(self.name) else f"{self.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def read_label_mapping(path: Path) -> dict[str, str]:
 
 
 def _folder(root: Path, unlabelled: bool) -> list[tuple[str | None, Sample]]:
-    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    files = sorted(file for file in _files(root) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{root}: there is no image in this folder.")
     names = [file.relative_to(root) for file in files]
@@ -157,19 +162,34 @@ def _folder(root: Path, unlabelled: bool) -> list[tuple[str | None, Sample]]:
     ]
 
 
+def _files(root: Path) -> Iterator[Path]:
+    """All below a folder, through links to folders too, but for what is hidden: ._1.jpg, .ipynb_checkpoints, .Trash."""
+    above = {root.resolve()}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # a link to a folder that was seen goes in circles, or gives its images twice
+        real = {name: (Path(folder) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, path in real.items() if path not in above]
+        above |= set(real.values())
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
+
+
 def _labelled(root: Path, found: list[tuple[str | None, Sample]], finder: LabelFinder) -> Dataset:
     samples, left_out = [], []
     for label, sample in found:
         try:
+            if label == "":
+                raise InputError("it has no label.")
             index = None if label is None else finder.index(label)
         except InputError as error:
             left_out.append(LeftOut(sample.name, UNKNOWN_CLASS, str(error)))
         else:
             samples.append(Sample(sample.name, sample.path, index, sample.boxes, sample.mask))
     if not samples:
+        deeper = Path(left_out[0].name).parts
+        where = f"{root / deeper[0]} if its folders are the classes, " if root.is_dir() and len(deeper) > 2 else ""
         raise InputError(
-            f"none of the labels of {root} is a class of the engine ({left_out[0].reason.rstrip('.')}); give --labels "
-            "FILE that says which is which, or --unlabelled to evaluate without them."
+            f"none of the labels of {root} is a class of the engine ({left_out[0].reason.rstrip('.')}); give {where}"
+            "--labels FILE that says which is which, or --unlabelled to evaluate without them."
         )
     return Dataset(root.name, tuple(samples), tuple(left_out))
 
@@ -177,6 +197,6 @@ def _labelled(root: Path, found: list[tuple[str | None, Sample]], finder: LabelF
 def _stamp(path: Path) -> list[int] | None:
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return None
     return [stat.st_size, stat.st_mtime_ns]

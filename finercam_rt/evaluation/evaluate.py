@@ -24,7 +24,7 @@ from finercam_rt.evaluation.perturbation import PerturbationOptions
 from finercam_rt.evaluation.provenance import engine_names, engine_record, now, produced_by
 from finercam_rt.evaluation.results import Results, gather
 from finercam_rt.evaluation.rows import plan_rows
-from finercam_rt.evaluation.sources import EngineRows
+from finercam_rt.evaluation.sources import EngineRows, OnStep
 from finercam_rt.evaluation.writing import write_results
 from finercam_rt.files import check_output_folder
 from finercam_rt.methods.rise import DEFAULT_MASKS
@@ -72,6 +72,7 @@ def evaluate(
     tails: Sequence[str | os.PathLike[str]] = (),
     command: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     **asked: Any,
 ) -> Results:
     """Measure the explanations that engines give of a data set.
@@ -92,7 +93,8 @@ def evaluate(
         threads, compute, class_embeddings: see `Engine`.
         tails: files of `finercam export --tail`, for ablationcam; each belongs to one of the engines.
         command: as it is shown in the report.
-        on_progress: called with the images done and in all.
+        on_progress: called with the maps measured and in all, a map an image and row.
+        on_step: called within a batch with a method that takes many runs, its runs done and in all.
 
     Returns:
         Every figure, with its statistics. An image that cannot be read, one of a class that the engine does not have,
@@ -123,7 +125,7 @@ def evaluate(
         columns = [column for metric in metrics for column in metric.columns]
         rank_by = _rank_by(question, columns)
         served = [
-            EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation)
+            EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation, on_step)
             for k, e in enumerate(opened)
         ]
         produced = produced_by(
@@ -143,7 +145,7 @@ def evaluate(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         measurer = Measurer(dataset, served, rows, metrics, by_label=question.target == LABEL)
         partial = stack.enter_context(Partial(folder / PARTIAL, produced, fresh=fresh))
-        _measure_all(measurer, partial, len(dataset.samples), batch_size, on_progress)
+        _measure_all(measurer, partial, len(dataset.samples), len(rows), batch_size, on_progress)
         results = gather(
             partial.read(),
             dataset,
@@ -157,6 +159,7 @@ def evaluate(
             run={"date": started, "command": command},
         )
         if not results.read.any():
+            partial.remove()
             raise InputError(f"none of the {len(results.names)} images can be read: {results.left_out[-1].reason}")
         if out is not None:
             from finercam_rt.evaluation.report import write_report
@@ -168,16 +171,26 @@ def evaluate(
 
 
 def _measure_all(
-    measurer: Measurer, partial: Partial, count: int, size: int, on_progress: Callable[[int, int], None] | None
+    measurer: Measurer,
+    partial: Partial,
+    count: int,
+    rows: int,
+    size: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> None:
+    def report(image: float) -> None:
+        if on_progress is not None:
+            on_progress(round(image * rows), count * rows)
+
+    measurer.on_row = lambda start, images, done: report(start + images * done / rows)
+    report(0)
     for start in range(0, count, size):
         stop = min(count, start + size)
         if start // size >= partial.batches:
             began = time.perf_counter()
             record = measurer.measure(start, stop)
             partial.append({**record, "took": time.perf_counter() - began})
-        if on_progress is not None:
-            on_progress(stop, count)
+        report(stop)
 
 
 def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: int | None) -> None:
@@ -244,9 +257,12 @@ def _dataset(data: str | os.PathLike[str], engine: Engine, question: Question) -
 
 
 def _metric_names(question: Question, dataset: Dataset) -> Sequence[str]:
+    annotated = any(sample.annotated for sample in dataset.samples)
+    for name in question.metrics or ():
+        if name in ANNOTATED_METRICS and not annotated:
+            raise InputError(f"{name} needs boxes or masks, and {dataset.name} has none; give a table with them.")
     if question.metrics is not None:
         return question.metrics
-    annotated = any(sample.annotated for sample in dataset.samples)
     return (*DEFAULT_METRICS, *(ANNOTATED_METRICS if annotated else ()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,10 @@ def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> Pho
             geometry = preprocess(load_image(sample.path), inputs[row], views[row], sample.name)
             masks[row] = object_mask(geometry, sample.boxes, sample.mask)
         except InputError as error:
-            errors[number] = str(error).replace(str(sample.path), sample.name)
+            text = (
+                str(error) if sample.mask is None else str(error).replace(str(sample.mask), f"mask {sample.mask.name}")
+            )
+            errors[number] = text.replace(str(sample.path), sample.name)
         else:
             places.append(number)
     there = len(places)
@@ -85,8 +88,11 @@ class DataPool:
 class Measurer:
     """Measures batches of a data set by all metrics, for the rows of several engines.
 
-    A batch becomes a record of plain JSON values: what `results` reads.
+    A batch becomes a record of plain JSON values: what `results` reads. on_row: called with the batch's start, its
+    images and its rows so far as each row is done.
     """
+
+    on_row: Callable[[int, int, int], None] | None = None
 
     def __init__(
         self,
@@ -155,7 +161,7 @@ class Measurer:
         for row, number in enumerate(found.places.tolist()):
             known = [int(predicted[row]), int(target[row]), _rounded(confidence[row])]
             images[number][1][place] = known if finite[row] else None
-        for maps in engine.maps(found.inputs, target):
+        for maps in engine.maps(found.inputs, target, logits):
             at = self._rows.index(maps.row)
             record["seconds"][at] += maps.seconds
             status = np.where(finite, ops.status(maps.saliency_map), ops.Status.NON_FINITE)
@@ -166,6 +172,8 @@ class Measurer:
                 label = ops.Status(int(status[row])).label
                 figures = [_rounded(v) for v in values[row]] if usable[row] else []
                 images[number][2][at] = [label, *figures]
+            if self.on_row is not None:
+                self.on_row(start, len(images), sum(image is not None for image in images[found.places[0]][2]))
 
     def _values(
         self,
@@ -178,8 +186,12 @@ class Measurer:
     ) -> NDArray[np.float64]:
         """(N, columns) of maps that are zero where they are not usable."""
 
-        def explain(images: Floats, target: NDArray[np.int64] | None) -> Explained:
-            return engine.explain(row, images, target)
+        def explain(images: Floats, target: NDArray[np.int64] | None, *, shared: bool = False) -> Explained:
+            if not shared:
+                return engine.explain([row], images, target).of(row, images.shape[2:])
+            rows = engine.alike(row)
+            answers = batch.once(("explained", rows[0], id(images)), lambda: engine.explain(rows, images, target))
+            return answers.of(row, images.shape[2:])
 
         asked = batch.explained_by(explain)
         values: dict[str, NDArray[np.float64]] = {}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from finercam_rt.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
 
 PARTIAL = "unfinished.jsonl"
 
@@ -25,20 +29,28 @@ class Partial:
         """Open or begin the file; with `fresh` begin in any case.
 
         Raises:
-            InputError: it answers another question, or cannot be read or written.
+            InputError: it answers another question, another process writes it, or it cannot be read or written.
         """
         self._path = path
         self.batches = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+        try:
+            self._lock()
             whole = 0 if fresh else self._resume(question)
-            self._stream: BinaryIO = path.open("r+b" if whole else "wb")
-            self._stream.truncate(whole)
-            self._stream.seek(whole)
+            os.ftruncate(self._file, whole)
+            os.lseek(self._file, whole, os.SEEK_SET)
             if not whole:
                 self._write({"question": question})
         except OSError as error:
+            os.close(self._file)
             raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def append(self, batch: Mapping[str, Any]) -> None:
         """Add the next batch; it is on disk when this returns."""
@@ -57,7 +69,6 @@ class Partial:
 
     def remove(self) -> None:
         """Delete the file, once the results are written."""
-        self._stream.close()
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Partial:
@@ -65,13 +76,26 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file; one without a batch is not worth keeping."""
+        os.close(self._file)
+        if error is not None and not self.batches:
+            self._path.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        """Keep others out for as long as the file is open; a kill frees it."""
+        if sys.platform == "win32":
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is evaluating into {self._path.parent}; wait for it, or give another folder."
+            ) from None
+        except OSError:
+            return  # a file system without locks
 
     def _resume(self, question: Mapping[str, Any]) -> int:
         """How many bytes of the file hold whole lines that answer the question; 0 where there is none to go on with."""
-        if not self._path.exists():
-            return 0
         with self._path.open("rb") as stream:
             first = stream.readline()
             if not first.endswith(b"\n"):
@@ -95,6 +119,8 @@ class Partial:
         return whole
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        """Without a buffer: what a full disk refused must not be written again when the file is closed."""
+        rest = memoryview(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+        os.fsync(self._file)

@@ -15,6 +15,7 @@ from finercam_rt.evaluation.metrics.road import Road
 from finercam_rt.manifest import Manifest
 from finercam_rt.methods import AblationCam, EngineSource, MapSource, MetaCam, MiCam, MiGrad, Rise, ScoreCam
 from finercam_rt.methods.classifier import Classifier
+from finercam_rt.methods.protocol import OnProgress
 from finercam_rt.methods.rise import DEFAULT_MASKS
 from finercam_rt.methods.score import PAPER
 from finercam_rt.tail import Tail
@@ -28,23 +29,27 @@ class PerturbationOptions(NamedTuple):
     seed: int = 0
 
 
-Maker = Callable[[Engine, Tail | None, PerturbationOptions], MapSource]
+Maker = Callable[[Engine, Tail | None, PerturbationOptions, OnProgress | None], MapSource]
 
 ABLATION, CLASSLESS = "ablationcam", ("micam",)
+OF_LOGITS = ("scorecam", "scorecam-paper", ABLATION)
+"""They compute the objective of the seed themselves, so they do not need an engine of that objective."""
 _BLACK_BOX: Mapping[str, Maker] = {
-    "rise": lambda engine, tail, options: Rise(engine, masks=options.masks, seed=options.seed),
+    "rise": lambda engine, tail, options, step: Rise(engine, masks=options.masks, seed=options.seed, on_progress=step),
 }
 _OF_ACTIVATIONS: Mapping[str, Maker] = {
-    "scorecam": lambda engine, tail, options: ScoreCam(
-        engine, objective=engine.manifest.objective, channels=options.channels
+    "scorecam": lambda engine, tail, options, step: ScoreCam(
+        engine, objective=engine.manifest.objective, channels=options.channels, on_progress=step
     ),
-    "scorecam-paper": lambda engine, tail, options: ScoreCam(
-        engine, form=PAPER, objective=engine.manifest.objective, channels=options.channels
+    "scorecam-paper": lambda engine, tail, options, step: ScoreCam(
+        engine, form=PAPER, objective=engine.manifest.objective, channels=options.channels, on_progress=step
     ),
-    ABLATION: lambda engine, tail, options: AblationCam(engine, tail, channels=options.channels),
-    "micam": lambda engine, tail, options: MiCam(engine),
-    "migradcam": lambda engine, tail, options: MiGrad(engine),
-    "metacam": lambda engine, tail, options: _metacam(engine, options.seed),
+    ABLATION: lambda engine, tail, options, step: AblationCam(
+        engine, tail, channels=options.channels, on_progress=step
+    ),
+    "micam": lambda engine, tail, options, step: MiCam(engine),
+    "migradcam": lambda engine, tail, options, step: MiGrad(engine),
+    "metacam": lambda engine, tail, options, step: _metacam(engine, options.seed, step),
 }
 """They read the activations, so they need an engine of head "taps"; ablationcam needs its tail too."""
 _MAKERS = {**_BLACK_BOX, **_OF_ACTIVATIONS}
@@ -61,12 +66,18 @@ def perturbation_methods_of(manifest: Manifest, tail: bool) -> tuple[str, ...]:
     )
 
 
-def perturbation_source(name: str, engine: Engine, tail: Tail | None, options: PerturbationOptions) -> MapSource:
+def perturbation_source(
+    name: str,
+    engine: Engine,
+    tail: Tail | None,
+    options: PerturbationOptions,
+    on_progress: OnProgress | None = None,
+) -> MapSource:
     """The method of this name."""
-    return _MAKERS[name](engine, tail, options)
+    return _MAKERS[name](engine, tail, options, on_progress)
 
 
-def _metacam(engine: Engine, seed: int) -> MetaCam:
+def _metacam(engine: Engine, seed: int, on_progress: OnProgress | None) -> MetaCam:
     """The consensus of all methods that the engine draws, but for those that are another smoothed, judged by ROAD."""
     assert engine.manifest.taps is not None
     names = [name for name in engine.manifest.taps.methods if not name.endswith("-eigen")]
@@ -78,4 +89,4 @@ def _metacam(engine: Engine, seed: int) -> MetaCam:
         batch = Batch(images, classifier.logits(images), target, classifier.logits, indices=places)
         return road.measure(batch, maps)["road"]
 
-    return MetaCam([EngineSource(engine, name) for name in names], score)
+    return MetaCam([EngineSource(engine, name) for name in names], score, on_progress=on_progress)

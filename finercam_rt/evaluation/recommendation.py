@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.evaluation.rows import Row
-from finercam_rt.evaluation.statistics import Bootstrap, Interval
+from finercam_rt.evaluation.statistics import ROUNDING, Bootstrap, Interval
 
 
 class Recommendation(NamedTuple):
@@ -56,18 +56,27 @@ def recommend(
     if not measured[0]:
         return None
     mean = np.array([np.nanmean(gains[:, m]) if measured[m] else -np.inf for m in range(len(rows))])
-    order = np.argsort(-mean, kind="stable")
+    order = np.argsort(-_whole(mean), kind="stable")
     best, second = int(order[0]), int(order[1]) if len(rows) > 1 and measured[order[1]] else None
-    resampled = bootstrap.means(gains[:, measured])
-    place = int(measured[:best].sum())
-    wins = float((np.nan_to_num(resampled, nan=-np.inf).argmax(axis=1) == place).mean())
+    resampled = _whole(np.nan_to_num(bootstrap.means(gains[:, measured]), nan=-np.inf))
+    wins = float((resampled.argmax(axis=1) == int(measured[:best].sum())).mean())
     over_baseline = None if best == 0 else bootstrap.intervals(gains[:, [best]])[0]
     over_runner_up = None
     if second is not None:
         over_runner_up = bootstrap.intervals(sign * (values[:, [best]] - values[:, [second]]))[0]
     sentence = _sentence(rows, column, best, second, over_baseline, over_runner_up, wins)
-    sentence += f" It takes {1e3 * seconds[best]:.1f} ms an image, the baseline {1e3 * seconds[0]:.1f} ms."
+    there = np.isfinite(values[:, 0])
+    missing = int((there & ~np.isfinite(values[:, best])).sum())
+    if missing:
+        sentence += f" It has no figure for {missing} of the baseline's {int(there.sum())} images."
+    if best != 0:
+        sentence += f" It takes {1e3 * seconds[best]:.1f} ms an image, the baseline {1e3 * seconds[0]:.1f} ms."
     return Recommendation(column, best, second, over_baseline, over_runner_up, wins, sentence)
+
+
+def _whole(gains: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In steps of what float32 rounds, so that of rows with the same figures the first is taken."""
+    return np.round(gains / ROUNDING)
 
 
 def _sentence(
@@ -79,22 +88,32 @@ def _sentence(
     over_runner_up: Interval | None,
     wins: float,
 ) -> str:
-    name = rows[best].name
-    if second is None:
-        return f"{name} is the only row with a value of {column}."
-    assert over_runner_up is not None
-    runner = f"{_margin(over_runner_up)} the runner-up {rows[second].name}"
-    if over_baseline is None:
-        begin = f"By {column}, keep the baseline {name}: it is {runner}"
-    elif second == 0:
-        begin = f"By {column}, take {name}: it is {_margin(over_baseline)} the baseline {rows[0].name}"
+    """What to take, how far it is ahead, and whether the images can tell."""
+    name, baseline = rows[best].name, rows[0].name
+    if second is None or over_runner_up is None:
+        return f"{name} is the only row with a value of {column}, so there is nothing to choose."
+    other, margin = rows[second].name, _margin(over_runner_up)
+    tied = over_runner_up.covers_zero
+    same = max(abs(over_runner_up.low), abs(over_runner_up.high)) <= ROUNDING
+    if over_baseline is None and same:
+        text = f"By {column}, keep the baseline {name}: {other} has the same figures, and nothing is better."
+    elif over_baseline is None and tied:
+        text = f"By {column}, keep the baseline {name}: it is ahead of {other} by {margin}, which is within noise."
+    elif over_baseline is None:
+        text = f"By {column}, keep the baseline {name}: it is better than the runner-up {other} by {margin}."
+    elif over_baseline.covers_zero:
+        text = f"By {column}, nothing is clearly better than the baseline {baseline}: {name} is ahead of it by "
+        text += f"{_margin(over_baseline)}, which is within noise."
     else:
-        begin = f"By {column}, take {name}: it is {_margin(over_baseline)} the baseline {rows[0].name}, and {runner}"
-    return f"{begin}. It is the best in {100 * wins:.0f} % of the resamples."
+        text = f"By {column}, take {name}: it is better than the baseline {baseline} by {_margin(over_baseline)}."
+    if over_baseline is not None and second != 0 and same:
+        text += f" The runner-up {other} has the same figures."
+    elif over_baseline is not None and second != 0:
+        text += f" Over the runner-up {other} it is ahead by {margin}{', which is within noise' if tied else ''}."
+    return f"{text} It is the best in {100 * wins:.0f} % of the resamples."
 
 
 def _margin(interval: Interval) -> str:
-    size = f"{interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.images} images)"
-    if interval.covers_zero:
-        return f"within noise of, by {size},"
-    return f"better by {size} than"
+    if interval.images < 2:
+        return f"{interval.mean:.4f} (one image, so without an interval)"
+    return f"{interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.images} images)"

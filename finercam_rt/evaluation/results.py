@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from finercam_rt import ops
 from finercam_rt.evaluation.dataset import UNREADABLE, Dataset, LeftOut
 from finercam_rt.evaluation.recommendation import Recommendation, recommend
+from finercam_rt.evaluation.records import UNREAD, image_records, summary_record, table_records, text_table
 from finercam_rt.evaluation.rows import Row
-from finercam_rt.evaluation.statistics import Bootstrap, Interval
+from finercam_rt.evaluation.statistics import ROUNDING, Bootstrap, Interval
 
-UNREAD = 255
-"""The status of an image that could not be read, beside the codes of `ops.Status`."""
 _NORMAL = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
@@ -32,9 +31,11 @@ class Curve(NamedTuple):
     images: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """An evaluation of N images by M rows, the first of which is the baseline, in C columns.
+
+    Printed, it is the table of means with the advice.
 
     produced: versions, engines and options, as plain JSON values. run: the command, when it was given, and how long the
     measuring took, which is not the same twice. rows, columns, higher_is_better: what was measured. names: the images.
@@ -70,6 +71,13 @@ class Results:
         """(N,) which images could be read."""
         return np.asarray(self.status[:, 0] != UNREAD)
 
+    @property
+    def advice(self) -> str:
+        """What to take, as a sentence, or why that cannot be said."""
+        if self.recommendation is None:
+            return f"No map of the baseline {self.rows[0].name} has a figure to rank by, so nothing is recommended."
+        return self.recommendation.sentence
+
     def statuses(self, row: int) -> dict[str, int]:
         """How many maps of a row have each status, of the images that could be read."""
         counts = Counter(self.status[self.read, row].tolist())
@@ -78,6 +86,31 @@ class Results:
     def left_out_counts(self) -> dict[str, int]:
         """How many images were left out, by kind."""
         return dict(Counter(item.kind for item in self.left_out))
+
+    def best(self, column: str) -> list[int]:
+        """The rows with the best mean difference from the baseline, all that share it; none where there is one row."""
+        gains = np.array([self.better(column) * of[column].mean for of in self.difference])
+        if len(gains) < 2 or np.isnan(gains).all():
+            return []
+        return [int(m) for m in np.flatnonzero(gains >= np.nanmax(gains) - ROUNDING)]
+
+    def figures(self, column: str) -> NDArray[np.float64]:
+        """(N,M) of one column, NaN where there is none."""
+        return self.values[:, :, self.columns.index(column)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results.json holds, as plain values; None where there is no figure."""
+        return {**summary_record(self), "images": list(image_records(self))}
+
+    def table(self) -> list[dict[str, Any]]:
+        """What results.csv holds, a line a row and column: what `pandas.DataFrame` takes."""
+        return table_records(self)
+
+    def __str__(self) -> str:
+        """The table of means and the advice."""
+        return text_table(self)
+
+    __repr__ = __str__
 
     def better(self, column: str) -> float:
         """1 where larger figures of the column are better, -1 where smaller ones are."""

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.perturbation import ABLATION, CLASSLESS, PERTURBATION, perturbation_methods_of
+from finercam_rt.evaluation.perturbation import ABLATION, CLASSLESS, OF_LOGITS, PERTURBATION, perturbation_methods_of
 from finercam_rt.evaluation.seeds import ONE, PLAIN, Seed, default_seeds, parse_seed
 from finercam_rt.manifest import METHODS, Manifest
 
@@ -39,7 +39,8 @@ def plan_rows(
 
     An engine takes the methods and seeds that it can. Of two engines that differ in their objective alone, as the same
     model exported twice, the second leaves out what does not depend on it: plain maps and those of one reference. So do
-    methods that read no gradients for all seeds but plain.
+    methods that read no gradients for all seeds but plain. Methods that compute the objective themselves
+    (`perturbation.OF_LOGITS`) take the seeds of any.
 
     Args:
         names: of the engines, all different.
@@ -56,10 +57,11 @@ def plan_rows(
     for engine, manifest in enumerate(manifests):
         twin = next(k for k in range(engine + 1) if _same_but_objective(manifests[k], manifest))
         for method in _methods(manifest, methods, engine in tails):
-            for seed in _seeds(manifest, seeds):
+            for seed in _seeds(manifest, method, seeds):
                 if seed.kind != PLAIN and (METHODS.get(method) == "nothing" or method in CLASSLESS):
                     continue
-                key = (twin if seed.kind in (PLAIN, ONE) else engine, method, seed)
+                alike = seed.kind in (PLAIN, ONE) or method in OF_LOGITS
+                key = (twin if alike else engine, method, seed)
                 if key in taken:
                     continue
                 taken.add(key)
@@ -76,10 +78,11 @@ def _methods(manifest: Manifest, methods: Sequence[str] | None, tail: bool) -> l
     return [name for name in methods if name in (*own, *perturbation_methods_of(manifest, tail))]
 
 
-def _seeds(manifest: Manifest, seeds: Sequence[str] | None) -> list[Seed]:
+def _seeds(manifest: Manifest, method: str, seeds: Sequence[str] | None) -> list[Seed]:
     if seeds is None:
         return default_seeds(manifest)
-    return [seed for seed in (parse_seed(text, manifest) for text in seeds) if seed.unfit(manifest) is None]
+    parsed = [parse_seed(text, manifest) for text in seeds]
+    return [seed for seed in parsed if seed.unfit(manifest, any_objective=method in OF_LOGITS) is None]
 
 
 def _same_but_objective(a: Manifest, b: Manifest) -> bool:
@@ -131,7 +134,8 @@ def _check_all_served(
             for name, manifest in zip(names, manifests, strict=True)
             if (reason := parse_seed(text, manifest).unfit(manifest)) is not None
         ]
-        if len(reasons) == len(names):
+        asked = {parse_seed(text, manifest) for manifest in manifests}
+        if len(reasons) == len(names) and not any(row.seed in asked for row in rows):
             raise InputError(
                 f"no engine can compute the seed {text!r} ({'; '.join(reasons)}); export one with that --objective and "
                 "--references."

@@ -32,11 +32,11 @@ class Seed:
             return PLAIN
         return f"{self.kind}{'' if self.kind == ONE else self.references}:{self.alpha:g}"
 
-    def unfit(self, manifest: Manifest) -> str | None:
-        """Why an engine cannot compute it, None where it can."""
+    def unfit(self, manifest: Manifest, *, any_objective: bool = False) -> str | None:
+        """Why an engine cannot compute it, None where it can; any_objective: for a method that does so itself."""
         if self.references > manifest.references:
             return f"it has {manifest.references} references"
-        if self.kind in OBJECTIVES and self.kind != manifest.objective:
+        if self.kind in OBJECTIVES and self.kind != manifest.objective and not any_objective:
             return f"its objective is {manifest.objective}"
         return None
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import ops
-from finercam_rt.contrast import AUTOMATIC, UNUSED, Contrast
+from finercam_rt.contrast import UNUSED, Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.evaluation.batch import Explained, Floats
 from finercam_rt.evaluation.perturbation import PERTURBATION, PerturbationOptions, perturbation_source
-from finercam_rt.evaluation.rows import Row, methods_of
+from finercam_rt.evaluation.rows import Row
 from finercam_rt.evaluation.seeds import PLAIN, Seed
-from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, OBJECTIVES
 from finercam_rt.methods.classifier import DEFAULT_MEMORY
+from finercam_rt.methods.protocol import Asked
 from finercam_rt.outputs import Drawing, Outputs
 from finercam_rt.tail import Tail
+
+OnStep: TypeAlias = Callable[[str, int, int], None]
+"""Called within a batch with a method, its runs done, and in all."""
 
 
 class RowMaps(NamedTuple):
@@ -30,11 +35,24 @@ class RowMaps(NamedTuple):
     seconds: float
 
 
+class Answers(NamedTuple):
+    """What several rows say of images: maps, by row, raw (M,h,w); logits (M,K); target (M,), the class explained."""
+
+    maps: Mapping[Row, Floats]
+    logits: Floats
+    target: NDArray[np.int64]
+
+    def of(self, row: Row, size: tuple[int, ...]) -> Explained:
+        """One row's, its maps resized to the images (H,W)."""
+        return Explained(resized(self.maps[row], size), self.logits, self.target)
+
+
 class EngineRows:
     """One engine and the rows that it serves: predictions, and maps of images for given classes.
 
-    Methods that are drawn from the same activations and gradients share the run that made them, and an engine of P
-    contrasts computes P seeds a run. forward_size: how many images the engine is best given at once.
+    Methods that are drawn from the same activations and gradients share the run that made them, an engine of P
+    contrasts computes P seeds a run, and the seeds of a method that perturbs images share those runs. forward_size: how
+    many images the engine is best given at once.
     """
 
     def __init__(
@@ -43,69 +61,94 @@ class EngineRows:
         rows: Sequence[Row],
         tail: Tail | None = None,
         options: PerturbationOptions = PerturbationOptions(),  # noqa: B008
+        on_step: OnStep | None = None,
     ) -> None:
         """Take the rows, all of this engine, its tail where ablationcam is among them, and how images are perturbed."""
         self.engine = engine
         height, width = engine.manifest.input.size
         self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (3 * height * width * 4))
-        self._tail, self._options = tail, options
-        self._own = [row for row in rows if row.method in methods_of(engine.manifest)]
-        self._others = [row for row in rows if row.method in PERTURBATION]
+        self._rows = tuple(rows)
         self._sources = {
-            name: perturbation_source(name, engine, tail, options) for name in {row.method for row in self._others}
+            name: perturbation_source(name, engine, tail, options, on_step and partial(on_step, name))
+            for name in dict.fromkeys(row.method for row in rows if row.method in PERTURBATION)
         }
 
     def forward(self, images: Floats) -> Floats:
         """(M,K) logits of (M,3,H,W) images."""
-        parts = [self.engine(part).logits[:count] for part, count in self._runs(images)]
-        return np.concatenate(parts)
+        return np.concatenate([self.engine.logits(part)[:count] for part, count in self._runs(images)])
 
-    def maps(self, images: Floats, target: NDArray[np.int64]) -> Iterator[RowMaps]:
-        """The maps of every row, in an order of its own, for these classes (N,)."""
-        seeds = list(dict.fromkeys(row.seed for row in self._own))
+    def maps(
+        self, images: Floats, target: NDArray[np.int64], logits: Floats, rows: Sequence[Row] | None = None
+    ) -> Iterator[RowMaps]:
+        """The maps of these rows (None: of all), in an order of their own, for these classes (N,).
+
+        logits: (N,K), what the engine says of the images.
+        """
+        asked = self._rows if rows is None else rows
+        nearest = _nearest(logits, target)
+        yield from self._own_maps(images, target, nearest, [row for row in asked if row.method not in self._sources])
+        for method, source in self._sources.items():
+            of_method = [row for row in asked if row.method == method]
+            if of_method:
+                began = time.perf_counter()
+                contrasts = [self._asked(nearest, row.seed) for row in of_method]
+                found = source.explain_each(images, target, contrasts)
+                seconds = time.perf_counter() - began
+                for row, maps in zip(of_method, found, strict=True):
+                    yield RowMaps(row, maps.saliency_map, seconds)
+
+    def alike(self, row: Row) -> list[Row]:
+        """The rows that share runs with this one, itself among them."""
+        kind = row.method if row.method in self._sources else None
+        return [other for other in self._rows if (other.method if other.method in self._sources else None) == kind]
+
+    def explain(self, rows: Sequence[Row], images: Floats, target: NDArray[np.int64] | None) -> Answers:
+        """Some rows' maps of other images, for these classes or the predicted ones."""
+        logits = self.forward(images)
+        classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
+        found = {maps.row: maps.saliency_map for maps in self.maps(images, classes, logits, rows)}
+        return Answers(found, logits, classes)
+
+    def _own_maps(
+        self, images: Floats, target: NDArray[np.int64], nearest: NDArray[np.int64], rows: Sequence[Row]
+    ) -> Iterator[RowMaps]:
+        """Of the methods that the engine itself draws."""
+        seeds = list(dict.fromkeys(row.seed for row in rows))
         at_once = self.engine.manifest.contrasts
         for start in range(0, len(seeds), at_once):
             part = seeds[start : start + at_once]
             began = time.perf_counter()
-            outputs = self._explained(images, target, part)
-            seconds = (time.perf_counter() - began) / len(part)
+            outputs = self._explained(images, target, nearest, part)
+            seconds = time.perf_counter() - began
             for place, seed in enumerate(part):
                 one = outputs if at_once == 1 else _contrast(outputs, place)
-                for row in self._own:
+                for row in rows:
                     if row.seed == seed:
                         began = time.perf_counter()
                         drawn = self._drawn(row.method, one)
                         yield RowMaps(row, drawn, seconds + time.perf_counter() - began)
-        nearest = _nearest(self.forward(images), target) if self._others else None
-        for row in self._others:
-            assert nearest is not None
-            began = time.perf_counter()
-            references = np.full((len(images), self.engine.manifest.references), UNUSED, np.int64)
-            references[:, : row.seed.references] = nearest[:, : row.seed.references]
-            found = self._sources[row.method].explain(images, target, references, row.seed.alpha)
-            yield RowMaps(row, found.saliency_map, time.perf_counter() - began)
 
-    def explain(self, row: Row, images: Floats, target: NDArray[np.int64] | None) -> Explained:
-        """One row's maps of other images, resized to them, for these classes or the predicted ones."""
-        logits = self.forward(images)
-        classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
-        (found,) = EngineRows(self.engine, [row], self._tail, self._options).maps(images, classes)
-        return Explained(resized(found.saliency_map, images.shape[2:]), logits, classes)
+    def _asked(self, nearest: NDArray[np.int64], seed: Seed) -> Asked:
+        objective = seed.kind if seed.kind in OBJECTIVES else None
+        return Asked(self._references(nearest, seed), seed.alpha, objective)
 
-    def _explained(self, images: Floats, target: NDArray[np.int64], seeds: Sequence[Seed]) -> Outputs:
-        manifest = self.engine.manifest
+    def _references(self, nearest: NDArray[np.int64], seed: Seed) -> NDArray[np.int64]:
+        """(N,R) of a seed, by name: what is nearest is known already."""
+        references = np.full((len(nearest), self.engine.manifest.references), UNUSED, np.int64)
+        references[:, : seed.references] = nearest[:, : seed.references]
+        return references
+
+    def _explained(
+        self, images: Floats, target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]
+    ) -> Outputs:
         parts, start = [], 0
-        logits = self.forward(images) if manifest.contrasts > 1 else None
         for part, count in self._runs(images):
-            classes = _filled(target[start : start + count], len(part))
-            if logits is None:
+            classes, near = (_filled(values[start : start + count], len(part)) for values in (target, nearest))
+            if self.engine.manifest.contrasts == 1:
                 (seed,) = seeds
-                references = np.full((len(part), manifest.references), UNUSED, np.int64)
-                references[:, : seed.references] = AUTOMATIC
-                found = self.engine(part, target=classes, references=references, alpha=seed.alpha)
+                found = self.engine(part, target=classes, references=self._references(near, seed), alpha=seed.alpha)
             else:
-                nearest = _nearest(_filled(logits[start : start + count], len(part)), classes)
-                found = self.engine(part, contrasts=_contrasts(classes, nearest, seeds))
+                found = self.engine(part, contrasts=_contrasts(classes, near, seeds))
             parts.append(_first(found, count))
             start += count
         return parts[0] if len(parts) == 1 else _joined(parts)
@@ -151,8 +194,12 @@ def _contrasts(target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Seq
 
 
 def _nearest(logits: Floats, target: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,K-1) the other classes by the distance of their logits from the target's, ties to the lower index."""
+    """(N,K-1) the other classes by the distance of their logits from the target's, ties to the lower index.
+
+    Any others of logits that are not finite: they say nothing, but the target is not among them.
+    """
     rows = np.arange(len(logits))
+    logits = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, 0)
     distance = np.abs(logits - logits[rows, target][:, None])
     distance[rows, target] = np.inf
     return np.argsort(distance, axis=1, kind="stable")[:, :-1].astype(np.int64)

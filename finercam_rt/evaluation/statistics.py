@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+ROUNDING = 1e-6
+"""Differences up to this are what float32 makes of the same map drawn in two ways."""
 _CHUNK = 500_000
 """Counts in memory at once, 4 MB."""
 
@@ -24,8 +26,8 @@ class Interval(NamedTuple):
 
     @property
     def covers_zero(self) -> bool:
-        """Whether the interval cannot tell the mean from 0."""
-        return not (self.low > 0 or self.high < 0)
+        """Whether the interval cannot tell the mean from 0, or both differ by float32's rounding alone."""
+        return not (self.low > ROUNDING or self.high < -ROUNDING)
 
 
 class Bootstrap:

@@ -7,6 +7,7 @@ from finercam_rt.methods.engine_source import EngineSource as EngineSource
 from finercam_rt.methods.meta import MetaCam as MetaCam
 from finercam_rt.methods.mutual_information import MiCam as MiCam
 from finercam_rt.methods.mutual_information import MiGrad as MiGrad
+from finercam_rt.methods.protocol import Asked as Asked
 from finercam_rt.methods.protocol import Maps as Maps
 from finercam_rt.methods.protocol import MapSource as MapSource
 from finercam_rt.methods.rise import Rise as Rise

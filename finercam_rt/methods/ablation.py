@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,11 @@ from finercam_rt.errors import InputError
 from finercam_rt.methods.channels import largest_variance
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import objective_values
-from finercam_rt.methods.protocol import Classes, Floats, Maps, OnProgress
+from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, OnProgress, Together
 from finercam_rt.tail import Tail
 
 
-class AblationCam:
+class AblationCam(Together):
     """ReLU(sum_k w_k A_k), w_k = (T - T_k) / |T|: T_k is the contrast's value with channel k of the layer set to 0.
 
     Only the tail is run for a channel. T is the target's logit where alpha is 0; the paper divides by T itself, which
@@ -60,31 +60,38 @@ class AblationCam:
         self._channels, self._memory = channels, memory
         self._on_progress = on_progress
 
-    def explain(
-        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
-    ) -> Maps:
-        """See MapSource.explain.
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each; an image takes as many runs of the tail as there are channels.
 
         Raises:
             InputError: an engine without activations; see `Engine.__call__` for the others.
         """
-        found = self._classifier.explained(images, target, references, alpha, activations=True)
-        features = self._classifier.feature_maps(found.activations)
+        found = self._classifier.explained_each(images, target, asked, activations=True)
+        first = found[0]
+        features = self._classifier.feature_maps(first.activations)
         chosen = largest_variance(features, self._channels)
-        maps = np.empty((len(images), *features.shape[2:]), np.float32)
+        maps = np.empty((len(asked), len(images), *features.shape[2:]), np.float32)
         for row, kept in enumerate(chosen):
-            contrast = (int(found.target[row]), found.references[row], alpha, self._objective)
-            carried = [values[row] for values in found.carried]
-            whole = objective_values(self._tail.logits(*_repeated(found.activations[row], carried, 1)), *contrast)
-            values = np.empty(len(kept))
-            for part, logits in self._ablated(found.activations[row], carried, kept):
-                values[part] = objective_values(logits, *contrast)
+            contrasts = [
+                (*one.contrast(row), contrast.objective or self._objective)
+                for one, contrast in zip(found, asked, strict=True)
+            ]
+            carried = [values[row] for values in first.carried]
+            whole = self._tail.logits(*_repeated(first.activations[row], carried, 1))
+            values = np.empty((len(asked), len(kept)))
+            for part, logits in self._ablated(first.activations[row], carried, kept):
+                values[:, part] = [objective_values(logits, *contrast) for contrast in contrasts]
                 if self._on_progress is not None:
                     self._on_progress(row * len(kept) + part.stop, len(images) * len(kept))
-            with np.errstate(divide="ignore", invalid="ignore"):  # T of 0 gives a map that is not finite, and says so
-                weights = (whole - values) / np.abs(whole)
-                maps[row] = np.maximum(np.tensordot(weights, features[row, kept].astype(np.float64), 1), 0)
-        return Maps(maps, found.target, found.references, found.logits)
+            activations = features[row, kept].astype(np.float64)
+            for place, contrast in enumerate(contrasts):
+                before = objective_values(whole, *contrast)
+                with np.errstate(
+                    divide="ignore", invalid="ignore"
+                ):  # T of 0 gives a map that is not finite, and says so
+                    weights = (before - values[place]) / np.abs(before)
+                    maps[place, row] = np.maximum(np.tensordot(weights, activations, 1), 0)
+        return [one.maps(maps[place]) for place, one in enumerate(found)]
 
     def _ablated(
         self, activations: Floats, carried: list[Floats], channels: NDArray[np.int64]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
-from finercam_rt.methods.protocol import Classes, Floats
+from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps
 
 DEFAULT_MEMORY = 5 << 19
 """Bytes of perturbed images that exist at once: four of 224 x 224. A CPU's caches hold what a network of the mobile
@@ -23,7 +23,7 @@ class Explained(NamedTuple):
 
     logits (N,K), the engine's own raw map (N,h,w), target (N,), references (N,R) as used; activations
     in the layer's layout, and channel_weights (N,C), the means of the gradients over the positions, None where they
-    were not asked for; carried, what a tail needs beside the activations.
+    were not asked for; carried, what a tail needs beside the activations; alpha, as asked.
     """
 
     logits: Floats
@@ -33,6 +33,15 @@ class Explained(NamedTuple):
     activations: Any
     channel_weights: Floats | None
     carried: tuple[Floats, ...]
+    alpha: float
+
+    def contrast(self, row: int) -> tuple[int, Classes, float]:
+        """One image's target, references and alpha, as `objective_values` takes them."""
+        return int(self.target[row]), self.references[row], self.alpha
+
+    def maps(self, saliency_map: Floats) -> Maps:
+        """The answer of a method that drew this map of the same images and contrast."""
+        return Maps(saliency_map, self.target, self.references, self.logits)
 
 
 class Classifier:
@@ -57,7 +66,33 @@ class Classifier:
 
     def logits(self, images: Floats) -> Floats:
         """(M,K) of (M,3,H,W)."""
-        return np.concatenate([self.engine(run).logits[:count] for run, count in self._runs(images)])
+        return np.concatenate([self.engine.logits(run)[:count] for run, count in self._runs(images)])
+
+    def explained_each(
+        self,
+        images: Floats,
+        target: Classes | None,
+        asked: Sequence[Asked],
+        *,
+        activations: bool = False,
+        gradients: bool = False,
+    ) -> list[Explained]:
+        """`explained` for several contrasts; activations in the first alone, since they are the same for all.
+
+        Raises:
+            InputError: see `explained`.
+        """
+        return [
+            self.explained(
+                images,
+                target,
+                contrast.references,
+                contrast.alpha,
+                activations=activations and place == 0,
+                gradients=gradients,
+            )
+            for place, contrast in enumerate(asked)
+        ]
 
     def explained(
         self,
@@ -93,12 +128,13 @@ class Classifier:
                     part.activations[:count] if activations else None,
                     self._pooled(part)[:count] if gradients else None,
                     tuple(values[:count] for values in part.carried) if activations else (),
+                    alpha,
                 )
             )
         if len(parts) == 1:
             return parts[0]
-        columns = zip(*parts, strict=True)
-        return Explained._make(_joined(values) for values in columns)
+        columns = zip(*(part[:-1] for part in parts), strict=True)
+        return Explained._make([*(_joined(values) for values in columns), alpha])
 
     def _run(self, images: Floats, target: Classes | None, references: Classes | None, alpha: float) -> Any:
         """The engine's outputs, without the axis of contrasts."""

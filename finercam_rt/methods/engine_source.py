@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from finercam_rt.engine import Engine
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
-from finercam_rt.methods.protocol import Classes, Floats, Maps
+from finercam_rt.methods.protocol import Classes, Floats, Maps, OneByOne
 
 
-class EngineSource:
+class EngineSource(OneByOne):
     """The maps that an engine draws by one of its methods.
 
     Args:

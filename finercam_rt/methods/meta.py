@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.methods.objective import Values
-from finercam_rt.methods.protocol import Classes, Floats, Maps, MapSource, OnProgress
+from finercam_rt.methods.protocol import Classes, Floats, Maps, MapSource, OneByOne, OnProgress
 
 DEFAULT_SHARES = tuple(share / 100 for share in range(5, 100, 10))
 
@@ -46,7 +46,7 @@ class ResidualEffects(NamedTuple):
     effects: Values
 
 
-class MetaCam:
+class MetaCam(OneByOne):
     """V = mean over the components of [pixel is among the top k % of the component's map], k chosen for each image.
 
     Of the shares k, the one whose V has the highest combined ROAD is taken (adaptive threshold), ties to the smaller

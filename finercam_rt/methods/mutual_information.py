@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from finercam_rt import ops
 from finercam_rt.engine import Engine
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import Values
-from finercam_rt.methods.protocol import Classes, Floats, Maps
+from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, Together
 
 BINS = 32
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -62,7 +63,7 @@ def _entropy(counts: NDArray[np.int64]) -> Values:
     return np.asarray(-(shares * logs).sum(axis=1))
 
 
-class MiCam:
+class MiCam(Together):
     """ReLU(sum_k w_k A_k), w_k = MI(gray(x), U_k): no class, no gradient and no further run of the classifier.
 
     U_k is A_k resized bilinearly to the image, gray(x) the luminance of the photograph; see `information`. The paper
@@ -85,24 +86,24 @@ class MiCam:
         self._classifier = Classifier(engine, memory)
         self._memory = memory
 
-    def explain(
-        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
-    ) -> Maps:
-        """See MapSource.explain.
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each.
 
         Raises:
             InputError: an engine without activations; see `Engine.__call__` for the others.
         """
-        found = self._classifier.explained(
-            images, target, references, alpha, activations=True, gradients=self._reads_gradients
+        found = self._classifier.explained_each(
+            images, target, asked, activations=True, gradients=self._reads_gradients
         )
-        activations = self._classifier.feature_maps(found.activations)
-        maps = np.empty((len(images), *activations.shape[2:]), np.float32)
+        activations = self._classifier.feature_maps(found[0].activations)
+        maps = np.empty((len(asked), len(images), *activations.shape[2:]), np.float32)
         for row, (image, features) in enumerate(zip(images, activations, strict=True)):
-            pooled = None if found.channel_weights is None else found.channel_weights[row]
-            weights = self._weights(self._information(image, features), pooled)
-            maps[row] = np.maximum(np.tensordot(weights, features.astype(np.float64), 1), 0)
-        return Maps(maps, found.target, found.references, found.logits)
+            told = self._information(image, features)
+            for place, one in enumerate(found):
+                pooled = None if one.channel_weights is None else one.channel_weights[row]
+                weights = self._weights(told, pooled)
+                maps[place, row] = np.maximum(np.tensordot(weights, features.astype(np.float64), 1), 0)
+        return [one.maps(maps[place]) for place, one in enumerate(found)]
 
     def _weights(self, found: Information, pooled: Floats | None) -> Values:
         """(C,) of one image."""

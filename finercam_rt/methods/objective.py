@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.methods.protocol import Classes, Floats
 
 Values = NDArray[np.float64]
+Objective: TypeAlias = tuple[int, Classes, float, str]
+"""What `objective_values` takes behind the logits: one image's target, references and alpha, and the objective."""
 
 
 def softmax(values: NDArray[np.floating]) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -27,6 +27,18 @@ class Maps(NamedTuple):
     logits: Floats
 
 
+class Asked(NamedTuple):
+    """One contrast of every image: references (N,R) and alpha, as `MapSource.explain` takes them.
+
+    objective: how several references count, for the methods that compute it from logits (`objective_values`); None is
+    the method's own.
+    """
+
+    references: Classes | None = None
+    alpha: float = 0.0
+    objective: str | None = None
+
+
 class MapSource(Protocol):
     """A method of one classifier, ready to explain."""
 
@@ -45,3 +57,43 @@ class MapSource(Protocol):
             references: (N,R) classes, -1 automatic, -2 unused; None for the R nearest classes.
             alpha: strength of the contrast; 0 is the plain method.
         """
+
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """The maps of several contrasts of the same images and classes, in their order.
+
+        They are those of `explain`, but what does not depend on the contrast, such as the classifier's runs on
+        perturbed images, is done once for all.
+        """
+
+
+class OneByOne:
+    """A method of which contrasts share nothing."""
+
+    def explain(
+        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
+    ) -> Maps:
+        """See MapSource.explain."""
+        raise NotImplementedError
+
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each."""
+        return [self.explain(images, target, contrast.references, contrast.alpha) for contrast in asked]
+
+
+class Together:
+    """A method of which contrasts share most: one is a case of several."""
+
+    def explain(
+        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
+    ) -> Maps:
+        """See MapSource.explain.
+
+        Raises:
+            InputError: see `explain_each`.
+        """
+        (maps,) = self.explain_each(images, target, [Asked(references, alpha)])
+        return maps
+
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each."""
+        raise NotImplementedError

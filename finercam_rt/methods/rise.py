@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,14 @@ from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import objective_values
-from finercam_rt.methods.protocol import Classes, Floats, Maps, OnProgress
+from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, OnProgress, Together
 
 DEFAULT_MASKS = 1000
 DEFAULT_CELLS = 7
 DEFAULT_SHOWN = 0.5
 
 
-class Rise:
+class Rise(Together):
     """S(p) = sum_i T(x * M_i) M_i(p) / (shown * masks), T = p_c - alpha * mean of p_d over the references.
 
     M_i is a grid of cells, each shown with the given probability, resized bilinearly to somewhat more than the image
@@ -66,27 +66,25 @@ class Rise:
         self._classifier = Classifier(engine, memory)
         self._on_progress = on_progress
 
-    def explain(
-        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
-    ) -> Maps:
-        """See MapSource.explain.
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each; an image takes as many runs of the classifier as there are masks.
 
         Raises:
             InputError: see `Engine.__call__`.
         """
-        found = self._classifier.explained(images, target, references, alpha)
-        sums = np.zeros((len(images), *images.shape[2:]))
+        found = self._classifier.explained_each(images, target, asked)
+        sums = np.zeros((len(asked), len(images), *images.shape[2:]))
         done, steps = 0, len(images) * self._masks
         for masks in self._random_masks(images.shape[2:]):
             for row, image in enumerate(images):
                 logits = self._classifier.logits(image * masks[:, None])
-                values = objective_values(logits, int(found.target[row]), found.references[row], alpha, "softmax")
-                sums[row] += np.tensordot(values, masks, 1)
+                values = [objective_values(logits, *one.contrast(row), "softmax") for one in found]
+                sums[:, row] += np.tensordot(np.stack(values), masks, 1)
                 done += len(masks)
                 if self._on_progress is not None:
                     self._on_progress(done, steps)
         maps = np.maximum(sums / (self._shown * self._masks), 0).astype(np.float32)
-        return Maps(maps, found.target, found.references, found.logits)
+        return [one.maps(maps[place]) for place, one in enumerate(found)]
 
     def _random_masks(self, size: tuple[int, ...]) -> Iterator[Floats]:
         """(b,H,W) at a time. Each mask is drawn by its own number, so that the batch size changes none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,14 @@ from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
 from finercam_rt.methods.channels import largest_variance
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
-from finercam_rt.methods.objective import Values, objective_values, softmax
-from finercam_rt.methods.protocol import Classes, Floats, Maps, OnProgress
+from finercam_rt.methods.objective import Objective, Values, objective_values, softmax
+from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, OnProgress, Together
 
 LIBRARY, PAPER = "library", "paper"
 FORMS = (LIBRARY, PAPER)
 
 
-class ScoreCam:
+class ScoreCam(Together):
     """ReLU(sum_k w_k A_k), with w_k from T(x * U_k): U_k is A_k resized to the image and min-max normalised.
 
     Form "library" (pytorch-grad-cam): w = softmax over the channels of T, corner pixels on corner cells. Form "paper":
@@ -63,50 +64,54 @@ class ScoreCam:
         self._classifier = Classifier(engine, memory)
         self._on_progress = on_progress
 
-    def explain(
-        self, images: Floats, target: Classes | None = None, references: Classes | None = None, alpha: float = 0.0
-    ) -> Maps:
-        """See MapSource.explain; an image takes as many runs of the classifier as there are channels.
+    def explain_each(self, images: Floats, target: Classes | None, asked: Sequence[Asked]) -> list[Maps]:
+        """See MapSource.explain_each; an image takes as many runs of the classifier as there are channels.
 
         Raises:
             InputError: an engine without activations; see `Engine.__call__` for the others.
         """
-        found = self._classifier.explained(images, target, references, alpha, activations=True)
-        features = self._classifier.feature_maps(found.activations)
+        found = self._classifier.explained_each(images, target, asked, activations=True)
+        features = self._classifier.feature_maps(found[0].activations)
         chosen = largest_variance(features, self._channels)
-        maps = np.empty((len(images), *features.shape[2:]), np.float32)
+        maps = np.empty((len(asked), len(images), *features.shape[2:]), np.float32)
         for row, kept in enumerate(chosen):
             activations = np.ascontiguousarray(features[row, kept])
+            contrasts = [
+                (*one.contrast(row), contrast.objective or self._objective)
+                for one, contrast in zip(found, asked, strict=True)
+            ]
             done = row * len(kept), len(images) * len(kept)
-            scores, zeros = self._scores(
-                images[row], activations, int(found.target[row]), found.references[row], alpha, done
-            )
-            weights = softmax(scores) if self._form == LIBRARY else scores - zeros
-            maps[row] = np.maximum(np.tensordot(weights, activations.astype(np.float64), 1), 0)
-        return Maps(maps, found.target, found.references, found.logits)
+            for place, scores in enumerate(self._scores(images[row], activations, contrasts, done)):
+                weights = softmax(scores) if self._form == LIBRARY else scores - self._baseline(contrasts[place])
+                maps[place, row] = np.maximum(np.tensordot(weights, activations.astype(np.float64), 1), 0)
+        return [one.maps(maps[place]) for place, one in enumerate(found)]
 
     def _scores(
-        self,
-        image: Floats,
-        activations: Floats,
-        target: int,
-        references: Classes,
-        alpha: float,
-        done: tuple[int, int],
-    ) -> tuple[Values, float]:
-        """(k,) T of the image masked by each channel (k,h,w), and y_c of the image of zeros."""
+        self, image: Floats, activations: Floats, contrasts: Sequence[Objective], done: tuple[int, int]
+    ) -> Values:
+        """(contrasts,k) T of the image masked by each channel (k,h,w)."""
         flat = activations.reshape(len(activations), -1)
         varies = np.flatnonzero(~(flat.min(axis=1) == flat.max(axis=1)))  # written so that NaN varies
-        scores = np.empty(len(activations))
-        zeros = self._classifier.logits(np.zeros((1, *image.shape), np.float32))
-        scores[:] = objective_values(zeros, target, references, alpha, self._objective)
-        count = 0
+        scores = np.empty((len(contrasts), len(activations)))
+        scores[:] = [objective_values(self._zeros, *contrast) for contrast in contrasts]
+        count = len(activations) - len(varies)
         for part, logits in self._masked(image, activations, varies):
-            scores[part] = objective_values(logits, target, references, alpha, self._objective)
+            scores[:, part] = [objective_values(logits, *contrast) for contrast in contrasts]
             count += len(part)
             if self._on_progress is not None:
                 self._on_progress(done[0] + count, done[1])
-        return scores, float(objective_values(zeros, target, references, 0.0, self._objective)[0])
+        return scores
+
+    @cached_property
+    def _zeros(self) -> Floats:
+        """(1,K) the logits of the image of zeros."""
+        height, width = self._classifier.engine.manifest.input.size
+        return self._classifier.logits(np.zeros((1, 3, height, width), np.float32))
+
+    def _baseline(self, contrast: Objective) -> float:
+        """y_c of the image of zeros."""
+        target, references, _, objective = contrast
+        return float(objective_values(self._zeros, target, references, 0.0, objective)[0])
 
     def _masked(
         self, image: Floats, activations: Floats, channels: NDArray[np.int64]

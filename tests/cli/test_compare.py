@@ -83,6 +83,10 @@ def test_mistakes(
     finercam("compare", toy.path, tmp_path / "none.onnx", "--images", photographs).refused("no such file")
     finercam("compare", toy.path, toy.path, "--images", tmp_path / "none").refused("no such file")
     finercam("compare", toy.path, toy.path, "--images", photographs, "--alpha", "-1").refused("alpha is -1")
+    finercam("compare", toy.path, toy.path, "--images", photographs, "--metrics", "rd5").refused("no metric 'rd5'")
+    for name in ("adcc", "energy"):
+        asked = ("--images", photographs, "--metrics", name)
+        finercam("compare", toy.path, toy.path, *asked).refused("`finercam evaluate A B` measures it")
     other = make_toy("one.onnx", references=1)
     finercam("compare", toy.path, other.path, "--images", photographs).refused("differ in their references")
 
@@ -98,3 +102,36 @@ def test_engines_of_several_contrasts_are_asked_for_the_first(
         means = json.loads(ran.out)["mean"]
         assert means["class_agreement"] == 1
         assert min(means["cosine"], means["spearman"], means["top_overlap"]) > 0.9999
+
+
+def test_what_the_deviation_of_the_maps_costs(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    """A's figures are those that `evaluate` finds; B's map is measured on A, whatever B's own logits are."""
+    from finercam_rt.evaluation import evaluate
+
+    first, second = make_toy(), make_toy("mean.onnx", objective="mean")
+    asked = ("--images", photographs, "--metrics", "rd@20", "deletion", "--json")
+    report = json.loads(finercam("compare", first.path, second.path, *asked).out)
+    results = evaluate(first.path, photographs, seeds=["weighted"], metrics=["rd@20", "deletion"], unlabelled=True)
+    known = dict(zip(results.names, results.values[:, 0], strict=True))
+    compared = [record for record in report["images"] if "metrics" in record]
+    assert len(compared) == report["compared"] >= 3
+    for record in compared:
+        figures = record["metrics"]
+        wanted = known[Path(record["image"]).relative_to(photographs).as_posix()]
+        assert [figures["rd@20"][0], figures["deletion"][0]] == pytest.approx(wanted, abs=1e-6)
+    for column, found in report["metrics"].items():
+        a, b = np.array([record["metrics"][column] for record in compared]).T
+        assert (found["a"], found["b"]) == pytest.approx((a.mean(), b.mean()))
+        assert found["difference"]["mean"] == pytest.approx((b - a).mean())
+        assert found["difference"]["low"] <= found["difference"]["mean"] <= found["difference"]["high"]
+        assert (a != b).any()
+    assert report["mean"]["map_error"] > 0.01
+
+    itself = json.loads(finercam("compare", first.path, first.path, *asked).out)
+    assert itself["mean"]["map_error"] == 0
+    assert {found["difference"]["mean"] for found in itself["metrics"].values()} == {0}
+    said = finercam("compare", first.path, second.path, "--images", photographs, "--metrics", "rd@20").out
+    assert "rd@20            A " in said
+    assert "map error        mean " in said

@@ -42,11 +42,14 @@ class _Page(HTMLParser):
         self.tags: list[str] = []
         self.references: list[str] = []
         self.open: list[str] = []
+        self.alternatives: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.references += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
+        if tag in ("img", "svg"):
+            self.alternatives.append(dict(attributes).get("alt" if tag == "img" else "aria-label") or "")
         if tag not in ("meta", "img", "br", "path", "use", "rect"):
             self.open.append(tag)
 
@@ -125,9 +128,22 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     for title in ("Deletion", "Relative confidence drop", "Confidence drop", "Best images", "Worst images"):
         assert f">{title}<" in text
     assert page.tags.count("img") == 3 * 8
+    assert len(page.alternatives) == page.tags.count("img") + page.tags.count("svg")
+    assert all(len(text) > 15 for text in page.alternatives)
+    assert "prefers-color-scheme:dark" in text
+    assert not re.search(r"#(1f2933|e4e7eb|52606d)\b", text.partition("</style>")[2])  # the page's colours by name
+    for column, says in (
+        ("rd@10", "where the 10 % most salient pixels are removed, beyond"),
+        ("deletion", "area under"),
+    ):
+        assert re.search(rf"<dt>{column}</dt><dd>[^<]*{says}[^<]*is better</dd>", text)
+    assert ">rd@5 against time<" in text
     assert "dodo/x.png" in text
     assert "kite/broken.png" in text
     assert "explain nothing" in text
+    assert re.search(
+        r"<summary>gradcam plain: \d+ (constant|no_positive_evidence)</summary><p[^>]*>[^<]*kite/flat.png", text
+    )
     engine = json.loads((out / "results.json").read_text())["produced"]["engines"][0]
     assert engine["sha256"] in text
     assert "finercam-rt 0." in text

@@ -23,6 +23,17 @@ def test_plain_lines(capsys):
     assert capsys.readouterr().out == "a result\n"
 
 
+def test_details_within_a_step():
+    stream, terminal = io.StringIO(), Terminal()
+    for where in (stream, terminal):
+        bar = Progress(3, "images", "evaluating", where, interval=0)
+        bar.advance()
+        bar.detail("scorecam 8 of 20 runs")
+        bar.close()
+    assert stream.getvalue().splitlines()[1:] == ["evaluating: 1 of 3 images, scorecam 8 of 20 runs"]
+    assert "scorecam 8 of 20 runs" in terminal.getvalue()
+
+
 def test_plain_lines_are_few():
     stream = io.StringIO()
     bar = Progress(10_000, "images", "explaining", stream, interval=3600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation import Results, evaluate
 from finercam_rt.evaluation.batch import nearest_class, softmax
@@ -94,6 +96,40 @@ def test_engines_of_several_contrasts_and_of_a_fixed_batch_give_the_same(
         np.testing.assert_allclose(other.values, one.values, atol=1e-5)
 
 
+def test_results_in_a_notebook(make_toy: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    """Printed, as plain values, and as lines for a data frame: the same figures as in the files."""
+    out = tmp_path / "out"
+    results = evaluate(make_toy().path, data, seeds=["plain", "one:1"], metrics=["rd@20", "deletion"], out=out)
+    assert json.loads((out / "results.json").read_text()) == results.to_dict()
+    with (out / "results.csv").open(newline="") as stream:
+        for written, line in zip(csv.DictReader(stream), results.table(), strict=True):
+            assert written.keys() == line.keys()
+            assert written["metric"] == line["metric"]
+            assert float(written["difference_low"]) == pytest.approx(line["difference_low"])
+    assert np.array_equal(results.figures("deletion"), results.values[:, :, 1])
+    lines = str(results).splitlines()
+    assert repr(results) == str(results)
+    assert lines[0].split() == ["rd@20", "deletion", "no", "map", "ms/image"]
+    for m, row in enumerate(results.rows):
+        shown = lines[1 + m].removeprefix(row.name).split()
+        for text, column in zip(shown, results.columns, strict=False):
+            assert text.rstrip("*") == f"{results.summary[m][column].mean:.4f}"
+            assert text.endswith("*") == (m in results.best(column))
+    assert lines[-1] == results.advice
+    (best,) = results.best("deletion")
+    assert best == int(results.difference[1]["deletion"].mean < 0)  # lower is better
+
+
+def test_progress_goes_from_map_to_map(make_toy: Callable[..., Any], data: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(
+        make_toy().path, data, seeds=["plain", "one:1"], metrics=["cd@10"], batch_size=5,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert {total for _, total in seen} == {24}
+    assert [done for done, _ in seen] == [0, 5, 10, 10, 15, 20, 20, 22, 24, 24]
+
+
 def test_the_label_is_explained_where_asked_for(make_toy: Callable[..., Any], data: Path) -> None:
     toy = make_toy()
     predicted = evaluate(toy.path, data, metrics=["cd@10"])
@@ -141,6 +177,30 @@ def test_images_with_logits_that_are_not_finite(make_toy: Callable[..., Any], da
     assert results.statuses(0) == {"non_finite": 12}
     assert np.isnan(results.values).all()
     assert results.recommendation is None
+
+
+def test_some_images_with_logits_that_are_not_finite(make_toy: Callable[..., Any], data: Path) -> None:
+    """Class 0 overflows where its evidence is strong: those images are counted, and the means are of the others."""
+    import onnx
+
+    toy = make_toy()
+    model = onnx.load(toy.path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "weight":
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[0] = (3e38, *[0] * (values.shape[1] - 1))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, "weight"))
+    onnx.save(model, toy.path)
+    for picture in data.rglob("*.png"):
+        if int(picture.stem) % 2:
+            Image.fromarray(255 - np.asarray(Image.open(picture)) // 2).save(picture)
+    results = evaluate(toy.path, data, metrics=["rd@10"])
+    bad = results.status[:, 0] == ops.Status.NON_FINITE
+    assert 0 < bad.sum() < 12
+    assert results.statuses(0)["non_finite"] == bad.sum()
+    assert np.isnan(results.values[bad]).all()
+    assert (results.target[bad] == -1).all()
+    assert results.summary[0]["rd@10"].images == np.isfinite(results.values[~bad, 0, 0]).sum()
 
 
 def _files(folder: Path) -> tuple[dict[str, Any], bytes]:

@@ -37,7 +37,7 @@ def classifier(images):
     return np.repeat(np.arange(CLASSES, dtype=np.float32)[None], len(images), axis=0)
 
 
-def by_colour(images, target):
+def by_colour(images, target, shared=True):
     """The map of class k is where the brightness is k + 1."""
     there = np.abs(images.mean(axis=1) - (target[:, None, None] + 1)) < 1e-3
     return Explained(there.astype(np.float32), classifier(images), target)
@@ -63,7 +63,7 @@ def test_a_method_that_knows_the_class_gets_all(make_batch, pool, tiles):
 
 
 def test_a_method_that_knows_nothing_gets_the_tiles_share(make_batch, pool):
-    def even(images, target):
+    def even(images, target, shared):
         maps = np.ones((len(images), SIZE, SIZE), np.float32)
         maps[:, ::2] = 2
         return Explained(maps, classifier(images), target)
@@ -74,7 +74,7 @@ def test_a_method_that_knows_nothing_gets_the_tiles_share(make_batch, pool):
 def test_the_other_tiles_are_the_nearest_classes(make_batch, pool):
     seen = []
 
-    def look(images, target):
+    def look(images, target, shared):
         seen.append(images)
         return by_colour(images, target)
 
@@ -86,7 +86,7 @@ def test_the_other_tiles_are_the_nearest_classes(make_batch, pool):
 def test_grids_are_drawn_by_place_and_shared_by_methods(make_batch, pool):
     seen = []
 
-    def look(images, target):
+    def look(images, target, shared):
         seen.append(images)
         return by_colour(images, target)
 
@@ -107,7 +107,7 @@ def test_undefined_where_the_class_explained_is_not_the_one_shown(make_batch, po
     )
     assert np.isnan(measure(wrong)).tolist() == [False, True]
 
-    def nothing(images, target):
+    def nothing(images, target, shared):
         return Explained(np.zeros_like(images[:, 0]), classifier(images), target)
 
     assert np.isnan(measure(batch.explained_by(nothing))).all()

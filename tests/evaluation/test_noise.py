@@ -82,7 +82,7 @@ def batch(make_batch):
 
 
 def measure(batch, saliency, method, **options):
-    def explain(images, target):
+    def explain(images, target, shared):
         logits = classifier(images)
         predicted = logits.argmax(axis=1) if target is None else target
         return Explained(method(images, predicted), logits, predicted)

@@ -6,6 +6,7 @@ import pytest
 
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.metrics import NAMES, MetricOptions, metrics_by_name
+from finercam_rt.evaluation.report.meanings import meaning
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ def test_wrong_names_are_refused_in_a_sentence(names, message):
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):
         MetricOptions(**wrong)
+
+
+def test_every_column_has_a_meaning_for_the_report():
+    metrics = metrics_by_name([name.replace("X", "7.5") for name in NAMES])
+    said = [meaning(column) for metric in metrics for column in metric.columns]
+    assert len(set(said)) == len(said)
+    assert not any(text.endswith(".") for text in said)
+    assert "the 7.5 % most salient" in meaning("rd@7.5")
 
 
 def test_every_name_gives_a_metric_with_that_column():

@@ -95,3 +95,17 @@ def test_twins_share_what_does_not_depend_on_the_objective() -> None:
 def test_what_no_engine_can_is_refused(methods: list[str] | None, seeds: list[str] | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
         plan_rows(["e"], [WEIGHTED], methods, seeds)
+
+
+def test_methods_that_compute_the_objective_take_the_seeds_of_any() -> None:
+    twins = [TAPS, dataclasses.replace(TAPS, objective="mean")]
+    seeds = ["plain", "mean3:0.6", "weighted3:1"]
+    assert _names(["e"], twins[:1], ["scorecam"], seeds) == [f"scorecam {seed}" for seed in seeds]
+    assert _names(["w", "m"], twins, ["gradcam", "scorecam"], seeds) == [
+        "w gradcam plain",
+        "w gradcam weighted3:1",
+        *(f"w scorecam {seed}" for seed in seeds),
+        "m gradcam mean3:0.6",
+    ]
+    with pytest.raises(InputError, match="it has 3 references"):
+        plan_rows(["e"], twins[:1], ["scorecam"], ["mean5:1"])

@@ -64,9 +64,9 @@ def images() -> np.ndarray:
 
 
 def _maps(engine: Engine, rows: list[Row], images: np.ndarray, tail: Tail | None = None) -> dict[str, np.ndarray]:
-    target = engine(images).logits.argmax(axis=1)
-    options = PerturbationOptions(masks=40)
-    return {maps.row.name: maps.saliency_map for maps in EngineRows(engine, rows, tail, options).maps(images, target)}
+    logits = engine(images).logits
+    served = EngineRows(engine, rows, tail, PerturbationOptions(masks=40))
+    return {maps.row.name: maps.saliency_map for maps in served.maps(images, logits.argmax(axis=1), logits)}
 
 
 def test_rows_that_share_a_run_are_those_of_runs_of_their_own(files: Files, engine: Engine, images: np.ndarray) -> None:
@@ -101,6 +101,52 @@ def test_methods_by_name(files: Files, engine: Engine, images: np.ndarray) -> No
         np.testing.assert_allclose(found[row.name], wanted, rtol=1e-4, atol=1e-6, err_msg=row.name)
         if row.seed.name != "plain" and row.method not in ("scorecam", "metacam"):
             assert not np.allclose(found[row.name], found[f"{row.method} plain"]), row.name
+
+
+def test_seeds_share_the_runs_on_perturbed_images(
+    engine: Engine, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, seen = Engine.logits, []
+
+    def counted(self: Engine, batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        return predict(self, batch)
+
+    runs = {}
+    for seeds in (SEEDS[:1], SEEDS):
+        for method in ("scorecam", "rise"):
+            seen.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(Engine, "logits", counted)
+                maps = _maps(engine, plan_rows(["e"], [engine.manifest], [method], seeds), images)
+            assert len(maps) == len(seeds)
+            runs[method, len(seeds)] = sum(seen)
+    assert runs == {("scorecam", n): 51 for n in (1, 3)} | {("rise", n): 200 for n in (1, 3)}
+
+
+def test_metrics_that_ask_every_method_about_the_same_images_share_their_runs(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    for k in range(8):
+        pixels = np.random.default_rng(k).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        (tmp_path / str(k % 4)).mkdir(exist_ok=True)
+        Image.fromarray(pixels).resize((32, 32)).save(tmp_path / str(k % 4) / f"{k}.png")
+    explain, asked = EngineRows.explain, []
+
+    def counted(self: EngineRows, rows: list[Row], images: np.ndarray, target: Any) -> Any:
+        asked.append(len(rows))
+        return explain(self, rows, images, target)
+
+    monkeypatch.setattr(EngineRows, "explain", counted)
+    options: dict[str, Any] = {"metrics": ["grid_pointing_game"], "target": "label", "seeds": SEEDS, "channels": 4}
+    options["labels"] = {str(k): str(k) for k in range(4)}
+    together = evaluate(files.engine, tmp_path, methods=["gradcam", "layercam", "scorecam"], **options)
+    assert asked == [6, 3]  # those that the engine draws, and one method's seeds
+    assert np.isfinite(together.values).sum() > 40
+    alone = [evaluate(files.engine, tmp_path, methods=[m], **options) for m in ("gradcam", "layercam", "scorecam")]
+    np.testing.assert_allclose(together.values, np.concatenate([one.values for one in alone], axis=1), rtol=1e-5)
 
 
 def test_an_evaluation_by_them(files: Files, tmp_path: Path) -> None:

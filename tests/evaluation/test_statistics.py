@@ -87,8 +87,10 @@ def test_the_best_row_is_recommended_with_its_margin(sign: int) -> None:
     assert found.over_baseline is not None
     assert found.over_baseline.mean == pytest.approx(1, abs=0.05)
     assert not found.over_baseline.covers_zero
-    assert "better by" in found.sentence
+    assert found.sentence.startswith("By rd@5, take row 1: it is better than the baseline row 0 by ")
     assert "within noise" not in found.sentence
+    assert "runner-up" not in found.sentence  # it is the baseline, which was named
+    assert found.sentence.endswith("It takes 10.0 ms an image, the baseline 10.0 ms.")
 
 
 def test_a_difference_within_noise_is_called_so() -> None:
@@ -99,7 +101,10 @@ def test_a_difference_within_noise_is_called_so() -> None:
     assert found is not None
     assert found.row == 1
     assert 0.2 < found.wins < 0.8
-    assert "within noise of" in found.sentence
+    assert found.sentence.startswith(
+        "By rd@5, nothing is clearly better than the baseline row 0: row 1 is ahead of it by "
+    )
+    assert "images), which is within noise." in found.sentence
 
 
 def test_a_row_gains_nothing_by_failing_on_the_hard_images() -> None:
@@ -111,6 +116,77 @@ def test_a_row_gains_nothing_by_failing_on_the_hard_images() -> None:
     assert found is not None
     assert found.row == 0
     assert "keep the baseline" in found.sentence
+
+
+def _said(values: np.ndarray) -> str:
+    found = recommend(_rows(values.shape[1]), "cd@5", values, 1, Bootstrap(len(values), 0), np.zeros(values.shape[1]))
+    assert found is not None
+    return found.sentence
+
+
+def test_what_is_said_where_the_baseline_is_best() -> None:
+    base = np.random.default_rng(0).normal(size=50)
+    clear = _said(np.stack([base, base - 1, base - 2], axis=1))
+    assert clear.startswith("By cd@5, keep the baseline row 0: it is better than the runner-up row 1 by 1.0000 (95 % ")
+    assert "ms an image" not in clear
+    tied = base + np.random.default_rng(1).normal(size=50)
+    tied += base.mean() - tied.mean() - 0.01
+    noise = _said(np.stack([base, tied], axis=1))
+    assert noise.startswith("By cd@5, keep the baseline row 0: it is ahead of row 1 by 0.0100 (95 % interval -")
+    assert "images), which is within noise. It is the best in" in noise
+
+
+def test_what_is_said_of_a_runner_up_that_is_not_the_baseline() -> None:
+    base = np.random.default_rng(0).normal(size=50)
+    clear = _said(np.stack([base, base + 2, base + 1], axis=1))
+    assert "take row 1: it is better than the baseline row 0 by 2.0000" in clear
+    assert "Over the runner-up row 2 it is ahead by 1.0000" in clear
+    assert "within noise" not in clear
+    other = base + 2 + np.random.default_rng(1).normal(size=50)
+    other += base.mean() + 1.99 - other.mean()
+    tied = _said(np.stack([base, base + 2, other], axis=1))
+    assert "take row 1: it is better than the baseline row 0 by 2.0000" in tied
+    assert "Over the runner-up row 2 it is ahead by 0.0100" in tied
+    assert tied.count("which is within noise") == 1
+
+
+def test_rows_that_are_the_same_change_nothing() -> None:
+    base = np.random.default_rng(0).normal(size=50)
+    assert _said(np.stack([base, base, base], axis=1)).startswith(
+        "By cd@5, keep the baseline row 0: row 1 has the same figures, and nothing is better. It is the best in 100 %"
+    )
+    rounded = base + 1e-8 * np.abs(np.random.default_rng(1).normal(size=50))  # as float32 makes it, always larger
+    assert _said(np.stack([base, rounded], axis=1)).startswith("By cd@5, keep the baseline row 0: row 1 has the same")
+    twins = _said(np.stack([base, base + 1, rounded + 1], axis=1))
+    assert "take row 1" in twins
+    assert "The runner-up row 2 has the same figures. It is the best in 100 %" in twins
+
+
+def test_one_image_has_no_interval_and_shows_nothing() -> None:
+    said = _said(np.array([[0.1, 0.3]]))
+    assert said.startswith("By cd@5, nothing is clearly better than the baseline row 0: row 1 is ahead of it by 0.2000")
+    assert "(one image, so without an interval), which is within noise." in said
+    assert "nan" not in said
+
+
+def test_what_the_best_row_has_no_figure_for_is_said() -> None:
+    base = np.random.default_rng(0).normal(size=20)
+    best = np.where(np.arange(20) < 3, np.nan, base + 1)
+    assert "It has no figure for 3 of the baseline's 20 images." in _said(np.stack([base, best], axis=1))
+    assert "no figure" not in _said(np.stack([base, base + 1], axis=1))
+
+
+def test_rows_without_values_are_not_candidates() -> None:
+    base = np.random.default_rng(0).normal(size=20)
+    nothing = np.full(20, np.nan)
+    said = _said(np.stack([base, nothing, base + 1], axis=1))
+    assert said.startswith("By cd@5, take row 2: it is better than the baseline row 0 by 1.0000")
+    assert "row 1" not in said
+    assert _said(np.stack([base, nothing], axis=1)) == (
+        "row 0 is the only row with a value of cd@5, so there is nothing to choose."
+    )
+    # without a baseline there is no difference from it
+    assert recommend(_rows(2), "cd@5", np.stack([nothing, base], axis=1), 1, Bootstrap(20, 0), np.zeros(2)) is None
 
 
 def test_nothing_is_recommended_without_values() -> None:

@@ -208,11 +208,11 @@ def test_where_a_dynamic_graph_fails_each_batch_size_has_its_own(toy, monkeypatc
     compile_for = module.OpenVinoBackend._compile
     compiled: list[int | None] = []
 
-    def refuse_dynamic(self, batch):
+    def refuse_dynamic(self, batch, logits_alone):
         compiled.append(batch)
         if batch is None:
             raise RuntimeError("Cannot get length of dynamic dimension")
-        return compile_for(self, batch)
+        return compile_for(self, batch, logits_alone)
 
     monkeypatch.setattr(module.OpenVinoBackend, "_compile", refuse_dynamic)
     with Engine(toy.path, backend="openvino", threads=1) as engine:
@@ -224,7 +224,7 @@ def test_where_a_dynamic_graph_fails_each_batch_size_has_its_own(toy, monkeypatc
 
 
 def test_a_graph_that_cannot_be_compiled_is_one_sentence(toy, monkeypatch):
-    def refuse(self, batch):
+    def refuse(self, batch, logits_alone):
         raise RuntimeError("Exception from src/inference:1:\nCheck failed at src/core:2:\n  no such kernel.\n")
 
     monkeypatch.setattr(module.OpenVinoBackend, "_compile", refuse)

@@ -51,7 +51,7 @@ class GridPointingGame:
         grids = batch.once(("grids", self._side, self._seed), lambda: self._grids(batch))
         result = np.full(len(saliency), np.nan)
         if len(grids.rows):
-            maps = batch.explain(grids.images, batch.target[grids.rows]).saliency
+            maps = batch.explain(grids.images, batch.target[grids.rows], shared=True).saliency
             said = drawable(maps)
             values = maps[said].astype(np.float64)
             result[grids.rows[said]] = (values * grids.tiles[said]).sum(axis=(1, 2)) / values.sum(axis=(1, 2))
@@ -69,13 +69,18 @@ class GridPointingGame:
         own = pool.labels[batch.indices]
         # a tile is its own truth only where the class explained is the one that it shows
         rows = np.flatnonzero(((own == batch.target) | (own < 0)) & np.isfinite(batch.logits).all(axis=1))
-        made = [self._grid(batch, pool, row, present) for row in rows.tolist()]
+        grids = [self._grid(batch, pool, row, present) for row in rows.tolist()]
+        rows = rows[[grid is not None for grid in grids]] if grids else rows
+        made = [grid for grid in grids if grid is not None]
         height, width = batch.images.shape[2:]
         images = np.stack([grid for grid, _ in made]) if made else np.empty((0, 3, height, width), np.float32)
         tiles = np.stack([tile for _, tile in made]) if made else np.empty((0, height, width), bool)
         return Grids(images, tiles, rows)
 
-    def _grid(self, batch: Batch, pool: Pool, row: int, present: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
+    def _grid(
+        self, batch: Batch, pool: Pool, row: int, present: NDArray[np.int64]
+    ) -> tuple[Floats, NDArray[np.bool_]] | None:
+        """The grid of one image and its tile; None where all photographs of one of the other classes are damaged."""
         random = np.random.default_rng([self._seed, int(batch.indices[row])])
         target, logits = int(batch.target[row]), batch.logits[row].astype(np.float64)
         others = present[present != target]
@@ -86,11 +91,12 @@ class GridPointingGame:
             raise InputError(
                 f"the grid pointing game needs {self._side**2} labelled classes; add some, or leave it out."
             )
-        chosen = [int(random.choice(np.flatnonzero(pool.labels == k))) for k in nearest]
+        photographs = [_one_of(np.flatnonzero(pool.labels == k), pool, random) for k in nearest]
+        if any(photograph is None for photograph in photographs):
+            return None
         place = int(random.integers(self._side**2))
-        photographs = list(pool.load(chosen))
         photographs.insert(place, batch.images[row])
-        return compose(photographs, self._side, place)
+        return compose([photograph for photograph in photographs if photograph is not None], self._side, place)
 
 
 def compose(photographs: list[Floats], side: int, place: int) -> tuple[Floats, NDArray[np.bool_]]:
@@ -105,6 +111,19 @@ def compose(photographs: list[Floats], side: int, place: int) -> tuple[Floats, N
         grid[:, there[0], there[1]] = vertical @ photograph @ horizontal.T
         tile[there] = number == place
     return grid, tile
+
+
+def _one_of(places: NDArray[np.intp], pool: Pool, random: np.random.Generator) -> Floats | None:
+    """One of these photographs by chance, of those that can be read; None where none can."""
+    while len(places):
+        chosen = int(random.choice(places))
+        try:
+            photograph: Floats = pool.load([chosen])[0]
+        except InputError:
+            places = places[places != chosen]
+        else:
+            return photograph
+    return None
 
 
 def _area(size: int, smaller: int) -> Floats:

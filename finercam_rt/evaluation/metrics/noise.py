@@ -55,7 +55,7 @@ class NoiseRobustness:
             raise InputError("noise robustness asks the method for other maps; give the batch its `explain`.")
         result = {column: np.full(len(saliency), np.nan) for column in self.columns}
         for row in np.flatnonzero(drawable(saliency) & (batch.logits.argmax(axis=1) == batch.target)).tolist():
-            again = batch.explain(self._copies(batch, row), None)
+            again = batch.explain(self._copies(batch, row), None, shared=True)
             if not drawable(again.saliency).all():
                 continue
             segments = self._segments(batch, row)

@@ -26,11 +26,12 @@ _SIDE, _QUALITY = 192, 82
 
 
 class Picture(NamedTuple):
-    """A data URI, its title, and a line below it."""
+    """A data URI, its title, a line below it, and what it shows for those who do not see it."""
 
     uri: str
     title: str
     note: str
+    alt: str
     mark: str
 
 
@@ -84,23 +85,31 @@ def _examples(
     photographs: list[Picture | None] = [None] * len(samples)
     for number, engine in enumerate(engines):
         found = load_photographs(samples, Preprocessor(engine.engine.manifest.input))
-        shown = found.places.tolist()
-        if not shown:
+        readable = found.places.tolist()
+        if not readable:
             continue
         target = results.target[places[found.places], number]
-        for maps in engine.maps(found.inputs, target):
+        for maps in engine.maps(found.inputs, target, engine.forward(found.inputs)):
             m = results.rows.index(maps.row)
             drawn = ops.render(
                 maps.saliency_map, found.views.shape[1:3], images=np.ascontiguousarray(found.views), colormap="turbo"
             )
-            for k, at in enumerate(shown):
+            for k, at in enumerate(readable):
                 value = results.values[places[at], m, column]
                 status = ops.Status(int(results.status[places[at], m])).label
                 note = f"{results.columns[column]} {value:.4f}" if math.isfinite(value) else status
+                explained = int(results.target[places[at], number])
+                if explained != results.target[places[at], 0]:  # this engine predicts another class
+                    note += f", of {engine.engine.classes.short_name(explained)}"
                 mark = "chosen" if _is_chosen(results, m) else "baseline" if m == 0 else ""
-                pictures[at][m] = Picture(_uri(drawn.image[k][:, :, :3]), maps.row.name, note, mark)
-        for k, at in enumerate(shown):
-            photographs[at] = photographs[at] or Picture(_uri(found.views[k]), "photograph", "", "")
+                alt = f"Map of {maps.row.name} over {samples[at].name}: {note}"
+                pictures[at][m] = Picture(_uri(drawn.image[k][:, :, :3]), maps.row.name, note, alt, mark)
+        for k, at in enumerate(readable):
+            if photographs[at] is None:
+                mask = None if found.masks is None else found.masks[k]
+                shown = _uri(found.views[k] if mask is None else _outlined(found.views[k], mask))
+                note = "" if mask is None or not mask.any() else "the object outlined"
+                photographs[at] = Picture(shown, "photograph", note, f"Photograph {samples[at].name}", "")
     return [
         Example(sample.name, _said(results, engines, place), [p for p in (photographs[k], *pictures[k]) if p])
         for k, (sample, place) in enumerate(zip(samples, places.tolist(), strict=True))
@@ -119,6 +128,18 @@ def _said(results: Results, engines: Sequence[EngineRows], place: int) -> str:
     if label < 0 or label == target:
         return text
     return f"{text}; it is {classes.short_name(label)}"
+
+
+def _outlined(view: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The photograph with the edge of the object's mask drawn, a white line in a black one."""
+    image = view.copy()
+    for width, colour in ((3, 0), (1, 255)):
+        inner = mask
+        for _ in range(width):
+            padded = np.pad(inner, 1)
+            inner = inner & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+        image[mask & ~inner] = colour
+    return image
 
 
 def _uri(pixels: NDArray[Any]) -> str:

@@ -8,9 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from finercam_rt import ops
 from finercam_rt.evaluation.dataset import Dataset
-from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart
+from finercam_rt.evaluation.report.charts import curve_charts, difference_chart, interval_chart, time_chart
 from finercam_rt.evaluation.report.gallery import gallery
+from finercam_rt.evaluation.report.meanings import meaning
 from finercam_rt.evaluation.results import Results
 from finercam_rt.evaluation.sources import EngineRows
 from finercam_rt.evaluation.statistics import RESAMPLES, Interval
@@ -45,11 +49,11 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
     return {
         "title": f"{', '.join(engine['name'] for engine in produced['engines'])} on {produced['data']['name']}",
         "results": results,
-        "chosen": chosen,
+        "date": results.run["date"].replace("T", " ").replace("+00:00", " UTC"),
         "verdict": _verdict(results),
-        "columns": [(c, "higher" if results.higher_is_better[c] else "lower") for c in results.columns],
+        "columns": [(c, "higher" if results.higher_is_better[c] else "lower", meaning(c)) for c in results.columns],
         "table": _table(results),
-        "difference": difference_chart(results, ranked_by),
+        "against": [difference_chart(results, ranked_by), time_chart(results, ranked_by)],
         "intervals": [interval_chart(results, column) for column in results.columns if column != ranked_by],
         "curves": curve_charts(results),
         "gallery": gallery(results, dataset, engines),
@@ -59,9 +63,12 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
         "left_out": results.left_out[:_LISTED],
         "not_listed": max(0, len(results.left_out) - _LISTED),
         "degenerate": [
-            (row.name, {name: count for name, count in results.statuses(m).items() if name != "ok"})
+            (row.name, status.label, [results.names[i] for i in np.flatnonzero(results.status[:, m] == status)])
             for m, row in enumerate(results.rows)
+            for status in ops.Status
+            if status != ops.Status.OK and (results.status[:, m] == status).any()
         ],
+        "listed": _LISTED,
         "resamples": RESAMPLES,
         "settings": _settings(produced),
         "versions": ", ".join(f"{name} {version}" for name, version in produced["versions"].items()),
@@ -71,17 +78,15 @@ def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) 
 def _verdict(results: Results) -> str:
     """ "clear" where the best row can be told from the baseline, "noise" where it cannot, "keep" for the baseline."""
     chosen = results.recommendation
-    if chosen is None or chosen.over_baseline is None:
+    if chosen is None or chosen.runner_up is None:
+        return "none"
+    if chosen.over_baseline is None:
         return "keep"
     return "noise" if chosen.over_baseline.covers_zero else "clear"
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
-    best = {}
-    for column in results.columns:
-        means = [results.better(column) * summary[column].mean for summary in results.summary]
-        finite = [value for value in means if math.isfinite(value)]
-        best[column] = max(finite) if finite else math.nan
+    best = {column: results.best(column) for column in results.columns}
     table = []
     for m, row in enumerate(results.rows):
         cells = []
@@ -93,10 +98,10 @@ def _table(results: Results) -> list[dict[str, Any]]:
                 {
                     "mean": _number(of.mean),
                     "interval": _range(of),
-                    "difference": "" if m == 0 else f"{difference.mean:+.4f}" if difference.images else "",
+                    "difference": _number(difference.mean, "+") if m and difference.images else "",
                     "range": "" if m == 0 else _range(difference),
                     "kind": ("gain" if gain > 0 else "loss") if certain else "same",
-                    "best": results.better(column) * of.mean == best[column] and len(results.rows) > 1,
+                    "best": m in best[column],
                     "images": of.images,
                 }
             )
@@ -131,11 +136,11 @@ def _named(options: dict[str, Any]) -> dict[str, Any]:
     return {name: "all" if value is None else value for name, value in options.items()}
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "–"
+def _number(value: float, sign: str = "") -> str:
+    if not math.isfinite(value):
+        return "\N{EN DASH}"
+    return f"{round(value, 4) or 0.0:{sign}.4f}".replace("-", "\N{MINUS SIGN}").replace("+0.0000", "0.0000")
 
 
 def _range(interval: Interval) -> str:
-    if not math.isfinite(interval.low):
-        return ""
-    return f"{interval.low:.4f} … {interval.high:.4f}"
+    return f"{_number(interval.low)} … {_number(interval.high)}" if math.isfinite(interval.low) else ""
