@@ -1,10 +1,10 @@
 """The paper's table on real photographs: maps of two bird classifiers, measured by `evaluate`, in parts.
 
-rd: Grad-CAM, Layer-CAM and Score-CAM with six seeds, RD@5 and RD@10, all 235 photographs. sweep: one reference, alpha 0
-to 2. shape: deletion and the grid pointing game for the rows of rd, on a random subset of the photographs, the same for
-all rows. Each part is one evaluation of two engines, of objective weighted and mean; it goes on where it was stopped,
-in build/birds, and its summary is put into --output when it is done. The weights and photographs are the shared assets,
-which are looked for at ../shared/assets.
+rd: Grad-CAM and Layer-CAM, of the CNN Score-CAM too, with six seeds, RD@5 and RD@10, all 235 photographs. sweep: one
+reference, alpha 0 to 2. shape: also deletion and the grid pointing game, for all three methods, on a random subset of
+the photographs, the same for all rows. Each part is one evaluation of two engines, of objective weighted and mean; it
+goes on where it was stopped, in build/birds, and its summary is put into --output when it is done. The weights and
+photographs are the shared assets, which are looked for at ../shared/assets.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ ALPHAS = tuple(step / 5 for step in range(11))
 OBJECTIVES = ("weighted", "mean")
 CONTRASTS = 6
 """Seeds that one run of an engine computes."""
-SUBSET, STEPS = 47, 20
-"""Of the part shape: photographs, and steps of deletion."""
+STEPS = 10
+"""Of deletion."""
+METHODS = ("gradcam", "layercam", "scorecam")
 PARTS = ("rd", "sweep", "shape")
 _HALF = [str(128 / 255)] * 3
 
 
 @dataclass(frozen=True)
 class Bird:
-    """A model of the assets: its specification, files, options of the export, labels, and Score-CAM's channels."""
+    """A model of the assets: its specification, files, options of the export and labels.
+
+    channels: of Score-CAM, None for all; subset: photographs of the part shape; methods: of rd, and of sweep.
+    """
 
     name: str
     specification: str
@@ -52,6 +56,8 @@ class Bird:
     arguments: Sequence[str]
     label_column: str
     channels: int | None
+    subset: int
+    methods: tuple[Sequence[str], Sequence[str]]
     classes: str | None = None
 
 
@@ -63,6 +69,8 @@ BIRDS = (
         ("--model-arg", "pad_type=same", "--mean", *_HALF, "--std", *_HALF),
         "inat_birds965_index",
         None,
+        47,
+        (METHODS, METHODS[:2]),
         "inat_bird_labels.txt",
     ),
     Bird(
@@ -72,6 +80,8 @@ BIRDS = (
         (),
         "label",
         32,
+        24,
+        (METHODS[:2], METHODS[:1]),
     ),
 )
 
@@ -82,7 +92,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=[b.name for b in BIRDS], default=[b.name for b in BIRDS])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--subset", type=int, default=SUBSET, help="photographs of the part shape (default: 47)")
     parser.add_argument("--output", type=Path, default=RESULTS / "birds.json", metavar="FILE")
     args = parser.parse_args(argv)
     if not ASSETS.is_dir():
@@ -90,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for part in args.parts:
             for bird in (bird for bird in BIRDS if bird.name in args.models):
-                results, took = _evaluated(bird, part, args.threads, args.subset)
+                results, took = _evaluated(bird, part, args.threads)
                 _store(args.output, bird, part, results, took)
                 print(f"{bird.name}, {part}: {took[0]:.0f} s of CPU, {took[1]:.0f} s")
     except (ValueError, FinerCAMError) as error:
@@ -98,14 +107,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def question(bird: Bird, part: str, subset: int) -> Question:
+def question(bird: Bird, part: str) -> Question:
     """What a part asks of a model's maps."""
-    if part == "sweep":
-        seeds = ["plain", *(f"one:{alpha:g}" for alpha in ALPHAS[1:])]
-        methods, metrics = ["gradcam", "layercam"], ["rd@5", "rd@10"]
-    else:
-        seeds, methods = list(SEEDS), ["gradcam", "layercam", "scorecam"]
-        metrics = ["rd@5", "rd@10"] if part == "rd" else ["deletion", "grid_pointing_game"]
+    seeds = ["plain", *(f"one:{alpha:g}" for alpha in ALPHAS[1:])] if part == "sweep" else list(SEEDS)
+    methods = {"rd": bird.methods[0], "sweep": bird.methods[1], "shape": METHODS}[part]
+    metrics = ["rd@5", "rd@10"] + (["deletion", "grid_pointing_game"] if part == "shape" else [])
     return Question(
         methods=methods,
         seeds=seeds,
@@ -113,11 +119,11 @@ def question(bird: Bird, part: str, subset: int) -> Question:
         options=MetricOptions(steps=STEPS),
         channels=bird.channels,
         label_column=bird.label_column,
-        limit=subset if part == "shape" else None,
+        limit=bird.subset if part == "shape" else None,
     )
 
 
-def _evaluated(bird: Bird, part: str, threads: int, subset: int) -> tuple[Results, tuple[float, float]]:
+def _evaluated(bird: Bird, part: str, threads: int) -> tuple[Results, tuple[float, float]]:
     """The results, and CPU and wall seconds of this process for them."""
     # one reference is the same for both objectives
     engines = [_engine(bird, objective) for objective in (OBJECTIVES[:1] if part == "sweep" else OBJECTIVES)]
@@ -136,7 +142,7 @@ def _evaluated(bird: Bird, part: str, threads: int, subset: int) -> tuple[Result
         results = evaluate(
             engines,
             ASSETS / "birds47" / "labels.csv",
-            question(bird, part, subset),
+            question(bird, part),
             out=FOLDER / f"{bird.name}-{part}",
             threads=threads,
             on_progress=on_progress,
