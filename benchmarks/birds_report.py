@@ -115,7 +115,7 @@ def _difference(of: Mapping[str, Any]) -> str:
 
 
 def _sentence(part: Mapping[str, Any]) -> str:
-    """Without the engines' names, which say the objective, and without the times, which are those of a loaded machine."""
+    """Without the engines' names, which say the objective, and without times, which are those of a loaded machine."""
     sentence: str = part["run"]["sentence"].rpartition(" It takes ")[0]
     for engine in part["produced"]["engines"]:
         sentence = sentence.replace(f"{engine['name']} ", "")
@@ -194,19 +194,24 @@ def draw(document: Mapping[str, Any], picture: Path) -> None:
 _INTRODUCTION = """\
 # The paper's table on photographs of birds
 
-Do Finer maps say more about why this bird and not the ones that look like it? `finercam evaluate` on 235 photographs of 47 look-alike species, five each, with two classifiers: a MobileNetV2 of 965 birds, and a ViT-S/14 whose head was tuned on 188 of these photographs, so its confidences are high; compare rows with each other and not the models. The class explained is the predicted one; metrics are those of [metrics.md](metrics.md), removed pixels zero in normalised space. Brackets are 95 % bootstrap intervals over images; differences are paired, from plain Grad-CAM, and bold where the interval does not cover zero. Score-CAM is the library's form.
+Do Finer maps say more about why this bird and not the ones that look like it? `finercam evaluate` on 235 \
+photographs of 47 look-alike species, five each, with two classifiers: a MobileNetV2 of 965 birds, and a ViT-S/14 \
+whose head was tuned on 188 of these photographs, so its confidences are high; compare rows with each other and not \
+the models. The class explained is the predicted one; metrics are those of [metrics.md](metrics.md), removed pixels \
+zero in normalised space. Brackets are 95 % bootstrap intervals over images; differences are paired, from plain \
+Grad-CAM, and bold where the interval does not cover zero. Score-CAM is the library's form.
 
-Seeds: `plain` has no contrast; `one:A` one reference at alpha A; `mean3:A` and `weighted3:A` three references that count equally, as in the paper, or by their softmax, as in pytorch-grad-cam.
+Seeds: `plain` has no contrast; `one:A` one reference at alpha A; `mean3:A` and `weighted3:A` three references that \
+count equally, as in the paper, or by their softmax, as in pytorch-grad-cam.
 """
 _RD = "Relative confidence drop, {images} photographs, higher is better:"
-_SHAPE = (
-    "The same with deletion ({steps} steps, lower is better) and the grid pointing game (a map that knows nothing has "
-    "0.25), {images} photographs drawn at random, the same for all rows:"
-)
+_SHAPE = "The same with deletion ({steps} steps, lower is better) and the grid pointing game (a map that knows nothing \
+has 0.25), {images} photographs drawn at random, the same for all rows:"
 _END = """\
 ## How it was made
 
-`python benchmarks/birds.py` exports the engines, measures and writes benchmarks/results/birds.json; `python benchmarks/birds_report.py` writes this page. Both need weights and photographs that are not part of this project.
+`python benchmarks/birds.py` exports the engines, measures and writes benchmarks/results/birds.json; `python \
+benchmarks/birds_report.py` writes this page. Both need weights and photographs that are not part of this project.
 """
 
 
