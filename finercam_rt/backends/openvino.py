@@ -155,7 +155,7 @@ class OpenVinoBackend:
         with self._compiling:
             if self._model is None:
                 raise BackendError("the engine is closed; make a new one.")
-            any_size = batch != 1 or logits_alone  # the logits alone are asked of many images, where latency is no matter
+            any_size = batch != 1 or logits_alone  # logits alone are asked of many images, not soon of one
             if self._dynamic and any_size and (logits_alone, None) not in self._compiled:
                 try:
                     self._compiled[logits_alone, None] = self._compile(None, logits_alone)
