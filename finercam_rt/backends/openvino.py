@@ -155,12 +155,13 @@ class OpenVinoBackend:
         with self._compiling:
             if self._model is None:
                 raise BackendError("the engine is closed; make a new one.")
-            if self._dynamic and batch != 1 and (logits_alone, None) not in self._compiled:
+            any_size = batch != 1 or logits_alone  # logits alone are asked of many images, not soon of one
+            if self._dynamic and any_size and (logits_alone, None) not in self._compiled:
                 try:
                     self._compiled[logits_alone, None] = self._compile(None, logits_alone)
                 except Exception:  # see __init__; some fusions of OpenVINO fail where the batch is not known
                     self._dynamic = False
-            key = logits_alone, (None if self._dynamic and batch != 1 else batch)
+            key = logits_alone, (None if self._dynamic and any_size else batch)
             if key not in self._compiled:
                 try:
                     self._compiled[key] = self._compile(key[1], logits_alone)
