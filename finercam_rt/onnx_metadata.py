@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from finercam_rt.errors import EngineError
-from finercam_rt.manifest import METADATA_KEY, Manifest, from_json
+from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest, from_json
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 from finercam_rt.tail_manifest import from_json as tail_from_json
-
-SOURCE_KEY = "finercam.source"
-"""The key, in a node's metadata_props, of where it comes from: module, file and line in PyTorch."""
 
 # onnx.proto, messages ModelProto, GraphProto, NodeProto and StringStringEntryProto.
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14

@@ -169,8 +169,8 @@ def _refused_node(graph: Path, library: Library, parser: Parser) -> str:
     reason = " ".join(error.desc().split())[:200].rstrip(".")
     if node is None:
         return f"{graph}: {library.flavour} {library.version} cannot read it ({reason}); export it again."
-    source = f", of {node.source}" if node.source else ""
-    why = "" if reason in ("", "false") else f" ({reason})"
+    source = f", {node.source}" if node.source else ""
+    why = "" if reason in ("", "false") else f": {reason}"
     return (
         f"{graph}: {library.flavour} {library.version} does not take the operation {node.operation} of node "
         f"{node.name}{source}{why}; choose another target layer or method, or change that line of the model."
