@@ -38,7 +38,8 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 
 VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
-    "export_model.py": {"engine", "images", "embeddings"},
+    "export_model.py": {"engine", "images", "embeddings", "tensorrt"},
+    "check_tensorrt.py": {"tensorrt"},
     "embed_text.py": {"embeddings"},
     "tail.py": {"engine", "tail"},
 }

@@ -10,12 +10,9 @@ from pathlib import Path
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.errors import InputError
 from finercam_rt.tensorrt.build import Written, build_plan
-from finercam_rt.tensorrt.builder import BuildOptions, Range
+from finercam_rt.tensorrt.builder import BATCH, CLASSES, BuildOptions, Range
 from finercam_rt.tensorrt.library import RUNTIMES, load_library, targets
 from finercam_rt.tensorrt.plan import SUFFIX, sidecar_of
-
-BATCH: Range = (1, 4, 16)
-CLASSES: Range = (2, 100, 1000)
 
 _EPILOG = """\
 NAME.plan is exactly what TensorRT wrote; NAME.json beside it says what it is: the manifest, what it was built from, by

@@ -24,6 +24,9 @@ from finercam_rt.tensorrt.library import RTX, Library
 MIB = 1 << 20
 Range = tuple[int, int, int]
 """Least, usual and largest."""
+BATCH: Range = (1, 4, 16)
+CLASSES: Range = (2, 100, 1000)
+"""Where the user does not say."""
 
 
 @dataclass(frozen=True)
