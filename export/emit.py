@@ -14,7 +14,8 @@ from torch.export import Dim
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES, first_line
 from finercam_rt.export.quiet import quiet
-from finercam_rt.manifest import METADATA_KEY, Manifest
+from finercam_rt.export.sources import keep_sources
+from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 
 if TYPE_CHECKING:
@@ -39,11 +40,16 @@ class _Explained(nn.Module):
         alpha: torch.Tensor,
         class_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        boundary = tuple(self.trunk(images))
+        boundary = tuple(_run(self.trunk, images))
         classes = () if class_embeddings is None else (class_embeddings,)
-        outputs: tuple[torch.Tensor, ...] = self.tail(boundary, target, references, alpha, *classes)
+        outputs: tuple[torch.Tensor, ...] = _run(self.tail, boundary, target, references, alpha, *classes)
         # the boundary too, so that the nodes before it are known in the ONNX graph; _name_parts takes it off again
         return *outputs, *(value for value in boundary if isinstance(value, torch.Tensor))
+
+
+def _run(module: nn.Module, *inputs: Any) -> Any:
+    """Its output, node by node where it is a graph: what is traced then knows the lines of the model it comes from."""
+    return fx.Interpreter(module).run(*inputs) if isinstance(module, fx.GraphModule) else module(*inputs)
 
 
 def emit(
@@ -109,7 +115,7 @@ def to_onnx(
         ExportError: see `emit`.
     """
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), fx.traceback.preserve_node_meta():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -126,7 +132,7 @@ def to_onnx(
     model: onnx_ir.Model = exported.model
     _check_operations(model)
     _read_weights_as_stored(model)
-    _drop_stack_traces(model)
+    keep_sources(model)
     return model
 
 
@@ -158,7 +164,9 @@ def _name_parts(model: onnx_ir.Model, outputs: int) -> None:
             trunk.add(node)
             waiting.extend(value.producer() for value in node.inputs if value is not None)
     for node in model.graph.all_nodes():
-        node.name = f"{TRUNK if node in trunk else TAIL}{node.name}"
+        part, place = (TRUNK, "before the target layer") if node in trunk else (TAIL, "behind the target layer")
+        node.name = f"{part}{node.name}"
+        node.metadata_props.setdefault(SOURCE_KEY, place)  # of derivatives, and of what passes have made
 
 
 def _check_operations(model: onnx_ir.Model) -> None:
@@ -196,18 +204,6 @@ def _read_weights_as_stored(model: onnx_ir.Model) -> None:
             node.attributes["transB"] = onnx_ir.AttrInt64("transB", 1)
             if not weight.outputs[0].uses():
                 model.graph.remove(weight, safe=True)
-
-
-def _drop_stack_traces(model: onnx_ir.Model) -> None:
-    """The exporter stores Python stack traces: paths of the machine that exported have no place in an engine."""
-    for holder in (model, model.graph, *model.graph.all_nodes(), *_values(model)):
-        for key in [key for key in holder.metadata_props if key.startswith("pkg.torch")]:
-            del holder.metadata_props[key]
-
-
-def _values(model: onnx_ir.Model) -> Sequence[Any]:
-    produced = [value for node in model.graph.all_nodes() for value in node.outputs]
-    return [*produced, *model.graph.inputs, *model.graph.initializers.values()]
 
 
 def _cause(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import BackendError, EngineError, ExportError
 from finercam_rt.export.capture import capture, first_line
+from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import ClassifierRequest, as_classifier
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
@@ -36,6 +37,7 @@ from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
 from finercam_rt.manifest import HEADS, METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, TapsInfo, ZeroShotInfo
+from finercam_rt.tensorrt.library import load_library
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 VERIFICATION_CLASSES = 8
@@ -66,6 +68,7 @@ def export_model(
     calibration: Sequence[ImageSource] = (),
     force: bool = False,
     class_embeddings: ClassEmbeddings | None = None,
+    check: str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Manifest:
     """Compile `model` and its Finer-CAM map into one ONNX file that holds its manifest.
@@ -109,6 +112,8 @@ def export_model(
             up to 128 of them; others of them, up to 64, are what the twins are compared on, where there are no images.
         force: whether to write an engine that differs from its twin by more; its manifest says so.
         class_embeddings: of a ZeroShot, to verify with and to compare precisions on; None takes random directions.
+        check: "tensorrt": whether TensorRT takes the graph as well; needs TensorRT-RTX, or TensorRT and a GPU. The
+            manifest then says how many kernels it makes of it.
         on_stage: called with a short phrase when a stage begins.
 
     Returns:
@@ -117,6 +122,7 @@ def export_model(
     Raises:
         ExportError: the model, the layer or an operation cannot be compiled, or the result differs from the model.
         InputError: a photograph of `calibration` cannot be read.
+        BackendError: no TensorRT to check with.
     """
     destination = Path(path)
     names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
@@ -127,6 +133,9 @@ def export_model(
     tail_destination = None if tail is None else Path(tail)
     if tail_destination is not None:
         _check_tail(tail_destination, destination, head)
+    if check is not None and check not in CHECKS:
+        raise ExportError(f"there is no check {check!r}; give {', '.join(CHECKS)}.")
+    library = None if check is None else load_library("auto")
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, images)
 
@@ -210,6 +219,11 @@ def export_model(
                 split.trunk, explained.graph_module, write, draft, manifest, precision, samples, force, vectors
             )
         save(graph, manifest, draft)
+        if library is not None:
+            on_stage(f"building it with {library.flavour}, to see that it can")
+            found = {"tensorrt": check_tensorrt(draft, library)}
+            manifest = dataclasses.replace(manifest, verification=manifest.verification | found)
+            save(graph, manifest, draft)
         if tail_draft is not None and tail_destination is not None:
             os.replace(tail_draft, tail_destination)
         os.replace(draft, destination)

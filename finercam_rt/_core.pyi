@@ -128,6 +128,9 @@ def mask(
 def cuda_status() -> tuple[int, str]:
     """Number of usable CUDA devices, and why there is none."""
 
+def cuda_compute_capability(device: int) -> int:
+    """10 * major + minor of a CUDA device, such as 89."""
+
 def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
     """An uninitialised float32 array that owns memory of a CUDA device."""
 

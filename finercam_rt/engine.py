@@ -20,12 +20,12 @@ from finercam_rt.backends import open_backend
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
+from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate, labels
 from finercam_rt.images import ImageSource
 from finercam_rt.loading import LoadedBatch, as_list, as_stream, checked_batch, load_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
-from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.outputs import Drawing, Outputs, checked_method, conflict_error, conflicts, rows_not_finite, run_graph
 from finercam_rt.preprocess import Preprocessor
 

@@ -15,6 +15,9 @@ SCHEMA = 1
 METADATA_KEY = "finercam"
 """The key of the manifest in the ONNX file's metadata_props."""
 
+SOURCE_KEY = "finercam.source"
+"""The key, in a node's metadata_props, of the module, file and line of the model that it comes from."""
+
 INPUTS = ("images", "target", "references", "alpha")
 EMBEDDINGS = "class_embeddings"
 """The inputs of every engine's graph; a zero-shot model's has the embeddings of the classes besides."""

@@ -1,23 +1,33 @@
-"""The metadata and the manifest of an ONNX file, read without onnx and without loading the graph."""
+"""The metadata, the manifest and single nodes of an ONNX file, read without onnx and without loading the graph."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from finercam_rt.errors import EngineError
-from finercam_rt.manifest import METADATA_KEY, Manifest, from_json
+from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest, from_json
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 from finercam_rt.tail_manifest import from_json as tail_from_json
 
-# onnx.proto, message ModelProto and message StringStringEntryProto.
+# onnx.proto, messages ModelProto, GraphProto, NodeProto and StringStringEntryProto.
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
+_NODE = 1
+_NODE_NAME, _NODE_OPERATION, _NODE_METADATA_PROPS = 3, 4, 9
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LARGEST_FIELD = 1000
 """ModelProto's fields end at 26; a number far above means that the bytes are something else."""
 _LARGEST_ENTRY = 256 * 1024 * 1024
+
+
+class OnnxNode(NamedTuple):
+    """A node of the graph: its name, its operation, and where it comes from in PyTorch ("" where that is not known)."""
+
+    name: str
+    operation: str
+    source: str
 
 
 class _NotProtobufError(Exception):
@@ -79,6 +89,61 @@ def _read_model(stream: BinaryIO, size: int, file: Path) -> dict[str, str]:
 
 def _not_onnx(file: Path) -> str:
     return f"{file} is not an ONNX file; give the .onnx file that `finercam export` wrote."
+
+
+def read_node(path: str | os.PathLike[str], index: int) -> OnnxNode | None:
+    """The node at a position of the graph; None where there is none.
+
+    Raises:
+        EngineError: the file cannot be read, or is not an ONNX file.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            while stream.tell() < size:
+                number, wire = _read_tag(stream)
+                if number == _GRAPH and wire == _LENGTH:
+                    length = _read_length(stream, size)
+                    return _node_of(stream, stream.tell() + length, index)
+                _skip(stream, wire, size)
+    except (_TruncatedError, _NotProtobufError):
+        raise EngineError(_not_onnx(file)) from None
+    except OSError as error:
+        raise EngineError(f"{file} cannot be read ({error.strerror or error}).") from None
+    return None
+
+
+def _node_of(stream: BinaryIO, end: int, index: int) -> OnnxNode | None:
+    """The node at a position of the GraphProto that ends at `end`."""
+    seen = 0
+    while stream.tell() < end:
+        number, wire = _read_tag(stream)
+        if number != _NODE or wire != _LENGTH:
+            _skip(stream, wire, end)
+            continue
+        length = _read_length(stream, end)
+        if seen == index:
+            return _read_node(stream, stream.tell() + length)
+        stream.seek(length, os.SEEK_CUR)
+        seen += 1
+    return None
+
+
+def _read_node(stream: BinaryIO, end: int) -> OnnxNode:
+    """One NodeProto."""
+    texts = {_NODE_NAME: "", _NODE_OPERATION: ""}
+    source = ""
+    while stream.tell() < end:
+        number, wire = _read_tag(stream)
+        if number in texts and wire == _LENGTH:
+            texts[number] = _read_bytes(stream, _read_length(stream, end)).decode("utf-8", "replace")
+        elif number == _NODE_METADATA_PROPS and wire == _LENGTH:
+            key, value = _read_entry(_read_bytes(stream, _read_length(stream, end)))
+            source = value if key == SOURCE_KEY else source
+        else:
+            _skip(stream, wire, end)
+    return OnnxNode(texts[_NODE_NAME], texts[_NODE_OPERATION], source)
 
 
 def _read_entry(message: bytes) -> tuple[str, str]:

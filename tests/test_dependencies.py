@@ -38,7 +38,8 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 
 VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
-    "export_model.py": {"engine", "images", "embeddings"},
+    "export_model.py": {"engine", "images", "embeddings", "tensorrt"},
+    "check_tensorrt.py": {"tensorrt"},
     "embed_text.py": {"embeddings"},
     "tail.py": {"engine", "tail"},
 }
@@ -166,8 +167,8 @@ def test_csrc_includes(path):
 
 def test_importing_the_package_is_light():
     heavy = (
-        "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tqdm', 'scipy', "
-        "'matplotlib', 'jinja2', 'finercam_rt.export', 'finercam_rt.compat')"
+        "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx_bindings', "
+        "'tqdm', 'scipy', 'matplotlib', 'jinja2', 'finercam_rt.export', 'finercam_rt.compat')"
     )
     code = f"import sys, finercam_rt, finercam_rt.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -48,6 +48,8 @@ std::pair<int, std::string> status() {
 void bind_cuda(nb::module_& module) {
   module.def("cuda_status", &status, nb::call_guard<nb::gil_scoped_release>(),
              "Number of usable CUDA devices, and why there is none.");
+  module.def("cuda_compute_capability", &compute_capability, nb::arg("device"),
+             nb::call_guard<nb::gil_scoped_release>(), "10 * major + minor of a CUDA device, such as 89.");
   module.def("cuda_empty_float32", &empty<float>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised float32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),

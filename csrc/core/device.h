@@ -13,6 +13,9 @@ struct CudaStatus {
 
 CudaStatus cuda_status();
 
+// 10 * major + minor of a device, such as 89. Throws std::runtime_error.
+int compute_capability(int device);
+
 // Memory of a device; freeing waits for the work that may still use it. Throws std::runtime_error.
 void* device_allocate(std::size_t bytes, int device);
 void device_free(void* memory, int device) noexcept;

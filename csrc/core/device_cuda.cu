@@ -13,6 +13,13 @@ CudaStatus cuda_status() {
   return {devices, devices > 0 ? "" : "there is no CUDA device"};
 }
 
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
 void* device_allocate(std::size_t bytes, int device) {
   const DeviceScope scope(device);
   void* memory = nullptr;

@@ -10,6 +10,7 @@ from pathlib import Path
 from finercam_rt.backends import selection
 from finercam_rt.backends.protocol import Backend as Backend
 from finercam_rt.backends.protocol import Run as Run
+from finercam_rt.engine_file import is_plan
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
 from finercam_rt.threads import physical_cores_granted
@@ -47,6 +48,11 @@ def open_backend(
     ):
         if value not in known:
             raise BackendError(f"there is no {what} {value!r}; choose one of {', '.join(known)}.")
+    if is_plan(path):
+        raise BackendError(
+            f"{path} is a TensorRT plan, which this version builds and does not run; run the ONNX file that it was "
+            "built from, or the plan in a runtime of your own."
+        )
     if device == "cuda":
         raise BackendError("this version runs engines on the CPU only; use device='cpu', or 'auto'.")
     if threads is not None and threads < 1:

@@ -18,9 +18,9 @@ import numpy as np
 from finercam_rt.backends import COMPUTES
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
+from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.manifest import METHODS, Manifest
-from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.processor import processor
 from finercam_rt.threads import physical_cores_granted
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from finercam_rt.export import LoadedModel
 
 STAGES = 6
-"""Loading, and the five that export_model names; a reduced precision has one more."""
+"""Loading, and the five that export_model names; a reduced precision and a check have one more each."""
 
 _EPILOG = """\
 model specifications:
@@ -165,6 +165,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help="of a zero-shot model: verify, and compare precisions, on these classes (default: random directions)",
     )
+    parser.add_argument(
+        "--check",
+        choices=("tensorrt",),
+        help="build it with TensorRT as well, to see that it can (TensorRT-RTX needs no GPU for that)",
+    )
     parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 20 (default: 20)")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.set_defaults(run=run)
@@ -218,6 +223,7 @@ def run(args: argparse.Namespace) -> int:
         calibration=photographs,
         force=args.force,
         class_embeddings=embeddings,
+        check=args.check,
     )
     print(manifest.to_json() if args.json else summary(manifest, args.output, time.perf_counter() - began))
     return 0
@@ -241,7 +247,8 @@ def import_export() -> Any:
 
 def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Path, **options: Any) -> Manifest:
     """Load and export with a bar over the stages; options are export_model's."""
-    with progress(STAGES + (options.get("precision", "fp32") != "fp32"), "stages", "exporting") as bar:
+    stages = STAGES + (options.get("precision", "fp32") != "fp32") + (options.get("check") is not None)
+    with progress(stages, "stages", "exporting") as bar:
         bar.begin("loading the model")
         loaded = load()
         manifest: Manifest = export.export_model(
@@ -270,7 +277,7 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{_taps(manifest)}{_adapted(manifest)}"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
-        f"{_agreement(manifest)}"
+        f"{_agreement(manifest)}{_checked(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/{classes}"
     )
 
@@ -300,6 +307,19 @@ def _agreement(manifest: Manifest) -> str:
         for name in ("cosine", "spearman", "top_overlap", "class_agreement")
     )
     return f"  {manifest.precision} against fp32 on {measured['images']}: {figures}{below}\n"
+
+
+def _checked(manifest: Manifest) -> str:
+    """What TensorRT made of it, in a line; nothing where it was not asked."""
+    found = manifest.verification.get("tensorrt")
+    if found is None:
+        return ""
+    kernels = (
+        ""
+        if found["kernels"] is None
+        else (f", {found['kernels']} kernels, {found['kernels_behind_logits']} of them for the explanation alone")
+    )
+    return f"  {found['runtime']} builds it: {found['plan_bytes'] / 1e6:.1f} MB, {found['seconds']:.1f} s{kernels}\n"
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finercam_rt.backends import describe_auto
-from finercam_rt.errors import InputError
+from finercam_rt.engine_file import is_plan, read_manifest
+from finercam_rt.errors import FinerCAMError, InputError
 from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
-from finercam_rt.onnx_metadata import read_manifest
+from finercam_rt.tensorrt.plan import read_plan_info
+from finercam_rt.tensorrt.serve import serve
 
 _NAMES_SHOWN = 5
 
@@ -21,7 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="print what an engine is: model, input, classes, layer, method, verification",
         description="Print the manifest of an engine: its model, input, classes, layer, method and verification.",
     )
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
+    parser.add_argument(
+        "engine", metavar="ENGINE", type=Path, help="an .onnx file of `finercam export`, or a .plan of `build`"
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--classes", action="store_true", help="print every class, one a line: index, tab, name")
     shown.add_argument("--passes", action="store_true", help="print what the compiler did to the graph, a line a pass")
@@ -45,12 +49,31 @@ def run(args: argparse.Namespace) -> int:
         rows = [
             ("engine", f"{args.engine} ({args.engine.stat().st_size / 1e6:.1f} MB)"),
             *_rows(manifest),
-            ("backend", describe_auto(args.engine, manifest)),
+            *(_plan_rows(args.engine) if is_plan(args.engine) else [("backend", describe_auto(args.engine, manifest))]),
         ]
         width = max(len(label) for label, _ in rows)
         for label, text in rows:
             print(f"{label:{width}}  {text}")
     return 0
+
+
+def _plan_rows(plan: Path) -> list[tuple[str, str]]:
+    info = read_plan_info(plan)
+    least, usual, most = info.batch
+    counts = info.kernels
+    kernels = None if counts is None else f"{counts['total']}, {counts['behind_logits']} for the explanation alone"
+    try:
+        serve(plan)
+        loads = "yes"
+    except FinerCAMError as error:
+        loads = f"no: {error}"
+    return [
+        ("plan", f"by {info.flavour} {info.version} for {', '.join(info.capabilities)}"),
+        ("batch", f"{least} to {most} images, tuned for {usual}"),
+        ("kernels", kernels or "not recorded"),
+        ("made from", f"an ONNX file of sha256 {info.onnx_sha256}"),
+        ("fits here", loads),
+    ]
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
 
-COMMANDS = ("export", "embed-text", "explain", "inspect", "compare", "evaluate", "bench", "demo")
+COMMANDS = ("export", "embed-text", "build", "explain", "inspect", "compare", "evaluate", "bench", "demo")
 """Each is a module of this package (with _ for -) with add_parser(subparsers) and run(args) -> exit code."""
 
 _MISTAKE, _INTERRUPTED = 2, 130

@@ -1,0 +1,154 @@
+"""All that is asked of TensorRT to build a plan; tests hold it to the signatures of the real bindings.
+
+TensorRT 10 and 11 and TensorRT-RTX 1.7 have the same Python interface but for what `RtxConfig` adds. Names of classes
+are theirs in `CLASSES`, names of parameters are theirs throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Tensor(Protocol):
+    """An input or output of the network; a dynamic size is -1."""
+
+    name: str
+    shape: Sequence[int]
+
+
+class Network(Protocol):
+    """What the parser fills."""
+
+    num_inputs: int
+
+    def get_input(self, index: int) -> Tensor:
+        """One input."""
+
+
+class ParserError(Protocol):
+    """Why a node was refused."""
+
+    def node(self) -> int:
+        """The position of the node in the ONNX graph; -1 where it is about the whole."""
+
+    def node_name(self) -> str:
+        """Its name."""
+
+    def node_operator(self) -> str:
+        """Its operation."""
+
+    def desc(self) -> str:
+        """The reason, in the parser's words."""
+
+
+class Parser(Protocol):
+    """ONNX into a network."""
+
+    num_errors: int
+
+    def parse_from_file(self, model: str) -> bool:
+        """Whether all of the file was taken."""
+
+    def get_error(self, index: int) -> ParserError:
+        """Why not."""
+
+
+class Profile(Protocol):
+    """The range of every dynamic input's shape."""
+
+    def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:
+        """Of one input."""
+
+
+class TimingCache(Protocol):
+    """What a build has measured of kernels, for the next one on the same GPU."""
+
+    def serialize(self) -> Any:
+        """As a buffer."""
+
+
+class Config(Protocol):
+    """How to build."""
+
+    profiling_verbosity: Any
+    progress_monitor: Any
+    builder_optimization_level: int
+    max_aux_streams: int
+
+    def set_flag(self, flag: Any) -> None:
+        """Turn one on."""
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        """In bytes."""
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        """-1 where it does not fit the network."""
+
+    def create_timing_cache(self, serialized_timing_cache: Any) -> TimingCache:
+        """From a buffer, which may be empty."""
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        """Whether it was made by this version on this GPU."""
+
+    def get_timing_cache(self) -> TimingCache:
+        """With what was measured."""
+
+
+class RtxConfig(Config, Protocol):
+    """TensorRT-RTX builds for GPUs that it does not have."""
+
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        """One of the GPUs."""
+
+
+class Builder(Protocol):
+    """Makes plans."""
+
+    def create_network(self, flags: int = 0) -> Network:
+        """Empty."""
+
+    def create_builder_config(self) -> Any:
+        """A Config, or an RtxConfig."""
+
+    def create_optimization_profile(self) -> Profile:
+        """Empty."""
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        """The plan as a buffer; None where it failed, for a reason that is in the log."""
+
+
+CLASSES = {
+    "ITensor": Tensor,
+    "INetworkDefinition": Network,
+    "ParserError": ParserError,
+    "OnnxParser": Parser,
+    "IOptimizationProfile": Profile,
+    "ITimingCache": TimingCache,
+    "IBuilderConfig": Config,
+    "Builder": Builder,
+}
+"""Their classes, as both libraries call them."""
+RTX_CLASSES = {**CLASSES, "IBuilderConfig": RtxConfig}
+
+MEMBERS = {
+    "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
+    "ProfilingVerbosity": ("DETAILED",),
+    "MemoryPoolType": ("WORKSPACE",),
+    "BuilderFlag": ("VERSION_COMPATIBLE",),
+    "ILogger": ("ERROR", "INTERNAL_ERROR", "VERBOSE"),
+}
+"""The members of their enumerations that are used."""
+RTX_MEMBERS = {**MEMBERS, "BuilderFlag": ("REQUIRE_USER_ALLOCATION",), "ComputeCapability": ("SM86", "SM89", "SM120")}
+
+CALLBACKS = {
+    "ILogger": {"log": ("severity", "msg")},
+    "IProgressMonitor": {
+        "phase_start": ("phase_name", "parent_phase", "num_steps"),
+        "step_complete": ("phase_name", "step"),
+        "phase_finish": ("phase_name",),
+    },
+}
+"""What they call of the classes that are derived from theirs."""
