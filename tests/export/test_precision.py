@@ -343,7 +343,7 @@ def test_the_arithmetic_in_pytorch_is_that_of_the_file(made: Any) -> None:
         "references": np.full((3, 3), -1),
         "alpha": np.ones(3, np.float32),
     }
-    got = run_modules(with_precision(split.trunk, "fp16"), tail)(feeds)
+    got = run_modules(with_precision(split.trunk, "fp16"), tail, manifest)(feeds)
     with Engine(path) as engine:
         wanted = engine(example.numpy(), alpha=1.0)
     assert np.array_equal(got["target_class"], wanted.target)
