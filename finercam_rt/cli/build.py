@@ -54,6 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--workspace", metavar="MIB", type=int, help="GPU memory that a kernel may take (default: all)")
     parser.add_argument(
+        "--tf32", action="store_true", help="let float32 products round their inputs: faster, not what was verified"
+    )
+    parser.add_argument(
         "--optimization-level", metavar="N", type=int, choices=range(6), help="0 to 5: quick build to quick plan"
     )
     parser.add_argument(
@@ -81,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         classes=classes,
         capabilities=targets(library, asked),
         workspace_mib=args.workspace,
+        tf32=args.tf32,
         optimization_level=args.optimization_level,
         version_compatible=args.version_compatible,
     )

@@ -79,6 +79,9 @@ class Config(Protocol):
     def set_flag(self, flag: Any) -> None:
         """Turn one on."""
 
+    def clear_flag(self, flag: Any) -> None:
+        """Turn one off."""
+
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         """In bytes."""
 
@@ -137,11 +140,15 @@ MEMBERS = {
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "ProfilingVerbosity": ("DETAILED",),
     "MemoryPoolType": ("WORKSPACE",),
-    "BuilderFlag": ("VERSION_COMPATIBLE",),
+    "BuilderFlag": ("VERSION_COMPATIBLE", "TF32"),
     "ILogger": ("ERROR", "INTERNAL_ERROR", "VERBOSE"),
 }
 """The members of their enumerations that are used."""
-RTX_MEMBERS = {**MEMBERS, "BuilderFlag": ("REQUIRE_USER_ALLOCATION",), "ComputeCapability": ("SM86", "SM89", "SM120")}
+RTX_MEMBERS = {
+    **MEMBERS,
+    "BuilderFlag": ("REQUIRE_USER_ALLOCATION", "TF32"),
+    "ComputeCapability": ("SM86", "SM89", "SM120"),
+}
 
 CALLBACKS = {
     "ILogger": {"log": ("severity", "msg")},

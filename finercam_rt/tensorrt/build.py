@@ -73,7 +73,8 @@ def build_plan(
         batch=options.batch,
         classes=None if manifest.zero_shot is None else options.classes,
         options={
-            name: getattr(options, name) for name in ("workspace_mib", "optimization_level", "version_compatible")
+            name: getattr(options, name)
+            for name in ("workspace_mib", "tf32", "optimization_level", "version_compatible")
         },
         key=key,
         kernels=counts if built.kernels else None,

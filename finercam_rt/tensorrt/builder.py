@@ -35,7 +35,8 @@ class BuildOptions:
 
     batch: least, usual (what it is tuned for) and largest number of images a run. classes: the same of a zero-shot
     model's classes. capabilities: GPUs, such as "SM89". workspace_mib: memory of the GPU that a kernel may take while
-    it runs, None for all of it. optimization_level: 0 to 5, None for the library's own; how long it looks for fast
+    it runs, None for all of it. tf32: whether float32 products may round their inputs to TF32, which is faster, and not
+    what was verified. optimization_level: 0 to 5, None for the library's own; how long it looks for fast
     kernels. version_compatible: whether later versions of TensorRT can run it.
     """
 
@@ -43,6 +44,7 @@ class BuildOptions:
     classes: Range
     capabilities: tuple[str, ...]
     workspace_mib: int | None = None
+    tf32: bool = False
     optimization_level: int | None = None
     version_compatible: bool = False
 
@@ -59,7 +61,12 @@ class Built(NamedTuple):
 
 
 class UnsupportedError(BackendError):
-    """The library does not take the graph."""
+    """The library does not take the graph; `operation` is the one that it refuses, "" where it is no single one."""
+
+    def __init__(self, message: str, operation: str = "") -> None:
+        """With its sentence."""
+        super().__init__(message)
+        self.operation = operation
 
 
 def build(
@@ -93,7 +100,7 @@ def build(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        raise UnsupportedError(_refused_node(graph, library, parser))
+        raise _refused_node(graph, library, parser)
     config = builder.create_builder_config()
     monitor = _monitor(trt, on_progress)
     _configure(config, library, options)
@@ -133,6 +140,8 @@ def _configure(config: Any, library: Library, options: BuildOptions) -> None:
     trt = library.module
     any_config: Config = config
     any_config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then lists the kernels
+    if not options.tf32:  # TensorRT's own choice is to round
+        any_config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_mib is not None:
         any_config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * MIB)
     if options.optimization_level is not None:
@@ -165,18 +174,21 @@ def _set_timing_cache(config: Config, stored: bytes) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)  # of another GPU or version
 
 
-def _refused_node(graph: Path, library: Library, parser: Parser) -> str:
+def _refused_node(graph: Path, library: Library, parser: Parser) -> UnsupportedError:
     """Which operation was refused, where it comes from, and why."""
     error = parser.get_error(0)
     node = read_node(graph, error.node()) if error.node() >= 0 else None
     reason = " ".join(error.desc().split())[:200].rstrip(".")
     if node is None:
-        return f"{graph}: {library.flavour} {library.version} cannot read it ({reason}); export it again."
+        return UnsupportedError(
+            f"{graph}: {library.flavour} {library.version} cannot read it ({reason}); export it again."
+        )
     source = f", {node.source}" if node.source else ""
     why = "" if reason in ("", "false") else f": {reason}"
-    return (
+    return UnsupportedError(
         f"{graph}: {library.flavour} {library.version} does not take the operation {node.operation} of node "
-        f"{node.name}{source}{why}; choose another target layer or method, or change that line of the model."
+        f"{node.name}{source}{why}; choose another target layer or method, or change that line of the model.",
+        node.operation,
     )
 
 

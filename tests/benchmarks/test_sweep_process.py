@@ -48,13 +48,13 @@ def test_a_sweep_that_is_stopped_leaves_no_process(tmp_path: Path, monkeypatch: 
 
 def test_without_the_builder_the_column_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", None)
-    assert rtx.build("x.onnx")["status"] == rtx.MISSING
+    assert rtx.build_status("x.onnx")["status"] == rtx.MISSING
 
 
 def test_the_builder_builds_or_names_the_operation(toy: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     onnx = pytest.importorskip("onnx")
-    found = rtx.build(str(toy.path))
+    found = rtx.build_status(str(toy.path))
     assert found["status"] == rtx.RIGHT
     assert found["bytes"] > 1000
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])
@@ -62,5 +62,5 @@ def test_the_builder_builds_or_names_the_operation(toy: Any, tmp_path: Path) -> 
     other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None])
     graph = onnx.helper.make_graph([node], "g", [value], [other])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "u.onnx")
-    found = rtx.build(str(tmp_path / "u.onnx"))
+    found = rtx.build_status(str(tmp_path / "u.onnx"))
     assert (found["status"], found["operation"]) == (rtx.REFUSED, "Unique")

@@ -61,12 +61,16 @@ class _Config:
     def __init__(self, trt: FakeTensorRT) -> None:
         self._trt = trt
         self.flags: list[Any] = []
+        self.cleared: list[Any] = []
         self.limits: dict[Any, int] = {}
         self.profiles: list[_Profile] = []
         self.timing_cache: _TimingCache | None = None
 
     def set_flag(self, flag: Any) -> None:
         self.flags.append(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.cleared.append(flag)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self.limits[pool] = pool_size
@@ -121,6 +125,7 @@ class FakeTensorRT:
         WORKSPACE = 0
 
     class BuilderFlag(enum.Enum):
+        TF32 = 0
         VERSION_COMPATIBLE = 1
 
     class ILogger:

@@ -45,7 +45,7 @@ def test_rtx_builds_a_plan(rtx, toy, tmp_path):
     assert (info.flavour, info.version) == ("tensorrt-rtx", rtx.version)
     assert info.capabilities == ("SM86", "SM89", "SM120")
     assert (info.batch, info.classes) == ((1, 2, 8), None)
-    assert info.options == {"workspace_mib": 64, "optimization_level": None, "version_compatible": False}
+    assert info.options == {"workspace_mib": 64, "tf32": False, "optimization_level": None, "version_compatible": False}
     assert info.kernels["total"] > info.kernels["behind_logits"] > 0
     assert seen == sorted(seen)
     assert seen[-1] == 1
@@ -94,6 +94,9 @@ def test_what_tensorrt_is_asked(tensorrt, fake, toy, tmp_path):
         "references": ((1, 3), (2, 3), (8, 3)),
         "class_embeddings": ((2, 6), (10, 6), (20, 6)),
     }
+    assert fake.config.cleared == [fake.BuilderFlag.TF32]
+    build(toy.path, tensorrt, dataclasses.replace(options, tf32=True))
+    assert fake.config.cleared == []
     assert plan.kernels == {"total": 4, "behind_logits": 2}
 
 
