@@ -36,9 +36,8 @@ DEFAULT_BATCH_SIZE = 16
 class Batch(NamedTuple):
     """One step of `explain_batches`.
 
-    indices: the positions, among all images, of the rows of `explanation` (None where every image failed); failures:
-    position to error of the images that could not be explained; prepare_seconds, run_seconds: wall time of reading
-    and preprocessing, and of the engine.
+    indices: the positions, among all images, of the rows of `explanation` (None where every image failed). failures:
+    position to error of the others. prepare_seconds, run_seconds: wall time of reading them, and of the engine.
     """
 
     indices: tuple[int, ...]
@@ -333,9 +332,8 @@ class Engine:
         explanation = None
         if kept:
             part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
-            outputs = self._run(
-                inputs if self._backend.fixed_batch else inputs[: len(kept)], part, len(kept), with_taps=False
-            )
+            filled = inputs if self._backend.fixed_batch else inputs[: len(kept)]
+            outputs = self._run(filled, part, len(kept), with_taps=False)
             wrong = conflicts(part, outputs)
             for row in wrong:
                 failures[kept[row]] = conflict_error(part, outputs, row, loaded.names[row], self.classes)
@@ -372,8 +370,8 @@ class Engine:
 
     def _take_classes(self, classes: Classes) -> None:
         manifest = self.manifest
-        resolver = ContrastResolver(classes, manifest.references, DEFAULT_ALPHA[manifest.objective], manifest.contrasts)
-        self._known_resolver = resolver
+        alpha = DEFAULT_ALPHA[manifest.objective]
+        self._known_resolver = resolver = ContrastResolver(classes, manifest.references, alpha, manifest.contrasts)
         # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
         self._default_contrasts = lru_cache(maxsize=8)(
             lambda count: resolver.resolve(count, target=None, references=None, alpha=None)
