@@ -80,7 +80,7 @@ def test_the_committed_result_reaches_the_goal_and_its_tables_are_its_own() -> N
         of_model = [record for record in found if record["model"] == model]
         assert len({record["training_seed"] for record in of_model}) >= 3
         for record in of_model:
-            assert record["accuracy"] > 0.95
+            assert record["accuracy"] >= 0.95
             plain = records.find_row(record, NAMED, "plain")["energy"]["mean"]
             contrasted = records.find_row(record, NAMED, DEFAULT_SEED)["energy"]["mean"]
             assert contrasted >= GOAL * plain * 0.97, "the two means are over the same pictures but for a few"
@@ -108,7 +108,7 @@ def test_a_small_run_from_start_to_end_and_resumed(
 ) -> None:
     monkeypatch.setattr(script, "SCRATCH", tmp_path / "scratch")
     output = tmp_path / "small.json"
-    options = ("--models", "resnet", "--training-seeds", 7, "--pictures", 384, "--epochs", 12, "--held-out", 24)
+    options = ("--models", "resnet", "--training-seeds", 7, "--pictures", 384, "--epochs", 12, "--held-out", 12)
     arguments = [str(option) for option in (*options, "--masked", 1, "--output", output)]
     assert script.main(arguments) == 1, "the other classifier is not there"
     (record,) = records.read(output)["records"]
@@ -127,14 +127,14 @@ def test_a_small_run_from_start_to_end_and_resumed(
     assert by_name["gradcam", "mean3:1"]["energy"] != automatic["gradcam", "mean3:1"]["energy"]
     # the mark's energy is its own, and the body's is another
     for row in record[NAMED]:
-        assert row["energy"]["images"] + row["no_map"] == 24
+        assert row["energy"]["images"] + row["no_map"] == 12
         if row["energy"]["images"]:
             assert 0 <= row["energy"]["mean"] + row["body"] <= 1 + 1e-6
     assert {row["method"] for row in record[FEWER]} >= {"gradcam", "scorecam", "ablationcam", "rise", "metacam"}
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     weights = next((tmp_path / "scratch").iterdir()).stat().st_mtime_ns
-    assert script.main(arguments) == 1
+    assert script.main([*arguments, "--no-samples"]) == 1
     assert records.read(output)["records"] == [record]
     assert next((tmp_path / "scratch").iterdir()).stat().st_mtime_ns == weights
 
