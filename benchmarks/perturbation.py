@@ -282,6 +282,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             lines += [
                 f"## {title}, {threads} thread{'s' if threads != '1' else ''}",
                 "",
+                *([_NOTES[group], ""] if group in _NOTES else []),
                 f"{environment['cpu']}, load average {environment['load_average']} when it began.",
                 "",
                 "| | CPU ms, least | CPU ms, median | wall ms, least | wall ms, median |",
@@ -289,8 +290,8 @@ def markdown(document: Mapping[str, Any]) -> str:
             ]
             for name, times in part["times"].items():
                 cells = [times[f"{clock}_ms"][key] for clock in timing.CLOCKS for key in ("min", "median")]
-                lines.append(f"| {name} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
-            lines.append("")
+                lines.append(f"| {name} | " + " | ".join(f"{cell:,.4g}" for cell in cells) + " |")
+            lines += ["", *_ratios(part["times"], "cpu" if threads == "1" else "wall")]
     if "channels" in document:
         part = document["channels"]
         lines += [
@@ -308,6 +309,25 @@ def markdown(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _ratios(times: Mapping[str, Any], clock: str) -> list[str]:
+    """How many times ours grad-cam takes."""
+    own = {name: of[f"{clock}_ms"] for name, of in times.items() if name.startswith("finercam-rt")}
+    found = [
+        f"{theirs} takes {times[theirs][f'{clock}_ms']['median'] / of['median']:.1f} times {name}"
+        for theirs in times
+        if theirs.startswith("grad-cam")
+        for name, of in own.items()
+    ]
+    return [f"By the median of {'CPU' if clock == 'cpu' else 'wall'} time: {'; '.join(found)}.", ""] if found else []
+
+
+_NOTES = {
+    "score": f"The maps are the same, to {SAME:g} relative.",
+    "ablation": "The maps are not the same: grad-cam lowers channels of a layer with both signs to -1e7, and leaves "
+    "them so; it runs the whole model for each channel, and we the part behind the layer.",
+    "kernels": "The results are the same. One photograph masked by 32 maps; with 50 shares of its pixels removed; one "
+    "map's ranks.",
+}
 _TITLES = {
     "score": "Score-CAM of 320 channels, one photograph",
     "ablation": "Ablation-CAM of 320 channels, one photograph",

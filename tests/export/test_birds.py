@@ -99,3 +99,47 @@ def test_dinov2_predicts_the_held_out_birds(assets: Path, tmp_path: Path) -> Non
     logits = _plain_pytorch(model.eval(), files, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert predicted == logits.argmax(1).tolist()
     assert sum(int(labels[path]["label"]) == index for path, index in zip(held_out, predicted, strict=True)) == 39
+
+
+def test_evaluate_measures_the_relative_drop_of_plain_pytorch(birds: Exported, assets: Path) -> None:
+    """RD@5 and RD@10 of Grad-CAM with three seeds: here by autograd, one photograph at a time."""
+    from finercam_rt.evaluation import evaluate
+
+    folder, seeds = assets / "birds47", {"plain": (0, 0.0), "one:1": (1, 1.0), "weighted3:1": (3, 1.0)}
+    results = evaluate(
+        birds.path,
+        folder / "labels.csv",
+        seeds=list(seeds),
+        metrics=["rd@5", "rd@10"],
+        label_column="inat_birds965_index",
+        limit=16,
+    )
+    assert results.values.shape == (16, 3, 2)
+    for name, values in zip(results.names, results.values, strict=True):
+        pixels = np.asarray(Image.open(folder / name).convert("RGB")).astype(np.float32) / 255
+        image = torch.from_numpy((pixels - np.float32(HALF)) / np.float32(HALF)).permute(2, 0, 1)[None]
+        for (count, alpha), found in zip(seeds.values(), values, strict=True):
+            wanted = [_relative_drop(birds.model, image, count, alpha, share) for share in (0.05, 0.10)]
+            np.testing.assert_allclose(found, wanted, atol=2e-3)
+    assert results.values[:, 1].mean() > 0.02
+
+
+def _relative_drop(model: Any, image: Any, count: int, alpha: float, share: float) -> float:
+    taken: list[Any] = []
+    hook = model.bn2.register_forward_hook(lambda module, given, output: taken.append(output))
+    logits = model(image)[0]
+    hook.remove()
+    target, *others = (logits - logits.max()).abs().argsort(stable=True).tolist()
+    objective = logits[target]
+    if count:
+        chosen = logits[others[:count]]
+        objective = objective - alpha * (chosen.softmax(0) * chosen).sum()
+    (gradients,) = torch.autograd.grad(objective, taken)
+    with torch.no_grad():
+        raw = (gradients.mean((2, 3), keepdim=True) * taken[0]).sum(1, keepdim=True).relu()
+        saliency = torch.nn.functional.interpolate(raw, image.shape[2:], mode="bilinear").flatten()
+        removed = image.clone().flatten(2)
+        removed[:, :, saliency.argsort(descending=True, stable=True)[: round(share * saliency.numel())]] = 0
+        before, after = logits.double().softmax(0), model(removed.reshape(image.shape))[0].double().softmax(0)
+        drop = before - after
+    return float(drop[target] - drop[others[0]])
