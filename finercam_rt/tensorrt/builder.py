@@ -163,6 +163,12 @@ def _add_profile(builder: Builder, network: Network, config: Config, options: Bu
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         value = network.get_input(index)
+        fixed = value.shape[0]
+        if fixed >= 0 and options.batch != (fixed,) * 3 and value.name != EMBEDDINGS:
+            raise UnsupportedError(
+                f"the engine was exported for exactly {fixed} images; give --min-batch, --opt-batch and --max-batch "
+                f"{fixed}."
+            )
         sizes = options.classes if value.name == EMBEDDINGS else options.batch
         shapes = [tuple(size if dynamic < 0 else dynamic for dynamic in value.shape) for size in sizes]
         profile.set_shape(value.name, *shapes)

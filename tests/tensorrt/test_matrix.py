@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finercam_rt.cli.export import summary
 from finercam_rt.manifest import METHODS, InputSpec, LayerInfo, Manifest
 from finercam_rt.tensorrt.builder import BuildOptions, Built, build
 from finercam_rt.tensorrt.kernels import behind
@@ -157,6 +158,8 @@ def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
     assert 0 < len(whole.kernels) - len(plain.kernels) <= most
     assert found["kernels"] == len(whole.kernels)
     assert found["kernels_behind_logits"] == len(behind(whole.kernels, "logits"))
+    alone = f"{found['kernels']} kernels, {found['kernels_behind_logits']} of them for the explanation alone"
+    assert alone in summary(manifest, path, 1.0)
     if name.startswith("convolutions"):
         assert found["kernels_behind_logits"] <= LINEAR_HEAD
 
