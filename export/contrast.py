@@ -122,16 +122,15 @@ def _at(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """The references as used; without a scatter or a running sum, each of which takes TensorRT two kernels."""
     num_references = references.shape[-1]
-    every = torch.cat([chosen[..., None], references], -1)
-    earlier = torch.ones(num_references, 1 + num_references, dtype=torch.bool).tril()
-    repeats = ((references[..., :, None] == every[..., None, :]) & earlier).any(-1)
-    free = references < 0
-    pinned = torch.where(repeats | free, UNUSED, references)
+    taken = torch.cat([chosen[..., None], references], -1)
+    repeats = ((references[..., :, None] == taken[..., None, :]) & _earlier(num_references, 1)).any(-1)
+    pinned = torch.where(repeats | (references < 0), UNUSED, references)
 
     distance = (_beside(logits, chosen) - _at(logits, chosen[..., None])).abs()
-    taken = torch.cat([chosen[..., None], torch.where(free, chosen[..., None], references)], -1)
-    distance = distance.scatter(-1, taken, torch.inf)
+    is_taken = (taken[..., None] == torch.arange(logits.shape[1])).any(-2)
+    distance = torch.where(is_taken, torch.inf, distance)
     lacking = _may_lack(logits, num_references + 1)
     if lacking:
         distance = functional.pad(distance, (0, num_references), value=torch.inf)
@@ -139,6 +138,10 @@ def _resolve(logits: torch.Tensor, chosen: torch.Tensor, references: torch.Tenso
     if lacking:
         nearest = torch.where(distances == torch.inf, UNUSED, nearest)
     automatic = references == AUTOMATIC
-    one = automatic.to(torch.int64)
-    rank = one.cumsum(-1) - one  # how many automatic references come before
+    rank = (automatic[..., None, :] & _earlier(num_references, 0)).sum(-1)  # how many automatic references come before
     return torch.where(automatic, nearest.gather(-1, rank), pinned)
+
+
+def _earlier(count: int, before: int) -> torch.Tensor:
+    """(count, before + count) bool: true in the columns before a row's own, which is `before` to the right."""
+    return torch.ones(count, before + count, dtype=torch.bool).tril(before - 1)

@@ -91,43 +91,31 @@ def _not_onnx(file: Path) -> str:
     return f"{file} is not an ONNX file; give the .onnx file that `finercam export` wrote."
 
 
-def read_node(path: str | os.PathLike[str], index: int) -> OnnxNode | None:
-    """The node at a position of the graph; None where there is none.
+def read_nodes(path: str | os.PathLike[str]) -> list[OnnxNode]:
+    """The nodes of the graph, in order.
 
     Raises:
         EngineError: the file cannot be read, or is not an ONNX file.
     """
     file = Path(path)
+    nodes: list[OnnxNode] = []
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             while stream.tell() < size:
                 number, wire = _read_tag(stream)
                 if number == _GRAPH and wire == _LENGTH:
+                    _read_length(stream, size)  # what follows are the fields of the GraphProto, and nodes are no others
+                elif number == _NODE and wire == _LENGTH:
                     length = _read_length(stream, size)
-                    return _node_of(stream, stream.tell() + length, index)
-                _skip(stream, wire, size)
+                    nodes.append(_read_node(stream, stream.tell() + length))
+                else:
+                    _skip(stream, wire, size)
     except (_TruncatedError, _NotProtobufError):
         raise EngineError(_not_onnx(file)) from None
     except OSError as error:
         raise EngineError(f"{file} cannot be read ({error.strerror or error}).") from None
-    return None
-
-
-def _node_of(stream: BinaryIO, end: int, index: int) -> OnnxNode | None:
-    """The node at a position of the GraphProto that ends at `end`."""
-    seen = 0
-    while stream.tell() < end:
-        number, wire = _read_tag(stream)
-        if number != _NODE or wire != _LENGTH:
-            _skip(stream, wire, end)
-            continue
-        length = _read_length(stream, end)
-        if seen == index:
-            return _read_node(stream, stream.tell() + length)
-        stream.seek(length, os.SEEK_CUR)
-        seen += 1
-    return None
+    return nodes
 
 
 def _read_node(stream: BinaryIO, end: int) -> OnnxNode:

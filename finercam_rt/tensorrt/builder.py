@@ -5,6 +5,7 @@ Networks are strongly typed: the precision of every tensor is what the ONNX file
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import EMBEDDINGS
-from finercam_rt.onnx_metadata import read_node
+from finercam_rt.onnx_metadata import OnnxNode, read_nodes
 from finercam_rt.tensorrt.api import Builder, Config, Network, Parser, RtxConfig
 from finercam_rt.tensorrt.kernels import Kernel, read_kernels
 from finercam_rt.tensorrt.library import RTX, Library
@@ -111,7 +112,7 @@ def build(
     with _interrupting(monitor):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise UnsupportedError(_refused_build(graph, library, log))
+        raise _refused_build(graph, library, log)
     kernels = read_kernels(line for message in log.verbose for line in message.splitlines())
     cache = None if timing_cache is None else config.get_timing_cache().serialize()
     return Built(memoryview(plan), kernels, time.perf_counter() - began, cache)
@@ -162,6 +163,12 @@ def _add_profile(builder: Builder, network: Network, config: Config, options: Bu
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         value = network.get_input(index)
+        fixed = value.shape[0]
+        if fixed >= 0 and options.batch != (fixed,) * 3 and value.name != EMBEDDINGS:
+            raise UnsupportedError(
+                f"the engine was exported for exactly {fixed} images; give --min-batch, --opt-batch and --max-batch "
+                f"{fixed}."
+            )
         sizes = options.classes if value.name == EMBEDDINGS else options.batch
         shapes = [tuple(size if dynamic < 0 else dynamic for dynamic in value.shape) for size in sizes]
         profile.set_shape(value.name, *shapes)
@@ -177,23 +184,34 @@ def _set_timing_cache(config: Config, stored: bytes) -> None:
 def _refused_node(graph: Path, library: Library, parser: Parser) -> UnsupportedError:
     """Which operation was refused, where it comes from, and why."""
     error = parser.get_error(0)
-    node = read_node(graph, error.node()) if error.node() >= 0 else None
+    nodes = read_nodes(graph)
+    node = nodes[error.node()] if 0 <= error.node() < len(nodes) else None
     reason = " ".join(error.desc().split())[:200].rstrip(".")
     if node is None:
         return UnsupportedError(
             f"{graph}: {library.flavour} {library.version} cannot read it ({reason}); export it again."
         )
+    return _unsupported(graph, library, node, "" if reason == "false" else reason)
+
+
+def _refused_build(graph: Path, library: Library, log: Any) -> UnsupportedError:
+    """The operation that the first error names, where it names one."""
+    reason = log.reason("it does not say why")
+    words = set(re.findall(r"[\w./]+", reason))
+    for node in read_nodes(graph):
+        if node.name in words:
+            return _unsupported(graph, library, node, reason)
+    return UnsupportedError(f"{graph}: {library.flavour} {library.version} cannot build it ({reason}).")
+
+
+def _unsupported(graph: Path, library: Library, node: OnnxNode, reason: str) -> UnsupportedError:
     source = f", {node.source}" if node.source else ""
-    why = "" if reason in ("", "false") else f": {reason}"
+    why = f" ({reason})" if reason else ""
     return UnsupportedError(
         f"{graph}: {library.flavour} {library.version} does not take the operation {node.operation} of node "
         f"{node.name}{source}{why}; choose another target layer or method, or change that line of the model.",
         node.operation,
     )
-
-
-def _refused_build(graph: Path, library: Library, log: Any) -> str:
-    return f"{graph}: {library.flavour} {library.version} cannot build it ({log.reason('it does not say why')})."
 
 
 def _log(trt: Any) -> Any:

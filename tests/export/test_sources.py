@@ -8,7 +8,7 @@ import torch
 from finercam_rt.export import export_model
 from finercam_rt.export.sources import source_of
 from finercam_rt.manifest import SOURCE_KEY, InputSpec
-from finercam_rt.onnx_metadata import read_node
+from finercam_rt.onnx_metadata import read_nodes
 
 from .models import SmallCNN
 
@@ -21,14 +21,12 @@ def test_nodes_know_their_lines(tmp_path, precision):
     path = tmp_path / "small.onnx"
     input = InputSpec((32, 32), (0.5,) * 3, (0.5,) * 3)
     export_model(SmallCNN().eval(), path, target_layer="features", input=input, precision=precision, force=True)
-    nodes = onnx.load(path).graph.node
     found = {}
-    for index, node in enumerate(nodes):
+    for node, read in zip(onnx.load(path).graph.node, read_nodes(path), strict=True):
         sources = [entry.value for entry in node.metadata_props if entry.key == SOURCE_KEY]
         assert len(sources) == 1, node.name
-        assert read_node(path, index) == (node.name, node.op_type, sources[0])
+        assert read == (node.name, node.op_type, sources[0])
         found.setdefault((node.name.split("/")[0], node.op_type), []).append(sources[0])
-    assert read_node(path, len(nodes)) is None
     first, second = found["trunk", "Conv"]
     assert first.startswith("stem (")
     assert second.startswith("features.1 (")

@@ -154,6 +154,14 @@ def test_an_operation_that_is_not_there_is_named_with_its_source(rtx, toy, tmp_p
     assert not (tmp_path / "out.plan").exists()
 
 
+def test_an_engine_of_a_fixed_batch(rtx, make_toy, tmp_path):
+    toy = make_toy(batch=3)
+    with pytest.raises(UnsupportedError, match="exported for exactly 3 images; give --min-batch, --opt-batch"):
+        build_plan(toy.path, tmp_path / "out.plan", rtx, OPTIONS)
+    options = dataclasses.replace(OPTIONS, batch=(3, 3, 3))
+    assert build_plan(toy.path, tmp_path / "out.plan", rtx, options).info.batch == (3, 3, 3)
+
+
 def test_what_the_builder_refuses(tensorrt, fake, toy, tmp_path):
     fake.failure = "Error Code 9: Skipping tactic,\n no implementation."
     with pytest.raises(

@@ -1,0 +1,210 @@
+"""TensorRT-RTX parses and builds what the exporter writes: small models, for three generations of GPUs, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finercam_rt.cli.export import summary
+from finercam_rt.manifest import METHODS, InputSpec, LayerInfo, Manifest
+from finercam_rt.tensorrt.builder import BuildOptions, Built, build
+from finercam_rt.tensorrt.kernels import behind
+from finercam_rt.tensorrt.library import Library
+
+torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
+pytest.importorskip("onnx", reason="the export needs onnx")
+
+CAPABILITIES = ("SM86", "SM89", "SM120")
+DYNAMIC, STATIC = (1, 4, 16), (3, 3, 3)
+LINEAR_HEAD, ADDED_LINEAR, ADDED_TOKENS = 6, 8, 25
+"""The most kernels behind the logits of a linear head; and more than in the plain model's plan, of it and of a ViT."""
+
+
+class Convolutions(torch.nn.Module):
+    """ResNet's end: 7 x 7 positions, pooled, and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 8, 8)
+        self.features = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(16, 512, 3, padding=1), torch.nn.ReLU())
+        self.head = torch.nn.Linear(512, 1000)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.features(self.stem(x)).mean((2, 3)))
+
+
+class Tokens(torch.nn.Module):
+    """A ViT of two blocks, whose head reads the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = torch.nn.Conv2d(3, 32, 8, 8)
+        self.first = torch.nn.Parameter(torch.randn(1, 1, 32))
+        self.blocks = torch.nn.ModuleList(_Block() for _ in range(2))
+        self.norm = torch.nn.LayerNorm(32)
+        self.head = torch.nn.Linear(32, 40)
+
+    def forward(self, x: Any) -> Any:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.first.expand(x.shape[0], -1, -1), tokens], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens)[:, 0])
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = torch.nn.LayerNorm(32), torch.nn.LayerNorm(32)
+        self.qkv, self.proj = torch.nn.Linear(32, 96), torch.nn.Linear(32, 32)
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (part.unflatten(2, (2, 16)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+MODELS = {"convolutions": (Convolutions, "features"), "tokens": (Tokens, "blocks.1.norm1")}
+SPEC = InputSpec((56, 56), (0.5,) * 3, (0.5,) * 3)
+
+CASES = {
+    "convolutions fp32": {},
+    "convolutions fp16, five contrasts": {"precision": "fp16", "contrasts": 5},
+    "convolutions bf16, taps": {"precision": "bf16", "head": "taps"},
+    "convolutions fp32, all taps of five contrasts": {"head": "taps", "gradients": True, "contrasts": 5},
+    "tokens fp32": {},
+    "tokens bf16, five contrasts": {"precision": "bf16", "contrasts": 5},
+}
+
+
+def _model(name: str) -> tuple[Any, str]:
+    torch.manual_seed(0)
+    kind, layer = MODELS[name.split(" ")[0]]
+    return kind().eval(), layer
+
+
+@pytest.fixture(scope="module")
+def exported(rtx: Library, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Manifest]]:
+    """Each case, exported once and checked with TensorRT."""
+    from finercam_rt.export import export_model
+
+    made: dict[str, tuple[Path, Manifest]] = {}
+
+    def export(name: str) -> tuple[Path, Manifest]:
+        if name not in made:
+            model, layer = _model(name)
+            path = tmp_path_factory.mktemp("engines") / "engine.onnx"
+            options: dict[str, Any] = CASES[name]
+            # noise is no photograph: what a reduced precision does to its maps is another test's subject
+            force = {"force": True} if "precision" in options else {}
+            made[name] = (
+                path,
+                export_model(model, path, target_layer=layer, input=SPEC, check="tensorrt", **options, **force),
+            )
+        return made[name]
+
+    return export
+
+
+def _built(path: Path, rtx: Library, batch: tuple[int, int, int], capabilities: tuple[str, ...]) -> Built:
+    return build(path, rtx, BuildOptions(batch=batch, classes=(2, 2, 2), capabilities=capabilities))
+
+
+def _plain(folder: Path, name: str) -> Path:
+    """The model alone."""
+    model, _ = _model(name)
+    path = folder / "plain.onnx"
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    example = torch.zeros(2, 3, *SPEC.size)
+    torch.onnx.export(
+        model,
+        (example,),
+        path,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(batch,),
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_builds(rtx, exported, name):
+    path, manifest = exported(name)
+    built = _built(path, rtx, STATIC, ("SM89",))
+    assert len(built.plan) > 1000
+    built = _built(path, rtx, DYNAMIC, CAPABILITIES)
+    assert len(built.plan) > 1000
+    assert len(built.kernels) > len(behind(built.kernels, "logits")) > 0
+    written = {name for kernel in built.kernels for name in kernel.outputs}
+    assert set(manifest.outputs) <= written
+
+
+@pytest.mark.parametrize(("name", "most"), [("convolutions fp32", ADDED_LINEAR), ("tokens fp32", ADDED_TOKENS)])
+def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
+    path, manifest = exported(name)
+    found = manifest.verification["tensorrt"]
+    assert found["runtime"] == f"tensorrt-rtx {rtx.version}"
+    plain = _built(_plain(tmp_path, name), rtx, DYNAMIC, ("SM89",))
+    whole = _built(path, rtx, DYNAMIC, ("SM89",))
+    assert behind(plain.kernels, "logits") == ()
+    assert 0 < len(whole.kernels) - len(plain.kernels) <= most
+    assert found["kernels"] == len(whole.kernels)
+    assert found["kernels_behind_logits"] == len(behind(whole.kernels, "logits"))
+    alone = f"{found['kernels']} kernels, {found['kernels_behind_logits']} of them for the explanation alone"
+    assert alone in summary(manifest, path, 1.0)
+    if name.startswith("convolutions"):
+        assert found["kernels_behind_logits"] <= LINEAR_HEAD
+
+
+@pytest.mark.parametrize(
+    ("layout", "methods"),
+    [("tokens", tuple(METHODS)), ("nchw", tuple(name for name in METHODS if "eigen" not in name))],
+)
+def test_every_method_builds(rtx, tmp_path, layout, methods):
+    """All in one graph, from activations and gradients, as the head "graph" makes them."""
+    import onnx_ir
+
+    from finercam_rt.export.emit import to_onnx
+    from finercam_rt.export.method import raw_map
+
+    layer = LayerInfo("layer", layout, (3, 5), 1 if layout == "tokens" else 0)
+
+    class Maps(torch.nn.Module):
+        def forward(self, activations: Any, gradients: Any) -> tuple[Any, ...]:
+            return tuple(raw_map(activations, gradients, layer, method) for method in methods)
+
+    inputs = tuple(torch.randn(2, *layer.shape(8)) for _ in range(2))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    names = [f"map_{index}" for index in range(len(methods))]
+    model = to_onnx(Maps(), inputs, (batch, batch), ["activations", "gradients"], names, 20)
+    path = tmp_path / "maps.onnx"
+    onnx_ir.save(model, path)
+    built = _built(path, rtx, DYNAMIC, ("SM89",))
+    assert set(names) <= {name for kernel in built.kernels for name in kernel.outputs}
+
+
+def test_an_operation_that_tensorrt_lacks_is_refused_before_anything_is_written(rtx, tmp_path):
+    from finercam_rt.errors import ExportError
+    from finercam_rt.export import export_model
+
+    class Odd(Convolutions):
+        def forward(self, x: Any) -> Any:
+            largest = x.flatten(1).topk(4000).values  # TensorRT sorts at most 3840
+            return super().forward(x + largest.mean(1)[:, None, None, None])
+
+    torch.manual_seed(0)
+    with pytest.raises(ExportError) as caught:
+        export_model(Odd().eval(), tmp_path / "x.onnx", target_layer="features", input=SPEC, check="tensorrt")
+    text = str(caught.value)
+    assert "does not take the operation TopK of node trunk/" in text
+    assert "test_matrix.py, line " in text
+    assert text.endswith("nothing was written.")
+    assert list(tmp_path.iterdir()) == []
