@@ -69,7 +69,7 @@ BIRDS = (
         ("--model-arg", "pad_type=same", "--mean", *_HALF, "--std", *_HALF),
         "inat_birds965_index",
         None,
-        47,
+        24,
         (METHODS, METHODS[:2]),
         "inat_bird_labels.txt",
     ),
