@@ -7,9 +7,11 @@ changes none of the figures. The record goes to results/tensorrt.json.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,8 @@ def _row(about: dict[str, str], graph: Path, library: Library) -> dict[str, Any]
         "kernels_behind_logits": len(behind(built.kernels, "logits")),
         "build_seconds": round(built.seconds, 2),
         "build_cpu_seconds": round(time.process_time() - before, 2),
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "load_average": round(os.getloadavg()[0], 2),
     }
     print(json.dumps(row), flush=True)
     return row
