@@ -82,6 +82,7 @@ def uninterrupted(finercam: Callable[..., Any], arguments: list[str], tmp_path: 
     return _results(tmp_path / "at once")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_kill_and_an_interruption_are_gone_on_from(
     finercam: Callable[..., Any], arguments: list[str], uninterrupted: list[bytes], tmp_path: Path
 ) -> None:

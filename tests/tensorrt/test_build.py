@@ -127,6 +127,7 @@ def test_progress_of_nested_phases(tensorrt, toy):
     ]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_build_and_writes_nothing(tensorrt, fake, toy, tmp_path):
     steps = []
     fake.during_build = lambda: (steps.append(1), os.kill(os.getpid(), signal.SIGINT))
