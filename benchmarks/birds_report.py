@@ -76,9 +76,11 @@ def markdown(document: Mapping[str, Any]) -> str:
             channels = part["asked"]["channels"]
             scored = any(row["method"] == "scorecam" for row in part["rows"])
             which = f"the {channels} channels that vary most" if channels else "all channels"
-            note = f" Score-CAM takes {which}." if scored else ""
-            lines += [title.format(images=part["images_measured"], steps=_steps(part)) + note, ""]
-            lines += [*_table(part), "", f"Recommendation: {_sentence(part)}", ""]
+            note = f", Score-CAM with {which}" if scored else ""
+            lines += [title.format(images=part["images_measured"], steps=_steps(part)) + note + ":", ""]
+            lines += [*_table(part), ""]
+            # of a few photographs it would be another, and within noise
+            lines += [f"Recommendation: {_sentence(part)}", ""] if name == "rd" else []
         if parts["rd"] is not None:
             lines += [*_against_reference(bird.name, parts["rd"]), ""]
             lines += [_TIES, ""] if bird.name == "dinov2_small" else []
@@ -206,9 +208,9 @@ Grad-CAM, and bold where the interval does not cover zero. Score-CAM is the libr
 Seeds: `plain` has no contrast; `one:A` one reference at alpha A; `mean3:A` and `weighted3:A` three references that \
 count equally, as in the paper, or by their softmax, as in pytorch-grad-cam.
 """
-_RD = "Relative confidence drop, {images} photographs, higher is better:"
+_RD = "Relative confidence drop, {images} photographs, higher is better"
 _SHAPE = "The same with deletion ({steps} steps, lower is better) and the grid pointing game (a map that knows nothing \
-has 0.25), {images} photographs drawn at random, the same for all rows:"
+has 0.25), {images} photographs drawn at random, the same for all rows"
 _TIES = (
     "What differs is the rule for ties: Grad-CAM's map is zero in more than 90 % of the pixels of some photographs, \
 of which plain PyTorch removed all and ours no more than 10 %. With `finercam evaluate --ties threshold` RD@10 of \
