@@ -10,7 +10,7 @@ from finercam_rt.backends import describe_auto
 from finercam_rt.engine_file import is_plan, read_manifest
 from finercam_rt.errors import FinerCAMError, InputError
 from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
-from finercam_rt.tensorrt.plan import read_plan_info
+from finercam_rt.tensorrt.plan import read_checked_plan
 from finercam_rt.tensorrt.serve import serve
 
 _NAMES_SHOWN = 5
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan_rows(plan: Path) -> list[tuple[str, str]]:
-    info = read_plan_info(plan)
+    _, info = read_checked_plan(plan)  # whether it is damaged is no matter of this machine
     least, usual, most = info.batch
     counts = info.kernels
     kernels = None if counts is None else f"{counts['total']}, {counts['behind_logits']} for the explanation alone"

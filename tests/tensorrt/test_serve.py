@@ -153,11 +153,14 @@ def test_inspect_says_whether_it_fits(plan, capsys, monkeypatch):
     assert "1 to 8 images, tuned for 2" in out
     assert "4, 2 for the explanation alone" in out
     assert out.rstrip().endswith("yes")
-    plan.write_bytes(PLAN[:5])
+    monkeypatch.setattr(library, "compute_capability", lambda: None)
     assert main(["inspect", str(plan)]) == 0
     assert "no: " in capsys.readouterr().out
     assert main(["inspect", str(plan), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["name"] == "toy"
+    plan.write_bytes(PLAN[:5])
+    assert main(["inspect", str(plan)]) == 2
+    assert "is truncated, 5 of" in capsys.readouterr().err
 
 
 def test_an_engine_says_that_plans_are_not_run(plan):
