@@ -15,8 +15,14 @@ LEAST_GAIN = 0.5
 GAIN = 0.8
 LOCAL = 0.2
 """The share of a batch norm's input that differs from position to position, below which the norm damps it."""
-DAMPING = (1.0, 0.5, 0.25)
-"""Factors of the branches' scales and of the shifts, tried in this order."""
+LIFT = 2.0
+"""Added to the shifts of batch norms, their unit being the standard deviation of what they give."""
+TAMING = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (1.0, LIFT))
+"""What is tried in this order: factors of the branches' scales and of the shifts, and what lifts the batch norms.
+
+Damped branches tame residual networks. A deep network without them blows up what is put in by its rectifiers, each of
+which cuts half of what a norm gives; lifted, they cut little.
+"""
 ROUNDING = 2e-5
 """Of the logits in float32, relative: above it the layers blow up whatever is put in, as trained ones do not."""
 _SHIFTS = ("bias", "beta", "token", "embed", "pos")
@@ -28,18 +34,18 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
 
     Parameters that the library filled with one value are drawn: scales within 20 % of what they are (or from 0.2 to 0.6
     where they are silent), shifts with a standard deviation of 0.1. Weak linear layers are strengthened. Batch norms
-    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, branches and shifts are damped.
+    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, the weights are tamed.
     """
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
-        for damping in DAMPING:
+        for damping, lift in TAMING:
             model.load_state_dict(before)
-            _draw(model, images, seed, damping)
-            if damping == DAMPING[-1] or _rounding(model, images) <= ROUNDING:
+            _draw(model, images, seed, damping, lift)
+            if (damping, lift) == TAMING[-1] or _rounding(model, images) <= ROUNDING:
                 return
 
 
-def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float) -> None:
+def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float, lift: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
@@ -49,6 +55,8 @@ def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float) -> 
             gain = float(module.weight.std()) * math.sqrt(module.in_features)
             if 0 < gain < LEAST_GAIN:
                 module.weight.mul_(GAIN / gain)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.bias.add_(lift)
     _calibrate(model, images, generator)
 
 
