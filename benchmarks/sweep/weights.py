@@ -15,8 +15,12 @@ LEAST_GAIN = 0.5
 GAIN = 0.8
 LOCAL = 0.2
 """The share of a batch norm's input that differs from position to position, below which the norm damps it."""
-DAMPING = (1.0, 0.5, 0.25)
-"""Factors of the branches' scales and of the shifts, tried in this order."""
+TAMING = ((1.0, 0.0), (0.5, 0.0), (0.25, 0.0), (1.0, 1.0))
+"""Factors of the branches' scales and of the shifts, and what is added to the shifts of batch norms, in this order.
+
+Damped branches tame residual networks. A deep network without them blows up what is put in by its rectifiers, each of
+which cuts half of what a norm gives; lifted, they cut little.
+"""
 ROUNDING = 2e-5
 """Of the logits in float32, relative: above it the layers blow up whatever is put in, as trained ones do not."""
 _SHIFTS = ("bias", "beta", "token", "embed", "pos")
@@ -28,18 +32,24 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
 
     Parameters that the library filled with one value are drawn: scales within 20 % of what they are (or from 0.2 to 0.6
     where they are silent), shifts with a standard deviation of 0.1. Weak linear layers are strengthened. Batch norms
-    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, branches and shifts are damped.
+    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, the weights are tamed.
     """
     before = copy.deepcopy(model.state_dict())
+    found: list[tuple[float, int]] = []
     with torch.no_grad():
-        for damping in DAMPING:
+        for number, (damping, lift) in enumerate(TAMING):
             model.load_state_dict(before)
-            _draw(model, images, seed, damping)
-            if damping == DAMPING[-1] or _rounding(model, images) <= ROUNDING:
+            _draw(model, images, seed, damping, lift)
+            rounding = _rounding(model, images)
+            if rounding <= ROUNDING:
                 return
+            found.append((rounding if math.isfinite(rounding) else math.inf, number))
+        _, least = min(found)
+        model.load_state_dict(before)
+        _draw(model, images, seed, *TAMING[least])
 
 
-def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float) -> None:
+def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float, lift: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
@@ -49,7 +59,9 @@ def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float) -> 
             gain = float(module.weight.std()) * math.sqrt(module.in_features)
             if 0 < gain < LEAST_GAIN:
                 module.weight.mul_(GAIN / gain)
-    _calibrate(model, images, generator)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.bias.add_(lift)
+    _calibrate(model, images, generator, lifted=lift > 0)
 
 
 def _rounding(model: nn.Module, images: torch.Tensor) -> float:
@@ -75,22 +87,23 @@ def _uniform(like: torch.Tensor, low: float, high: float, generator: torch.Gener
     return low + (high - low) * torch.rand(like.shape, generator=generator)
 
 
-def _calibrate(model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> None:
+def _calibrate(model: nn.Module, images: torch.Tensor, generator: torch.Generator, *, lifted: bool) -> None:
     """One pass in which each batch norm takes the statistics of its input, and noise on them, before it runs.
 
     As variance the second moment is taken, and more where the input is nearly the same at every position: an attention
-    with random weights takes the mean of everything, and normalised it would drown what is local.
+    with random weights takes the mean of everything, and normalised it would drown what is local. Of lifted norms it is
+    the variance itself: what is lifted has a large mean.
     """
 
     def measure(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         channels = inputs[0].transpose(0, 1).flatten(1)
-        second_moment = channels.square().mean(1)
+        moment = channels.var(1) if lifted else channels.square().mean(1)
         # a channel that was silent by chance would be blown up too
-        second_moment.clamp_(min=max(1e-3 * float(second_moment.mean()), 1e-12))
-        mean_noise = 0.1 * second_moment.sqrt() * torch.randn(len(channels), generator=generator)
+        moment.clamp_(min=max(1e-3 * float(moment.mean()), 1e-12))
+        mean_noise = 0.1 * moment.sqrt() * torch.randn(len(channels), generator=generator)
         norm.get_buffer("running_mean").copy_(channels.mean(1) + mean_noise)
-        local = _local_share(inputs[0]) / LOCAL
-        variance = second_moment / min(1.0, max(local, 1e-3))
+        local = 1.0 if lifted else _local_share(inputs[0]) / LOCAL
+        variance = moment / min(1.0, max(local, 1e-3))
         norm.get_buffer("running_var").copy_(variance * _uniform(variance, 0.8, 1.25, generator))
 
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
