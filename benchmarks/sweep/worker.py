@@ -177,7 +177,8 @@ def cost(
         export_plainly(model, size, folder.path(FORWARD))
         plain = graphs.onnxruntime_forward(FORWARD)(setting)(one).call
     except Exception as error:  # torch.onnx writes files that ONNX Runtime does not load
-        return {"left_out": f"the plain model is not exported: {type(error).__name__}: {error}".splitlines()[0]}
+        said = f"{type(error).__name__}: {error}".splitlines()[0].replace(f"{folder.path(FORWARD).parent}/", "")
+        return {"left_out": f"the plain model is not exported: {said}"}
     calls = {OURS: graphs.engine(ENGINE)(setting)(one).call, PLAIN: plain}
     clocks = {name: partial(timing.timed, call) for name, call in calls.items()}
     walls = {name: min(clock()[1] for _ in range(2)) for name, clock in clocks.items()}
