@@ -1,7 +1,8 @@
-"""Writing to disk: whether a folder takes it, and files that appear whole or not at all."""
+"""Files: whether a folder takes new ones, writing that appears whole or not at all, and what a file's hash is."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finercam_rt.errors import InputError
+
+_BLOCK = 1 << 20
 
 
 def check_output_folder(folder: Path) -> None:
@@ -46,3 +49,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

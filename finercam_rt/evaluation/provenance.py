@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from finercam_rt.engine import Engine
 from finercam_rt.evaluation.dataset import Dataset
+from finercam_rt.files import sha256_of
 
 _PACKAGES = ("finercam-rt", "numpy", "pillow", "onnxruntime", "openvino", "scipy", "scikit-image")
 
@@ -33,7 +33,7 @@ def engine_record(name: str, engine: Engine) -> dict[str, Any]:
     manifest = engine.manifest
     return {
         "name": name,
-        "sha256": _sha256(engine.path),
+        "sha256": sha256_of(engine.path),
         "model": manifest.model.name,
         "weights_sha256": manifest.model.weights_sha256,
         "layers": [layer.name for layer in manifest.layers],
@@ -72,11 +72,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

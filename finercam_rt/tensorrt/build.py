@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finercam_rt.errors import BackendError, EngineError, InputError
-from finercam_rt.files import atomic_write
+from finercam_rt.files import atomic_write, sha256_of
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.builder import BuildOptions, build
 from finercam_rt.tensorrt.kernels import behind
 from finercam_rt.tensorrt.library import RTX, Library
-from finercam_rt.tensorrt.plan import SUFFIX, PlanInfo, is_sidecar, read_plan_info, sha256_of, sidecar_of
+from finercam_rt.tensorrt.plan import SUFFIX, PlanInfo, is_sidecar, read_plan_info, sidecar_of
 
 
 class Written(NamedTuple):

@@ -16,7 +16,6 @@ from finercam_rt.tensorrt.library import FLAVOURS
 SCHEMA = 1
 """The sidecar's version; a newer one is refused."""
 SUFFIX = ".plan"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,6 @@ def is_sidecar(file: Path) -> bool:
         return "plan_sha256" in json.loads(file.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
         return False
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_plan_info(plan: Path) -> PlanInfo:
