@@ -34,7 +34,8 @@ deletion and insertion take --steps times the work of rd@X.
 
 table: a .csv file with the columns path, label, and optionally x0, y0, x1, y1 (a box in pixels of the upright
 photograph, one a row, or several in boxes as "x0 y0 x1 y1; ...") or mask (an image of the photograph's size). Paths are
-absolute, or relative to the table.
+absolute, or relative to the table. A column references ("one class; another") names the classes that the label is
+contrasted with, which needs --target label; a seed of one reference takes the nearest of them.
 
 docs/evaluate.md says how to read what comes out, docs/metrics.md what is computed.
 

@@ -6,20 +6,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finercam_rt.classes import Classes
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.labels import LabelFinder
-from finercam_rt.evaluation.table import read_table
+from finercam_rt.evaluation.table import TableRow, read_table
 from finercam_rt.images import IMAGE_SUFFIXES
 from finercam_rt.ops import Box
 
-UNKNOWN_CLASS, UNREADABLE = "unknown class", "unreadable"
+UNKNOWN_CLASS, NO_REFERENCE, UNREADABLE = "unknown class", "no reference", "unreadable"
 """Why an image was left out."""
 
 
@@ -27,13 +27,15 @@ UNKNOWN_CLASS, UNREADABLE = "unknown class", "unreadable"
 class Sample:
     """One photograph.
 
-    name: its path within the data, for people and files. label: the index of its class, or None. boxes, mask: where
-    the object is, in pixels of the upright photograph, see `annotations.object_mask`.
+    name: its path within the data, for people and files. label: the index of its class, or None. references: the
+    indices of the classes that the label is contrasted with, the label not among them; none where the engine chooses
+    among all. boxes, mask: where the object is, in pixels of the upright photograph, see `annotations.object_mask`.
     """
 
     name: str
     path: Path
     label: int | None = None
+    references: tuple[int, ...] = ()
     boxes: tuple[Box, ...] = ()
     mask: Path | None = None
 
@@ -45,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that is not evaluated; kind is UNKNOWN_CLASS or UNREADABLE, reason a sentence."""
+    """An image that is not evaluated; kind is UNKNOWN_CLASS, NO_REFERENCE or UNREADABLE, reason a sentence."""
 
     name: str
     kind: str
@@ -70,7 +72,7 @@ class Dataset:
         """Of names, sizes and times of the files, classes and annotations: another one is another question."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            about: list[Any] = [sample.name, sample.label, sample.boxes, _stamp(sample.path)]
+            about: list[Any] = [sample.name, sample.label, sample.references, sample.boxes, _stamp(sample.path)]
             about += [None if sample.mask is None else [str(sample.mask.name), _stamp(sample.mask)]]
             digest.update(json.dumps(about).encode())
         return digest.hexdigest()
@@ -108,7 +110,7 @@ def read_dataset(
         found = _folder(root, unlabelled)
     elif root.is_file():
         found = [
-            (row.label if not unlabelled else None, Sample(row.name, row.path, None, row.boxes, row.mask))
+            _Found(None if unlabelled else row.label, row.references, _sample(row))
             for row in read_table(root, None if unlabelled else label_column)
         ]
     else:
@@ -144,7 +146,19 @@ def read_label_mapping(path: Path) -> dict[str, str]:
     return {key: str(value) for key, value in mapping.items()}
 
 
-def _folder(root: Path, unlabelled: bool) -> list[tuple[str | None, Sample]]:
+class _Found(NamedTuple):
+    """A photograph with its label and its references as they are written."""
+
+    label: str | None
+    references: tuple[str, ...]
+    sample: Sample
+
+
+def _sample(row: TableRow) -> Sample:
+    return Sample(row.name, row.path, boxes=row.boxes, mask=row.mask)
+
+
+def _folder(root: Path, unlabelled: bool) -> list[_Found]:
     files = sorted(file for file in _files(root) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{root}: there is no image in this folder.")
@@ -157,7 +171,7 @@ def _folder(root: Path, unlabelled: bool) -> list[tuple[str | None, Sample]]:
             "no folder for a class."
         )
     return [
-        (name.parts[0] if by_class else None, Sample(name.as_posix(), file))
+        _Found(name.parts[0] if by_class else None, (), Sample(name.as_posix(), file))
         for name, file in zip(names, files, strict=True)
     ]
 
@@ -173,17 +187,22 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
-def _labelled(root: Path, found: list[tuple[str | None, Sample]], finder: LabelFinder) -> Dataset:
+def _labelled(root: Path, found: list[_Found], finder: LabelFinder) -> Dataset:
     samples, left_out = [], []
-    for label, sample in found:
+    for label, named, sample in found:
         try:
             if label == "":
                 raise InputError("it has no label.")
             index = None if label is None else finder.index(label)
+            references = tuple(dict.fromkeys(finder.index(text) for text in named))
         except InputError as error:
             left_out.append(LeftOut(sample.name, UNKNOWN_CLASS, str(error)))
+            continue
+        others = tuple(reference for reference in references if reference != index)
+        if references and not others:
+            left_out.append(LeftOut(sample.name, NO_REFERENCE, "its only reference is its own class."))
         else:
-            samples.append(Sample(sample.name, sample.path, index, sample.boxes, sample.mask))
+            samples.append(replace(sample, label=index, references=others))
     if not samples:
         deeper = Path(left_out[0].name).parts
         where = f"{root / deeper[0]} if its folders are the classes, " if root.is_dir() and len(deeper) > 2 else ""

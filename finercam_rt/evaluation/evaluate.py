@@ -122,6 +122,7 @@ def evaluate(
         names = engine_names([engine.path for engine in opened])
         rows = plan_rows(names, [engine.manifest for engine in opened], question.methods, question.seeds, given_tails)
         metrics = metrics_by_name(_metric_names(question, dataset), replace(question.options, seed=question.seed))
+        _check_explains(metrics, dataset)
         columns = [column for metric in metrics for column in metric.columns]
         rank_by = _rank_by(question, columns)
         served = [
@@ -253,7 +254,20 @@ def _dataset(data: str | os.PathLike[str], engine: Engine, question: Question) -
     )
     if question.target == LABEL and any(sample.label is None for sample in dataset.samples):
         raise InputError(f"the label is to be explained, and {data} has none; put the images into folders by class.")
+    if question.target != LABEL and any(sample.references for sample in dataset.samples):
+        raise InputError(f"{data} names references, which are of the photographs' own classes; give --target label.")
     return dataset
+
+
+def _check_explains(metrics: Sequence[Metric], dataset: Dataset) -> None:
+    """Refuse metrics that explain images of their own, for which no references are named."""
+    if any(sample.references for sample in dataset.samples):
+        for metric in metrics:
+            if metric.needs_explain:
+                raise InputError(
+                    f"{' and '.join(metric.columns)} explain other images too, for which {dataset.name} names no "
+                    "references; leave the metric or the column out."
+                )
 
 
 def _metric_names(question: Question, dataset: Dataset) -> Sequence[str]:

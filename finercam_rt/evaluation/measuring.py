@@ -161,7 +161,8 @@ class Measurer:
         for row, number in enumerate(found.places.tolist()):
             known = [int(predicted[row]), int(target[row]), _rounded(confidence[row])]
             images[number][1][place] = known if finite[row] else None
-        for maps in engine.maps(found.inputs, target, logits):
+        references = [self._dataset.samples[start + place].references for place in found.places.tolist()]
+        for maps in engine.maps(found.inputs, target, logits, references=references):
             at = self._rows.index(maps.row)
             record["seconds"][at] += maps.seconds
             status = np.where(finite, ops.status(maps.saliency_map), ops.Status.NON_FINITE)

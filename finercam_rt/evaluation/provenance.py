@@ -53,7 +53,12 @@ def produced_by(engines: Sequence[dict[str, Any]], dataset: Dataset, options: Ma
     """All that the figures depend on; an unfinished evaluation is finished only by the same."""
     return {
         "engines": list(engines),
-        "data": {"name": dataset.name, "images": len(dataset.samples), "sha256": dataset.sha256},
+        "data": {
+            "name": dataset.name,
+            "images": len(dataset.samples),
+            "references_named": sum(bool(sample.references) for sample in dataset.samples),
+            "sha256": dataset.sha256,
+        },
         **options,
         "versions": {"python": platform.python_version(), **_versions()},
     }

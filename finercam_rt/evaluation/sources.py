@@ -16,7 +16,7 @@ from finercam_rt.engine import Engine
 from finercam_rt.evaluation.batch import Explained, Floats
 from finercam_rt.evaluation.perturbation import PERTURBATION, PerturbationOptions, perturbation_source
 from finercam_rt.evaluation.rows import Row
-from finercam_rt.evaluation.seeds import PLAIN, Seed
+from finercam_rt.evaluation.seeds import Seed
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, OBJECTIVES
 from finercam_rt.methods.classifier import DEFAULT_MEMORY
 from finercam_rt.methods.protocol import Asked
@@ -78,14 +78,20 @@ class EngineRows:
         return np.concatenate([self.engine.logits(part)[:count] for part, count in self._runs(images)])
 
     def maps(
-        self, images: Floats, target: NDArray[np.int64], logits: Floats, rows: Sequence[Row] | None = None
+        self,
+        images: Floats,
+        target: NDArray[np.int64],
+        logits: Floats,
+        rows: Sequence[Row] | None = None,
+        references: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[RowMaps]:
         """The maps of these rows (None: of all), in an order of their own, for these classes (N,).
 
-        logits: (N,K), what the engine says of the images.
+        logits: (N,K), what the engine says of the images. references: of each image the classes among which its
+        references are, none or None where they are among all; a seed takes the nearest.
         """
         asked = self._rows if rows is None else rows
-        nearest = _nearest(logits, target)
+        nearest = _nearest(logits, target, references)
         yield from self._own_maps(images, target, nearest, [row for row in asked if row.method not in self._sources])
         for method, source in self._sources.items():
             of_method = [row for row in asked if row.method == method]
@@ -188,21 +194,32 @@ def resized(maps: Floats, size: tuple[int, ...]) -> Floats:
 def _contrasts(target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]) -> list[list[Contrast]]:
     """One contrast a seed for each image; the references by name, since the graph chooses all or none of a contrast."""
     return [
-        [Contrast(int(c), [] if seed.kind == PLAIN else row[: seed.references].tolist(), seed.alpha) for seed in seeds]
+        [
+            Contrast(int(c), row[: seed.references][row[: seed.references] != UNUSED].tolist(), seed.alpha)
+            for seed in seeds
+        ]
         for c, row in zip(target, nearest, strict=True)
     ]
 
 
-def _nearest(logits: Floats, target: NDArray[np.int64]) -> NDArray[np.int64]:
+def _nearest(
+    logits: Floats, target: NDArray[np.int64], references: Sequence[Sequence[int]] | None = None
+) -> NDArray[np.int64]:
     """(N,K-1) the other classes by the distance of their logits from the target's, ties to the lower index.
 
-    Any others of logits that are not finite: they say nothing, but the target is not among them.
+    Where an image has `references`, these alone, and UNUSED after them. Any others of logits that are not finite: they
+    say nothing, but the target is not among them.
     """
     rows = np.arange(len(logits))
     logits = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, 0)
     distance = np.abs(logits - logits[rows, target][:, None])
+    for row, named in enumerate(references or ()):
+        if named:
+            distance[row, np.setdiff1d(np.arange(logits.shape[1]), named)] = np.inf
     distance[rows, target] = np.inf
-    return np.argsort(distance, axis=1, kind="stable")[:, :-1].astype(np.int64)
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :-1].astype(np.int64)
+    nearest[np.isinf(np.take_along_axis(distance, nearest, axis=1))] = UNUSED
+    return nearest
 
 
 def _contrast(outputs: Outputs, place: int) -> Outputs:

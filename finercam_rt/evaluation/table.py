@@ -1,4 +1,4 @@
-"""A table of photographs: path, label, boxes, masks, as CSV."""
+"""A table of photographs: path, label, references, boxes, masks, as CSV."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from finercam_rt.errors import InputError
 from finercam_rt.ops import Box
 
 _EDGES = ("x0", "y0", "x1", "y1")
-_PATH, _BOXES, _MASK = "path", "boxes", "mask"
+_PATH, _REFERENCES, _BOXES, _MASK = "path", "references", "boxes", "mask"
 _DELIMITERS = ",;\t"
 
 
 class TableRow(NamedTuple):
-    """One photograph: its path as written and where that is, its label as written, what is known of the object."""
+    """One photograph: its path as written and where that is, its label and references as written, and the object."""
 
     name: str
     path: Path
     label: str | None
+    references: tuple[str, ...]
     boxes: tuple[Box, ...]
     mask: Path | None
 
@@ -29,13 +30,15 @@ def read_table(file: Path, label_column: str | None) -> list[TableRow]:
     """The rows of a CSV file with a header, one a photograph.
 
     Columns, separated by commas, semicolons or tabs, in any case: path, absolute or relative to the file's folder;
-    `label_column` (None: none is read); optionally x0, y0, x1, y1, a box in pixels of the original, left top right
-    bottom, or boxes, several as "x0 y0 x1 y1; x0 y0 x1 y1"; or mask, an image of the photograph's size, not black where
-    the object is. Rows of one path are one photograph with all their boxes. Photographs are named by their path as
-    written, absolute ones from the folder that they have in common.
+    `label_column` (None: none is read); optionally references, the classes that the label is contrasted with, as
+    "one; another"; x0, y0, x1, y1, a box in pixels of the original, left top right bottom, or boxes, several as
+    "x0 y0 x1 y1; x0 y0 x1 y1"; or mask, an image of the photograph's size, not black where the object is. Rows of one
+    path are one photograph with all their boxes. Photographs are named by their path as written, absolute ones from the
+    folder that they have in common.
 
     Raises:
-        InputError: not a CSV file with these columns, no rows, a box that is none, two labels for one path.
+        InputError: not a CSV file with these columns, no rows, a box that is none, two labels, lists of references or
+            masks for one path.
     """
     wanted = None if label_column is None else _folded(label_column)
     try:
@@ -80,7 +83,8 @@ def _row(file: Path, number: int, row: dict[str, str | None], label_column: str 
     boxes = tuple(_box(file, number, text) for text in texts)
     mask = (row.get(_MASK) or "").strip()
     name = os.path.normpath(name)
-    return TableRow(name, file.parent / name, label, boxes, file.parent / mask if mask else None)
+    references = tuple(text.strip() for text in (row.get(_REFERENCES) or "").split(";") if text.strip())
+    return TableRow(name, file.parent / name, label, references, boxes, file.parent / mask if mask else None)
 
 
 def _named(rows: list[TableRow]) -> list[TableRow]:
@@ -116,6 +120,12 @@ def _joined(file: Path, number: int, known: TableRow, other: TableRow) -> TableR
         raise InputError(
             f"{file}, line {number}: {known.name} is {other.label!r} here and {known.label!r} above; give one label."
         )
+    if other.references and known.references and set(known.references) != set(other.references):
+        raise InputError(f"{file}, line {number}: {known.name} has other references above; give one list of them.")
     if known.mask is not None and other.mask is not None and known.mask != other.mask:
         raise InputError(f"{file}, line {number}: {known.name} has a second mask; give one.")
-    return known._replace(boxes=known.boxes + other.boxes, mask=known.mask or other.mask)
+    return known._replace(
+        references=known.references or other.references,
+        boxes=known.boxes + other.boxes,
+        mask=known.mask or other.mask,
+    )

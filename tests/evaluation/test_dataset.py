@@ -132,6 +132,7 @@ def test_a_table_with_boxes_and_masks(tmp_path: Path) -> None:
         ("path,label,x0,y0,x1,y1\na,0,5,0,1,1\n", "line 2: '5 0 1 1' is no box"),
         ("path,label,boxes\na,0,1 2 3\n", "is no box"),
         ("path,label\na,0\na,1\n", "line 3: a is '1' here and '0' above"),
+        ("path,label,references\na,0,1;2\na,0,1\n", "line 3: a has other references above"),
     ],
 )
 def test_tables_that_say_nothing(tmp_path: Path, text: str, says: str) -> None:
@@ -164,6 +165,17 @@ def test_label_files(tmp_path: Path) -> None:
     for name, says in (("bad", "label,class"), ("none", "no such file")):
         with pytest.raises(InputError, match=says):
             read_label_mapping(tmp_path / name)
+
+
+def test_a_table_with_references(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,references\na,0,bell toad ;1;0\nb,1,\nb,1,0\nc,2,2\nd,2,dodo\n")
+    data = read_dataset(table, CLASSES)
+    assert [(s.name, s.label, s.references) for s in data.samples] == [("a", 0, (2, 1)), ("b", 1, (0,))]
+    assert [(left.name, left.kind) for left in data.left_out] == [("c", "no reference"), ("d", "unknown class")]
+    other = tmp_path / "u.csv"
+    other.write_text(table.read_text().replace("bell toad ;1;0", "bell toad"))
+    assert read_dataset(other, CLASSES).sha256 != data.sha256
 
 
 def test_boxes_and_masks_in_the_input(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def _inputs(data: Path, spec: Any) -> np.ndarray:
-    files = sorted(data.rglob("*.png"))
+    return _inputs_of(sorted(data.rglob("*.png")), spec)
+
+
+def _inputs_of(files: list[Path], spec: Any) -> np.ndarray:
     inputs = np.empty((len(files), 3, *spec.size), np.float32)
     for row, file in enumerate(files):
         Preprocessor(spec)(load_image(file), inputs[row], np.empty((*spec.size, 3), np.uint8), "x")
@@ -306,6 +309,50 @@ def test_boxes_bring_their_metrics(make_toy: Callable[..., Any], data: Path) -> 
     assert np.isfinite(energy[:6]).sum() == (results.status[:6, 0] == 0).sum() > 0
     assert np.isnan(energy[6:]).all()
     assert ((energy[np.isfinite(energy)] >= 0) & (energy[np.isfinite(energy)] <= 1)).all()
+
+
+def test_references_that_the_data_name(make_toy: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    """A seed takes the nearest of them, never another; the map is the toy's formula, its figure the closed form."""
+    from finercam_rt.onnx_metadata import read_manifest
+
+    toy = make_toy()
+    files = sorted(data.rglob("*.png"))
+    indices = dict(zip(CLASSES, (0, 1, 2, 6), strict=True))
+    named = [[], ["house finch", "kite"], ["magpie", "indigo bunting", "kite"], ["indigo bunting"]]
+    lines = []
+    for place, file in enumerate(files):
+        names = [str(indices[name]) if place % 2 else name for name in named[place % 4]]
+        lines.append(f"{file},{file.parent.name},{'; '.join(names)}")
+    table = tmp_path / "named.csv"
+    table.write_text("\n".join(["path,label,references", *lines]))
+    seeds = ["plain", "one:1", "weighted3:1"]
+    results = evaluate(toy.path, table, seeds=seeds, metrics=["complexity"], target="label", batch_size=5)
+    kept = [(place, file) for place, file in enumerate(files) if named[place % 4] != [file.parent.name]]
+    assert len(results.names) == len(kept) < len(files)
+    assert results.left_out_counts() == {"no reference": len(files) - len(kept)}
+    assert results.produced["data"]["references_named"] == sum(bool(named[place % 4]) for place, _ in kept)
+    spec = read_manifest(toy.path).input
+    checked = 0
+    for i, (place, file) in enumerate(kept):
+        image = _inputs_of([file], spec)
+        logits, label = toy.logits(image)[0], indices[file.parent.name]
+        order = np.argsort(np.abs(logits - logits[label]), kind="stable")
+        among = [indices[name] for name in named[place % 4]] or range(len(logits))
+        others = [int(k) for k in order if k in among and k != label]
+        for m, row in enumerate(results.rows):
+            raw = toy.raw_map(image[0], label, others[: row.seed.references], row.seed.alpha).astype(np.float32)
+            if results.status[i, m] == 0:
+                pixels = resized(raw[None], spec.size)
+                wanted = ((pixels - pixels.min()) / (pixels.max() - pixels.min())).mean()
+                assert results.values[i, m, 0] == pytest.approx(wanted, abs=1e-5)
+                checked += 1
+    assert checked >= 20
+    for asked, says in (
+        ({}, "give --target label"),
+        ({"target": "label", "metrics": ["adcc"]}, "adcc explain other images"),
+    ):
+        with pytest.raises(InputError, match=says):
+            evaluate(toy.path, table, **asked)
 
 
 @pytest.mark.parametrize(

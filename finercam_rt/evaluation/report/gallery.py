@@ -89,7 +89,9 @@ def _examples(
         if not readable:
             continue
         target = results.target[places[found.places], number]
-        for maps in engine.maps(found.inputs, target, engine.forward(found.inputs)):
+        references = [samples[at].references for at in readable]
+        logits = engine.forward(found.inputs)
+        for maps in engine.maps(found.inputs, target, logits, references=references):
             m = results.rows.index(maps.row)
             drawn = ops.render(
                 maps.saliency_map, found.views.shape[1:3], images=np.ascontiguousarray(found.views), colormap="turbo"

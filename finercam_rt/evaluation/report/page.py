@@ -123,6 +123,7 @@ def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("data", "{name}, {images} images, SHA-256 {sha256}".format(**produced["data"])),
         ("class explained", produced["target"]),
+        ("references", "the nearest classes" + _among(produced["data"])),
         ("perturbation", "{masks} masks, {channels} channels".format(**_named(produced["perturbation"]))),
         ("metrics", ", ".join(produced["metrics"])),
         ("metric options", ", ".join(f"{name} {value}" for name, value in options.items())),
@@ -130,6 +131,11 @@ def _settings(produced: dict[str, Any]) -> list[tuple[str, str]]:
         ("seed of chance", str(produced["seed"])),
         ("batch size", str(produced["batch size"])),
     ]
+
+
+def _among(data: dict[str, Any]) -> str:
+    """Of which classes the nearest are taken."""
+    return f" of those that the data name for {data['references_named']} images" if data["references_named"] else ""
 
 
 def _named(options: dict[str, Any]) -> dict[str, Any]:
