@@ -125,6 +125,30 @@ def mask(
 ) -> None:
     """Write copies of the images, each multiplied by a resized map."""
 
+class ResizeFilter(enum.Enum):
+    """How photographs are resized."""
+
+    BILINEAR = 0
+
+    BICUBIC = 1
+
+def preprocess(
+    images: list[object],
+    frames: list[tuple[int, int, int, int]],
+    out: object,
+    view: object | None,
+    *,
+    filter: ResizeFilter,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    fill: tuple[int, int, int],
+    threads: int,
+    stream: int,
+) -> None:
+    """
+    Write photographs (H, W, 3) of bytes resized, cropped and normalised; frames are (resized height, resized width, top, left).
+    """
+
 def cuda_status() -> tuple[int, str]:
     """Number of usable CUDA devices, and why there is none."""
 

@@ -11,6 +11,7 @@ from PIL import Image
 from finercam_rt.errors import InputError
 from finercam_rt.geometry import Geometry
 from finercam_rt.manifest import InputSpec
+from finercam_rt.ops import Frame
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -49,21 +50,34 @@ class Preprocessor:
         Raises:
             InputError: the photograph is so narrow that its resized form would not fit in memory.
         """
-        height, width = resized_size((image.height, image.width), self.spec, self._scale)
-        if height * width > _LARGEST_RESIZED or min(height, width) < 1:
-            raise InputError(
-                f"{name} is {image.width}x{image.height} pixels, too narrow to be resized for the model; crop it."
-            )
+        (height, width), top, left = self.frame((image.height, image.width), name)
         resample = _RESAMPLING[self.spec.interpolation]
         resized = image if image.size == (width, height) else image.resize((width, height), resample)
-        fill = tuple(round(255 * v) for v in self.spec.mean) if self.spec.crop_mode == "border" else (0, 0, 0)
-        top, left = _centre(np.asarray(resized), view, fill, floor=self.spec.crop_mode == "center_floor")
+        _crop(np.asarray(resized), view, top, left, self.fill)
         for channel in range(3):
             np.take(self._levels[channel], view[:, :, channel], out=out[channel], mode="clip")
         # Pillow lays the resized photograph's edges on the photograph's, so one factor an axis tells all.
         y, x = image.height / height, image.width / width
         box = (left * x, top * y, (left + view.shape[1]) * x, (top + view.shape[0]) * y)
         return Geometry((image.height, image.width), (view.shape[0], view.shape[1]), box)
+
+    def frame(self, size: tuple[int, int], name: str) -> Frame:
+        """How a photograph of (height, width) is resized, and where its crop lies in that.
+
+        Raises:
+            InputError: it is so narrow that its resized form would not fit in memory.
+        """
+        height, width = resized_size(size, self.spec, self._scale)
+        if height * width > _LARGEST_RESIZED or min(height, width) < 1:
+            raise InputError(f"{name} is {size[1]}x{size[0]} pixels, too narrow to be resized for the model; crop it.")
+        floor = self.spec.crop_mode == "center_floor"
+        top, left = (_start(*edges, floor) for edges in zip((height, width), self.spec.size, strict=True))
+        return Frame((height, width), top, left)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The level of each channel where the crop reaches beyond the photograph."""
+        return tuple(round(255 * v) for v in self.spec.mean) if self.spec.crop_mode == "border" else (0, 0, 0)
 
 
 def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...]) -> tuple[int, int]:
@@ -84,26 +98,22 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
     return round(height / ratio), round(width / ratio)
 
 
-def _centre(image: NDArray[np.uint8], view: NDArray[np.uint8], fill: tuple[int, ...], floor: bool) -> tuple[int, int]:
-    """Copy the centre of `image` (h,w,3) into `view` (H,W,3); where the image is smaller, `fill` surrounds it.
-
-    Returns (top, left), where in the image the view begins: below zero by the width of what surrounds it.
-    """
-    rows, columns = (_span(image.shape[axis], view.shape[axis], floor) for axis in (0, 1))
-    if rows[1] - rows[0] < view.shape[0] or columns[1] - columns[0] < view.shape[1]:
+def _crop(image: NDArray[np.uint8], view: NDArray[np.uint8], top: int, left: int, fill: tuple[int, ...]) -> None:
+    """Copy of `image` (h,w,3) what begins at (top, left) into `view` (H,W,3), and `fill` where it reaches beyond."""
+    rows = slice(max(top, 0), min(top + view.shape[0], image.shape[0]))
+    columns = slice(max(left, 0), min(left + view.shape[1], image.shape[1]))
+    source = image[rows, columns]
+    if source.shape != view.shape:
         view[...] = np.asarray(fill, dtype=np.uint8)
-    source = image[rows[0] : rows[1], columns[0] : columns[1]]
-    view[rows[2] : rows[2] + source.shape[0], columns[2] : columns[2] + source.shape[1]] = source
-    return rows[0] - rows[2], columns[0] - columns[2]
+    view[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = source
 
 
-def _span(edge: int, crop: int, floor: bool) -> tuple[int, int, int]:
-    """(start, end) of what is copied, and where it lands: torchvision's center_crop along one edge.
+def _start(edge: int, crop: int, floor: bool) -> int:
+    """Where the crop begins: torchvision's center_crop along one edge, below zero by what is padded before it.
 
-    Where the edge is shorter, the padding before it is (crop - edge) // 2. Otherwise the offset is
-    round((edge - crop) / 2), halves to even, or rounded down, as transformers does it.
+    Where the edge is shorter, that is (crop - edge) // 2. Otherwise the offset is round((edge - crop) / 2), halves to
+    even, or rounded down, as transformers does it.
     """
     if edge < crop:
-        return 0, edge, (crop - edge) // 2
-    start = (edge - crop) // 2 if floor else round((edge - crop) / 2.0)
-    return start, start + crop, 0
+        return -((crop - edge) // 2)
+    return (edge - crop) // 2 if floor else round((edge - crop) / 2.0)

@@ -34,6 +34,7 @@ void bind_arrays(nanobind::module_& module);
 void bind_cam(nanobind::module_& module);
 void bind_cuda(nanobind::module_& module);
 void bind_perturb(nanobind::module_& module);
+void bind_preprocess(nanobind::module_& module);
 void bind_render(nanobind::module_& module);
 
 }  // namespace finercam

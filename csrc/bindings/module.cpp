@@ -6,5 +6,6 @@ NB_MODULE(_core, module) {
   finercam::bind_cam(module);
   finercam::bind_render(module);
   finercam::bind_perturb(module);
+  finercam::bind_preprocess(module);
   finercam::bind_cuda(module);
 }

@@ -40,6 +40,37 @@ inline float to_float(Half half) {
 
 inline float to_float(BFloat16 value) { return float_from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
 
+// The nearest value of a storage type, ties to even; NaN stays NaN.
+template <typename T>
+inline T from_float(float value) {
+  return value;
+}
+
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(bits >> 16 | 0x40u)};
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+template <>
+inline Half from_float<Half>(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and more: infinity
+  if (magnitude < 0x38800000u) {  // below 2^-14: in units of 2^-24, which the addition rounds to
+    const float shifted = float_from_bits(magnitude) + 0.5f;
+    std::uint32_t units;
+    std::memcpy(&units, &shifted, sizeof units);
+    return {static_cast<std::uint16_t>(sign | (units - 0x3f000000u))};
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return {static_cast<std::uint16_t>(sign | (rounded - 0x38000000u) >> 13)};
+}
+
 // Calls visitor with a value of the storage type: visit_dtype(dtype, "cam", [&](auto zero) { using T = decltype(zero);
 // }).
 template <typename Visitor>

@@ -1,5 +1,5 @@
 """The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
-`rank`, `remove` and `mask` make perturbed copies of images.
+`rank`, `remove` and `mask` make perturbed copies of images, `preprocess` makes photographs a classifier's batch.
 
 Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
 come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
@@ -13,6 +13,9 @@ from finercam_rt.ops.activation_maps import cam as cam
 from finercam_rt.ops.perturbation import mask as mask
 from finercam_rt.ops.perturbation import rank as rank
 from finercam_rt.ops.perturbation import remove as remove
+from finercam_rt.ops.preprocessing import INTERPOLATIONS as INTERPOLATIONS
+from finercam_rt.ops.preprocessing import Frame as Frame
+from finercam_rt.ops.preprocessing import preprocess as preprocess
 from finercam_rt.ops.rendering import MAX_SIDE as MAX_SIDE
 from finercam_rt.ops.rendering import Box as Box
 from finercam_rt.ops.rendering import Rendered as Rendered
