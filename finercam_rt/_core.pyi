@@ -146,7 +146,7 @@ def preprocess(
     stream: int,
 ) -> None:
     """
-    Write photographs (H, W, 3) of bytes resized, cropped and normalised; frames are (resized height, resized width, top, left).
+    Write photographs resized, cropped, normalised; a frame is (resized height, resized width, top, left).
     """
 
 def cuda_status() -> tuple[int, str]:

@@ -71,8 +71,7 @@ void bind_preprocess(nb::module_& module) {
              nb::sig("def preprocess(images: list[object], frames: list[tuple[int, int, int, int]], out: object, "
                      "view: object | None, *, filter: ResizeFilter, mean: tuple[float, float, float], "
                      "std: tuple[float, float, float], fill: tuple[int, int, int], threads: int, stream: int) -> None"),
-             "Write photographs (H, W, 3) of bytes resized, cropped and normalised; frames are (resized height, "
-             "resized width, top, left).");
+             "Write photographs resized, cropped, normalised; a frame is (resized height, resized width, top, left).");
 }
 
 }  // namespace finercam
