@@ -51,6 +51,15 @@ def map_status(
 ) -> None:
     """Write the status of each raw map."""
 
+def mark_non_finite(
+    values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", writable=False)],
+    status: Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Set the status of rows with a value that is not finite."""
+
 def render_values(
     maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
     status: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")],
@@ -137,6 +146,11 @@ def cuda_device_name(device: int) -> str:
 
 def cuda_memory_info(device: int) -> tuple[int, int]:
     """Free bytes and all bytes of a CUDA device."""
+
+def cuda_make_current(device: int) -> int:
+    """
+    Make a CUDA device the current one of this thread, and give the former one.
+    """
 
 def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
     """An uninitialised float32 array that owns memory of a CUDA device."""

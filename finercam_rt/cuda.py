@@ -8,7 +8,8 @@ of. All but `Device` and `Memory` belong to one thread at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,6 +129,9 @@ class Device(Protocol):
     def queue(self, stream: Any, kernel: Callable[[int], object]) -> None:
         """Queue what `kernel` queues when it is given the stream's handle."""
 
+    def current(self) -> AbstractContextManager[None]:
+        """Inside, it is the current device of this thread, for libraries that take that one."""
+
 
 class CudaDevice:
     """The real one."""
@@ -155,6 +159,16 @@ class CudaDevice:
     def queue(self, stream: Stream, kernel: Callable[[int], object]) -> None:
         """See Device.queue."""
         kernel(stream.handle)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See Device.current."""
+        former = _core.cuda_make_current(self.index)
+        try:
+            yield
+        finally:
+            if former != self.index:
+                _core.cuda_make_current(former)
 
 
 def device_index(device: str) -> int | None:

@@ -45,6 +45,8 @@ void bind_cuda(nb::module_& module) {
              "As the driver calls a CUDA device, such as \"NVIDIA H200\".");
   module.def("cuda_memory_info", &memory, nb::arg("device"), nb::call_guard<nb::gil_scoped_release>(),
              "Free bytes and all bytes of a CUDA device.");
+  module.def("cuda_make_current", &make_current, nb::arg("device"),
+             "Make a CUDA device the current one of this thread, and give the former one.");
   module.def("cuda_empty_float32", &empty<float>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised float32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),

@@ -19,6 +19,10 @@ int compute_capability(int device);
 // As the driver calls it, such as "NVIDIA H200". Throws CudaError.
 std::string device_name(int device);
 
+// Makes a device the current one of this thread, for libraries that take the current one. The former one. Throws
+// CudaError.
+int make_current(int device);
+
 struct MemoryInfo {
   std::size_t free, total;  // bytes
 };

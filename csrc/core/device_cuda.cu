@@ -26,6 +26,13 @@ std::string device_name(int device) {
   return properties.name;
 }
 
+int make_current(int device) {
+  int former = 0;
+  FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former), "using the device cuda:", device);
+  if (former != device) FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
+  return former;
+}
+
 MemoryInfo memory_info(int device) {
   const DeviceScope scope(device);
   MemoryInfo info{};

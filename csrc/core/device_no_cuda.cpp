@@ -11,6 +11,8 @@ int compute_capability(int) { FINERCAM_NO_CUDA; }
 
 std::string device_name(int) { FINERCAM_NO_CUDA; }
 
+int make_current(int) { FINERCAM_NO_CUDA; }
+
 MemoryInfo memory_info(int) { FINERCAM_NO_CUDA; }
 
 DeviceMemory::DeviceMemory(std::size_t bytes, int device) : bytes_(bytes), device_(device) { FINERCAM_NO_CUDA; }

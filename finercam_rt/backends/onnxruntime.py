@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.backends.interface import Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
-from finercam_rt.backends.protocol import Run
+from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
@@ -53,6 +53,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     device = "cpu"
+    batch_range = None
 
     def __init__(self, path: Path, manifest: Manifest, *, threads: int, spinning: bool) -> None:
         """Load the graph; see open_backend for the errors."""
@@ -73,7 +74,7 @@ class OnnxRuntimeBackend:
         self._slots: Slots[_Slot] = Slots()
         self._predicting: Slots[_Slot] = Slots()
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
         return self._run(feeds, self._slots, self._interface)
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]
 """A loaded graph: inputs by name, to outputs by name."""
+
+
+class Wanted(NamedTuple):
+    """What the caller reads of an engine of head "taps": the map by which method, and whether the taps themselves."""
+
+    method: str
+    taps: bool
 
 
 class Backend(Protocol):
@@ -27,8 +34,15 @@ class Backend(Protocol):
     def fixed_batch(self) -> int | None:
         """N where the graph's batch is fixed, None where it is dynamic."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    @property
+    def batch_range(self) -> tuple[int, int] | None:
+        """Least and largest N of a run where there are such, as in a plan's profile; None where any number will do."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """The outputs by name. They are the backend's buffers: valid until this thread's next run, so copy them.
+
+        With `wanted`, a backend on a device adds "saliency_map" to the outputs of head "taps" where it can draw by that
+        method, and then leaves out the taps that are not read.
 
         Raises:
             BackendError: the runtime failed, or the backend is closed.

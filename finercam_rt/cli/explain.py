@@ -19,13 +19,14 @@ from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.pictures import NotDrawnError, Style, write_pictures, write_sheet
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.contrast import Contrast, top_classes, why_not
-from finercam_rt.engine import DEFAULT_BATCH_SIZE, Batch, Engine
+from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
 from finercam_rt.files import atomic_write, check_output_folder
 from finercam_rt.geometry import COORDINATES, CROP
 from finercam_rt.images import IMAGE_SUFFIXES
 from finercam_rt.manifest import METHODS, Manifest
+from finercam_rt.photographs import Batch
 from finercam_rt.video import VIDEO_SUFFIXES, frames
 
 SCHEMA = 1

@@ -257,7 +257,7 @@ def test_mistakes(rtx, toy, capsys, arguments, says):
 def test_which_runtime(monkeypatch):
     installed, here = set(), None
     monkeypatch.setattr(library, "is_installed", lambda flavour: flavour in installed)
-    monkeypatch.setattr(library, "compute_capability", lambda: here)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: here)
     monkeypatch.setattr(library, "import_flavour", lambda flavour: library.Library(flavour, "1", None))
     with pytest.raises(BackendError, match="no TensorRT is installed"):
         library.load_library("auto")

@@ -130,13 +130,13 @@ def test_the_version_of_the_library(plan, built, options, fits):
 
 
 def test_another_gpu_or_none(plan, monkeypatch):
-    monkeypatch.setattr(library, "compute_capability", lambda: "SM120")
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: "SM120")
     _refused(plan, BackendError, "was built for SM90, and this GPU is SM120; build it again on this machine.")
     _rewrite(plan, flavour="tensorrt-rtx", capabilities=["SM86", "SM89"])
     _refused(
         plan, BackendError, "for SM86, SM89, and this GPU is SM120; build it again with --compute-capability SM120."
     )
-    monkeypatch.setattr(library, "compute_capability", lambda: None)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
     _refused(plan, BackendError, "runs on an NVIDIA GPU, and there is none here")
 
 
@@ -153,7 +153,7 @@ def test_inspect_says_whether_it_fits(plan, capsys, monkeypatch):
     assert "1 to 8 images, tuned for 2" in out
     assert "4, 2 for the explanation alone" in out
     assert out.rstrip().endswith("yes")
-    monkeypatch.setattr(library, "compute_capability", lambda: None)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
     assert main(["inspect", str(plan)]) == 0
     assert "no: " in capsys.readouterr().out
     assert main(["inspect", str(plan), "--json"]) == 0
