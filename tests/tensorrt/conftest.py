@@ -7,7 +7,7 @@ import pytest
 from finercam_rt.tensorrt import library
 from finercam_rt.tensorrt.library import RTX, TENSORRT, Library
 
-from .fake import FakeTensorRT
+from ..fakes.tensorrt import FakeTensorRT
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from finercam_rt.tensorrt import api
 
-from . import fake
+from ..fakes import tensorrt as fake
 from .interfaces import Interface, of_module, recorded
 
 LIBRARIES = sorted(recorded())

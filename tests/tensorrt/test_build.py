@@ -20,7 +20,7 @@ from finercam_rt.tensorrt.builder import BuildOptions, UnsupportedError, build
 from finercam_rt.tensorrt.kernels import behind, read_kernels
 from finercam_rt.tensorrt.plan import read_checked_plan, read_plan_info
 
-from .fake import LAYERS, PLAN
+from ..fakes.tensorrt import LAYERS, PLAN
 
 OPTIONS = BuildOptions(batch=(1, 2, 8), classes=(2, 10, 20), capabilities=("SM89",))
 

@@ -16,7 +16,7 @@ from finercam_rt.tensorrt.library import Library
 from finercam_rt.tensorrt.plan import read_plan_info
 from finercam_rt.tensorrt.serve import serve
 
-from .fake import PLAN
+from ..fakes.tensorrt import PLAN
 
 
 @pytest.fixture
@@ -163,6 +163,9 @@ def test_inspect_says_whether_it_fits(plan, capsys, monkeypatch):
     assert "is truncated, 5 of" in capsys.readouterr().err
 
 
-def test_an_engine_says_that_plans_are_not_run(plan):
-    with pytest.raises(BackendError, match="which this version builds and does not run; run the ONNX file"):
+def test_an_engine_says_what_a_plan_lacks(plan, monkeypatch):
+    with pytest.raises(BackendError, match="there is no CUDA device here"):  # the plan itself would fit
+        Engine(plan)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
+    with pytest.raises(BackendError, match="runs on an NVIDIA GPU, and there is none here"):
         Engine(plan)
