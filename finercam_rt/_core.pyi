@@ -167,6 +167,9 @@ class CudaError(RuntimeError):
 class CudaMemoryError(MemoryError):
     """There is too little memory for the `bytes` asked for."""
 
+def cuda_view(address: int, dtype: str, shape: Sequence[int], device: int) -> object:
+    """An array over memory of a CUDA device that the caller keeps alive."""
+
 class DeviceMemory:
     """Memory of a CUDA device, freed with this object."""
 

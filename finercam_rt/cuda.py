@@ -126,6 +126,9 @@ class Device(Protocol):
     def event(self, timing: bool = False) -> Event:
         """A new one; timing: whether `milliseconds_since` is asked of it."""
 
+    def view(self, address: int, dtype: str, shape: Sequence[int]) -> Any:
+        """An array that kernels take, over memory that the caller keeps alive."""
+
     def queue(self, stream: Any, kernel: Callable[[int], object]) -> None:
         """Queue what `kernel` queues when it is given the stream's handle."""
 
@@ -155,6 +158,10 @@ class CudaDevice:
     def event(self, timing: bool = False) -> Event:
         """See Device.event."""
         return _core.Event(self.index, timing)
+
+    def view(self, address: int, dtype: str, shape: Sequence[int]) -> Any:
+        """See Device.view."""
+        return _core.cuda_view(address, dtype, shape, self.index)
 
     def queue(self, stream: Stream, kernel: Callable[[int], object]) -> None:
         """See Device.queue."""

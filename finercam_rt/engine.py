@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt import arrays, ops
+from finercam_rt import arrays, device_arrays, ops
 from finercam_rt.backends import open_backend
+from finercam_rt.backends.protocol import DeviceBackend
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
+from finercam_rt.device_arrays import DeviceArray
+from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
@@ -99,6 +102,7 @@ class Engine:
             compute=compute,
             cuda_graphs=cuda_graphs,
         )
+        self._gpu: DeviceBackend | None = self._backend if isinstance(self._backend, DeviceBackend) else None
 
     def with_classes(self, class_embeddings: EmbeddingsSource) -> Engine:
         """An engine of the same zero-shot model with these classes, given as embeddings or as their file.
@@ -184,12 +188,17 @@ class Engine:
         references: References = None,
         alpha: Alpha = None,
         contrasts: Contrasts | None = None,
+        *,
+        stream: int | None = None,
     ) -> Outputs:
         """Predict and explain a preprocessed batch.
 
         Args:
             batch: (N,3,H,W) float32, normalised as the manifest says; NumPy, or anything with DLPack on the CPU. Not
                 contiguous is allowed and costs a copy. An image with NaN or infinity gets the status non_finite.
+                An engine on a GPU also takes contiguous arrays of that GPU, by __cuda_array_interface__ (torch, CuPy,
+                JAX, Numba, PyCUDA), and nothing of the call is then copied to the host or waited for, unless
+                references are given for predicted classes.
             target: None (the predicted class), a class index or name, or one of these for each image.
             references: None (the nearest classes), a list of at most R indices or names for all images ([] for the
                 plain map), a list of such lists, or an integer array (N,R) with -1 automatic, -2 unused.
@@ -197,42 +206,56 @@ class Engine:
             contrasts: for an engine of P > 1 contrasts, at most P Contrasts instead of the three above: a list for all
                 images (see top_classes, why_not and alpha_sweep), or one for each image. Without these and a target,
                 the P largest classes are explained.
+            stream: of arrays on a GPU: the handle of the CUDA stream that made the batch and will use the outputs; None
+                is torch's or CuPy's current one, else the one that the array names, else the default stream.
 
         Returns:
-            Arrays of the caller's own, in the framework of `batch`.
+            Arrays of the caller's own, in the framework of `batch`, on its device.
 
         Raises:
             InputError: a wrong shape, dtype, device, class, reference or alpha; a reference that is the target; more
                 contrasts than the engine has.
             BackendError: the runtime failed, or the engine is closed.
         """
-        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        found = self._on_device(batch, stream)
+        if found is None:
+            images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        count = len(images) if found is None else found.shape[0]
         resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
-            contrast = self._default_contrasts(len(images))
+            contrast = self._default_contrasts(count)
         else:
-            contrast = resolver.resolve(len(images), target, references, alpha, contrasts)
+            contrast = resolver.resolve(count, target, references, alpha, contrasts)
+        pinned = references is not None or contrasts is not None
+        if found is not None and self._gpu is not None:
+            outputs, few = run_on_device(
+                self._gpu, self.manifest, self.method, batch, found, contrast, self._embeddings, stream, check=pinned
+            )
+            self._refuse_conflicts(contrast, few)
+            return outputs
         damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images), with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
-        if references is not None or contrasts is not None:
-            for row in conflicts(contrast, outputs):
-                raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
+        self._refuse_conflicts(contrast, outputs if pinned else None)
         return outputs if isinstance(batch, np.ndarray) else outputs.each(lambda values: arrays.like(values, batch))
 
-    def logits(self, batch: Any) -> Any:
+    def logits(self, batch: Any, *, stream: int | None = None) -> Any:
         """The logits (N,K) of a preprocessed batch without an explanation, for less than `__call__` takes.
 
         Args:
-            batch: see `__call__`.
+            batch, stream: see `__call__`.
 
         Raises:
             InputError: a wrong shape, dtype or device; the classes of a zero-shot model have not been given.
             BackendError: see `__call__`.
         """
-        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        found = self._on_device(batch, stream)
         _ = self._resolver  # which refuses where there are no classes
+        if found is not None and self._gpu is not None:
+            contrast = self._default_contrasts(found.shape[0])
+            return logits_on_device(self._gpu, self.manifest, batch, found, contrast, self._embeddings, stream)
+        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
         logits = run_logits(self._backend, images, self._embeddings)
         return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
 
@@ -301,6 +324,20 @@ class Engine:
             return self._run(images, contrast, count, with_taps=False)
 
         return Photographs(self.manifest, self.classes, self._preprocess, run, self.fixed_batch)
+
+    def _on_device(self, batch: Any, stream: int | None) -> DeviceArray | None:
+        """Where the batch lies on the engine's GPU; None where it is to be read on the host."""
+        if self._gpu is not None and device_arrays.is_on_device(batch):
+            return read_batch(batch, self._gpu, self.manifest, self.fixed_batch)
+        if stream is not None:
+            raise InputError("a stream is for a batch on the engine's GPU; leave it out.")
+        return None
+
+    def _refuse_conflicts(self, contrast: ContrastArrays, outputs: Outputs | None) -> None:
+        """Of references that were given: one that is the class that the graph has chosen as the target."""
+        for row in () if outputs is None else conflicts(contrast, outputs):
+            assert outputs is not None
+            raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
 
     def _take_embeddings(self, given: EmbeddingsSource) -> None:
         embeddings = embeddings_for(self.manifest, self.path, given)

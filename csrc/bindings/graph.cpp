@@ -86,6 +86,13 @@ nb::ndarray<nb::device::cuda> view(const DeviceMemory& memory, const std::string
           memory.device()};
 }
 
+// Of memory that someone else holds, and keeps for as long as the view is used.
+nb::ndarray<nb::device::cuda> borrowed(std::uintptr_t address, const std::string& dtype,
+                                       const std::vector<std::size_t>& shape, int device) {
+  return {reinterpret_cast<void*>(address), shape.size(), shape.data(), nb::none(), nullptr, dtype_of(dtype),
+          nb::device::cuda::value,          device};
+}
+
 nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> bytes_of(const PinnedMemory& memory) {
   return {static_cast<std::uint8_t*>(memory.address()), {memory.bytes()}, nb::find(memory)};
 }
@@ -98,6 +105,9 @@ std::uintptr_t address_of(const T& memory) {
 void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 void bind_memory(nb::module_& module) {
+  module.def("cuda_view", &borrowed, nb::arg("address"), nb::arg("dtype"), nb::arg("shape"), nb::arg("device"),
+             nb::sig("def cuda_view(address: int, dtype: str, shape: Sequence[int], device: int) -> object"),
+             "An array over memory of a CUDA device that the caller keeps alive.");
   nb::class_<DeviceMemory>(module, "DeviceMemory", "Memory of a CUDA device, freed with this object.")
       .def(nb::init<std::size_t, int>(), nb::arg("bytes"), nb::arg("device"), Released(),
            "Raises CudaMemoryError where there is too little.")

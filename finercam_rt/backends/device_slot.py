@@ -173,7 +173,8 @@ class DeviceSlot:
             self.stream: Stream = device.stream()
             self._done: Event = device.event()
             self._entered: Event = device.event()
-            self.stream.fill(self.questions.memory.address, 0, self.questions.bytes)
+            for block in (self.questions, self.images):  # rows that no image has filled must be finite
+                self.stream.fill(block.memory.address, 0, block.bytes)
             self.stream.record(self._done)
         except BaseException:
             executor.close()
@@ -214,21 +215,24 @@ class DeviceSlot:
     def run_device(
         self,
         images: int,
+        count: int,
         feeds: Mapping[str, NDArray[Any]],
         caller: int,
         collect: Callable[[Stream], None],
-    ) -> None:
-        """A run of images that lie on the device, at an address; nothing waits for its end.
+    ) -> Event:
+        """A run of images that lie on the device, at an address; nothing waits for its end, which is the event.
 
         Args:
-            images: the address of as many values as the slot takes, contiguous.
-            feeds: the other inputs, of the host.
+            images: the address of `count` images, contiguous.
+            count: at most as many as the slot takes; what it computes for the rest is not looked at.
+            feeds: the other inputs, of the host, with a row for each image that the slot takes.
             caller: handle of the stream on which the images were made and the results are read.
             collect: queues the copies of what is wanted.
         """
         stream = self._enter(caller)
-        size = self.images.bytes_of("images")
-        if self.no_graph and images % _ALIGNMENT == 0:
+        rows = self.images.values["images"][1][0]
+        size = self.images.bytes_of("images") // rows * count
+        if self.no_graph and images % _ALIGNMENT == 0 and count == rows:
             self._bind_images(images)  # no copy; a graph would hold on to the address
         else:
             self._bind_images(self.images.address("images"))
@@ -242,6 +246,7 @@ class DeviceSlot:
         stream.record(self._done)
         if caller in DEFAULT_STREAMS:
             self.device.stream(caller).wait(self._done)
+        return self._done
 
     def __del__(self) -> None:
         """Of a thread that has ended, or of a closed engine."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from finercam_rt.backends.device_results import ResultLayout
+from finercam_rt.cuda import Device, Event
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]
 """A loaded graph: inputs by name, to outputs by name."""
@@ -59,3 +62,44 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give the memory back, once the runs under way have ended; `run` fails afterwards."""
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend on a GPU, which also takes images that lie there."""
+
+    @property
+    def gpu(self) -> Device:
+        """The GPU."""
+
+    def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
+        """How the results of `count` images lie: all that is wanted, with "status" and "alpha", or those of `names`.
+
+        classes: K where the classes are an input.
+
+        Raises:
+            InputError: a map that is not drawn on the GPU.
+        """
+
+    def run_on_device(
+        self,
+        images: int,
+        feeds: Mapping[str, NDArray[Any]],
+        wanted: Wanted,
+        stream: int,
+        layout: ResultLayout,
+        results: int,
+    ) -> Event:
+        """Queue a run of images at an address into results at another; its end is the event.
+
+        Args:
+            images: (N,3,H,W) float32, contiguous, made on `stream`.
+            feeds: the other inputs, of the host.
+            wanted: as `results` was asked.
+            stream: the caller's, by its handle.
+            layout: of `results`.
+            results: where they go; they are there for what is queued on `stream` from then on.
+
+        Raises:
+            BackendError: see `run`.
+        """

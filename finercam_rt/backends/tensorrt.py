@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core, cuda, ops
+from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.backends.device_slot import DeviceSlot, DeviceSlots, Values
 from finercam_rt.backends.interface import Sizes, checked_interface, fixed_batch, sizes_of
 from finercam_rt.backends.protocol import Wanted
-from finercam_rt.cuda import Device, Stream
+from finercam_rt.cuda import Device, Event, Stream
 from finercam_rt.errors import BackendError, InputError
 from finercam_rt.files import cache_folder
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, LayerInfo, Manifest
@@ -24,7 +26,8 @@ from finercam_rt.tensorrt.serve import Served, serve
 DRAWN_HERE = ("gradcam",)
 """Methods whose kernel runs on the GPU; for the others the taps are copied to the host."""
 _MAP = "saliency_map"
-_FLOAT32 = np.dtype(np.float32)
+_STATUS = "status"
+_FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 
 Result = TypeVar("Result")
 
@@ -49,8 +52,9 @@ class TensorRTBackend:
         )
         inputs, outputs = plan.interface()
         self._interface = checked_interface(inputs, outputs, manifest, path)
-        self.batch_range: tuple[int, int] | None = plan.sizes("images")
-        least, most = self.batch_range
+        self._range = plan.sizes("images")
+        self.batch_range: tuple[int, int] | None = self._range
+        least, most = self._range
         self.fixed_batch = fixed_batch(inputs) or (least if least == most else None)
         self._classes = plan.sizes(EMBEDDINGS) if EMBEDDINGS in inputs else None
         self._loaded = plan
@@ -91,10 +95,119 @@ class TensorRTBackend:
 
         return self._guarded(run, f"a run of {sizes.batch} images")
 
+    @property
+    def gpu(self) -> Device:
+        """See DeviceBackend.gpu."""
+        return self._device
+
+    def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
+        """See DeviceBackend.results."""
+        manifest = self._manifest
+        if names is None and manifest.taps is not None and not self._draws(wanted):
+            raise InputError(
+                f"maps by {wanted.method} are drawn on the host, and the batch lies on {self.device}; give an array of "
+                f"the host, or export the engine with --method {wanted.method}."
+            )
+        some = manifest.contrasts > 1
+        several = (manifest.contrasts,) if some else ()
+        alike = ("logits", ACTIVATIONS, *(manifest.taps.carried_outputs if manifest.taps else ()))  # for all contrasts
+        pieces = {
+            name: Piece(dtype, Sizes(1, classes).of(shape)[1:], some and name not in alike)
+            for name, (dtype, shape) in self._interface.outputs.items()
+        }
+        pieces["alpha"] = Piece(_FLOAT32, several, some)
+        planes = manifest.contrasts if manifest.taps is not None else 1
+        if manifest.taps is not None:
+            pieces[_MAP] = Piece(_FLOAT32, manifest.grid, some, planes)
+        pieces[_STATUS] = Piece(_UINT8, () if planes > 1 else several, some, planes)
+        left_out = () if wanted.taps else self._taps()
+        chosen = [name for name in pieces if name not in left_out] if names is None else names
+        return ResultLayout({name: pieces[name] for name in chosen}, count)
+
+    def run_on_device(
+        self,
+        images: int,
+        feeds: Mapping[str, NDArray[Any]],
+        wanted: Wanted,
+        stream: int,
+        layout: ResultLayout,
+        results: int,
+    ) -> Event:
+        """See DeviceBackend.run_on_device."""
+        count = len(feeds["alpha"])
+        height, width = self._manifest.input.size
+        least, most = self._range
+        constants = {name: value for name, value in feeds.items() if name == EMBEDDINGS}
+        done: Event | None = None
+        for start in range(0, count, most):
+            rows = min(most, count - start)
+            part = {name: value[start : start + rows] for name, value in feeds.items() if name != EMBEDDINGS}
+            filled = max(least, rows)
+            if filled > rows:
+                part = {name: _filled(value, filled) for name, value in part.items()}
+            sizes = Sizes(filled, len(constants[EMBEDDINGS]) if constants else 0)
+            address = images + start * 3 * height * width * _FLOAT32.itemsize
+            done = self._guarded(
+                lambda: self._run_part(address, rows, part | constants, sizes, stream, layout, results, start),  # noqa: B023
+                f"a run of {filled} images",
+            )
+        assert done is not None
+        return done
+
+    def _run_part(
+        self,
+        images: int,
+        count: int,
+        feeds: Mapping[str, NDArray[Any]],
+        sizes: Sizes,
+        caller: int,
+        layout: ResultLayout,
+        results: int,
+        start: int,
+    ) -> Event:
+        """`count` images of one run, to the rows of the results from `start` on."""
+        slot = self._slot(sizes, self._manifest.taps is not None)
+
+        def collect(stream: Stream) -> None:
+            if _STATUS in layout:
+                self._queue_status(slot, stream, images, count)
+            for name in layout:
+                block = next(b for b in (slot.answers, slot.questions, slot.taps) if b is not None and name in b.values)
+                for span in layout.spans(name, sizes.batch, start, count):
+                    stream.copy(results + span.to, block.address(name) + span.source, span.bytes)
+
+        return slot.run_device(images, count, feeds, caller, collect)
+
+    def _queue_status(self, slot: DeviceSlot, stream: Stream, images: int, count: int) -> None:
+        """What the maps are worth; that images or logits are not finite need not show in them."""
+        manifest = self._manifest
+        shape = slot.answers.values[_STATUS][1]
+        maps = slot.answers.view(_MAP, (math.prod(shape), *manifest.grid))
+        flat = slot.answers.view(_STATUS, (math.prod(shape),))
+        rows, planes = slot.images.values["images"][1][0], manifest.contrasts
+        # (N,P), of which `count` rows are looked at; drawn here, the maps of a contrast lie together
+        strides = (1, rows) if manifest.taps is not None else (planes, 1)
+        marked = slot.answers.view(_STATUS, (count, planes), 0, strides)
+        height, width = manifest.input.size
+        given = self._device.view(images, "float32", (count, 3 * height * width))
+        logits = slot.answers.view("logits", (count, slot.answers.values["logits"][1][1]))
+
+        def queue(handle: int) -> None:
+            _core.map_status(maps, flat, threads=1, stream=handle)
+            for values in (given, logits):
+                _core.mark_non_finite(values, marked, threads=1, stream=handle)
+
+        self._device.queue(stream, queue)
+
     def close(self) -> None:
         """See Backend.close."""
         self._loaded = None
         self._slots = DeviceSlots()
+
+    def _taps(self) -> tuple[str, ...]:
+        """The outputs of head "taps"."""
+        taps = self._manifest.taps
+        return () if taps is None else (ACTIVATIONS, taps.second, *taps.carried_outputs)
 
     def _draws(self, wanted: Wanted | None) -> bool:
         """Whether the map is made here, from the taps."""
@@ -115,15 +228,16 @@ class TensorRTBackend:
         inputs, outputs = (_of_sizes(values, sizes) for values in self._interface)
         shapes = ({name: shape for name, (_, shape) in values.items()} for values in (inputs, outputs))
         manifest = self._manifest
-        taps = () if manifest.taps is None else (ACTIVATIONS, manifest.taps.second, *manifest.taps.carried_outputs)
         several = () if manifest.contrasts == 1 else (manifest.contrasts,)
-        drawn: Values = {_MAP: (_FLOAT32, (*several, sizes.batch, *manifest.grid))} if draws else {}
+        drawn: Values = {_STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
+        if draws:
+            drawn = {**drawn, _MAP: (_FLOAT32, (*several, sizes.batch, *manifest.grid))}
         return DeviceSlot(
             self._device,
             plan.context(*shapes),
             inputs,
             outputs,
-            taps=taps,
+            taps=self._taps(),
             embeddings=EMBEDDINGS,
             draw=self._queue_maps if draws else None,
             drawn=drawn,
@@ -180,6 +294,11 @@ class TensorRTBackend:
             if getattr(lost, "fatal", False):
                 self._lost = cuda.as_backend_error(lost, str(error).rstrip("."))
                 raise self._lost from None
+
+
+def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """With the last row repeated up to `count` rows."""
+    return np.concatenate([values, np.repeat(values[-1:], count - len(values), axis=0)])
 
 
 def _of_sizes(values: Values, sizes: Sizes) -> Values:

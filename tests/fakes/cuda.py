@@ -3,7 +3,7 @@
 It is as lazy as it may be: what is queued on a stream is done when something waits for it, and not before; another
 stream's work is done when an event that was waited for asks for it. Memory is not initialised but with rubbish, and
 rubbish again once it is freed. So a copy, an order of streams or a synchronisation that is missing gives a wrong
-result, and an address that is stale ends the device, as on a GPU. A captured graph is done anew whenever it is launched.
+result, and an address that is stale ends the device, as on a GPU. A captured graph is done anew at every launch.
 """
 
 from __future__ import annotations
@@ -239,6 +239,9 @@ class FakeDevice:
             kernel(stream.handle)
 
         stream.put(work)
+
+    def view(self, address: int, dtype: str, shape: Any) -> np.ndarray:
+        return self.at(address, int(np.prod(shape)) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -23,7 +23,9 @@ def backend(toy, backend_name):
 
 def opened(toy, name, compute="f32"):
     manifest = read_manifest(toy.path)
-    return backends.open_backend(toy.path, manifest, backend=name, device="auto", threads=1, spinning=False, compute=compute)
+    return backends.open_backend(
+        toy.path, manifest, backend=name, device="auto", threads=1, spinning=False, compute=compute
+    )
 
 
 def feeds(count: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -48,7 +48,7 @@ def get(device, stream, memory, count):
     ],
 )
 def test_without_a_gpu_every_call_raises(make):
-    with pytest.raises((_core.CudaError, ValueError), match="cuda|CUDA"):
+    with pytest.raises((_core.CudaError, ValueError), match=r"cuda|CUDA"):
         make()
 
 

@@ -199,7 +199,7 @@ def test_another_device_is_refused(toy):
         def __dlpack_device__(self):
             return 2, 0
 
-    with pytest.raises(InputError, match="another device"):
+    with pytest.raises(InputError, match=r"another device|cannot be read on its device"):
         Engine(toy.path)(Elsewhere())
 
 
@@ -286,6 +286,6 @@ def test_a_graph_that_onnxruntime_cannot_load(toy):
     model = onnx.load(toy.path)
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, toy.path)
-    with pytest.raises(EngineError, match="cannot load it|does not take it") as caught:
+    with pytest.raises(EngineError, match=r"cannot load it|does not take it") as caught:
         Engine(toy.path)
     assert "\n" not in str(caught.value)
