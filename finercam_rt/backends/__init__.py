@@ -54,6 +54,8 @@ def open_backend(
     ):
         if value not in known:
             raise BackendError(f"there is no {what} {value!r}; choose one of {', '.join(known)}.")
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
     if is_plan(path):
         return _open_plan(path, manifest, backend, device, compute, cuda_graphs)
     if backend == OF_PLANS:
@@ -63,8 +65,6 @@ def open_backend(
             "this version runs ONNX files on the CPU only; use device='cpu' or 'auto', or make a plan for the GPU with "
             "`finercam build`."
         )
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
     granted = physical_cores_granted() if threads is None else threads
 
     # Loaded here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.

@@ -166,7 +166,13 @@ class FakeContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory: tuple[int, int] | None = None
-        self._ended, self._captured, self.runs = 0, False, 0
+        self._ended, self.runs = 0, 0
+        self._capture: list[Any] | None = None
+
+    @property
+    def _captured(self) -> bool:
+        """Whether there is a graph of it; a capture may have failed."""
+        return any(graph.work is self._capture for graph in self._device.graphs)
 
     def _refuse(self, reason: str) -> bool:
         self._engine.logger.log(self._engine.trt.ILogger.ERROR, reason)
@@ -215,7 +221,7 @@ class FakeContext:
         if stream.captured is not None:
             if not self._ended or self._captured:
                 return self._refuse("enqueueV3: a capture before a run has ended, or a second one")
-            self._captured = True
+            self._capture = stream.captured
         else:
             assert not self._captured, "a graph of this context is in use"
         addresses, shapes, memory = dict(self._addresses), dict(self._shapes), self._memory
