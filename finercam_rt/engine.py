@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from finercam_rt import arrays, device_arrays, ops
 from finercam_rt.backends import open_backend
-from finercam_rt.backends.protocol import DeviceBackend
+from finercam_rt.backends.protocol import DeviceBackend, RunTimes
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.device_arrays import DeviceArray
@@ -164,6 +165,18 @@ class Engine:
     def fixed_batch(self) -> int | None:
         """How many images a run takes, of an engine that was made for exactly so many; None for any number."""
         return self._backend.fixed_batch
+
+    @contextmanager
+    def device_times(self) -> Iterator[list[RunTimes]]:
+        """The times of every run of host arrays inside the block, on a GPU; of an engine on the CPU there are none."""
+        times: list[RunTimes] = []
+        if self._gpu is not None:
+            self._gpu.record_times(times)
+        try:
+            yield times
+        finally:
+            if self._gpu is not None:
+                self._gpu.record_times(None)
 
     def close(self) -> None:
         """Give the memory back once the runs under way have ended; later calls raise BackendError."""

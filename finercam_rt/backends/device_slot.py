@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core
+from finercam_rt.backends.protocol import RunTimes
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT
 from finercam_rt.cuda import DEFAULT_STREAMS, Device, Event, Graph, Memory, Pinned, Stream
 from finercam_rt.errors import BackendError, DeviceMemoryError
@@ -189,17 +192,22 @@ class DeviceSlot:
         """Of the GPU's memory."""
         return self._executor.bytes + sum(block.bytes for block in self._blocks())
 
-    @property
-    def graph_nodes(self) -> int | None:
-        """Of the CUDA graph that is replayed; None where there is none yet, or none at all."""
-        return None if self._graph is None else self._graph.nodes
+    def run_host(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        download: Callable[[Stream], None],
+        times: list[RunTimes] | None = None,
+    ) -> None:
+        """A run of arrays of the host. `download` queues the copies of what is wanted, which have ended on return.
 
-    def run_host(self, feeds: Mapping[str, NDArray[Any]], download: Callable[[Stream], None]) -> None:
-        """A run of arrays of the host. `download` queues the copies of what is wanted, which have ended on return."""
+        With `times`, those of the run are appended.
+        """
         stream = self._enter(None)
+        marks = [self.device.event(timing=True) for _ in range(4)] if times is not None else []
         images = self.images.host()["images"]
         np.copyto(images, feeds["images"])
         self._bind_images(self.images.address("images"))
+        self._mark(stream, marks, 0)
         self.images.upload(stream)
         questions = self.questions.host()
         for name, values in questions.items():
@@ -207,10 +215,19 @@ class DeviceSlot:
                 values[...] = given
         self.questions.upload(stream)
         self._embed(feeds, stream)
+        self._mark(stream, marks, 1)
+        began = time.perf_counter()
         self._execute(stream)
+        enqueue = 1e3 * (time.perf_counter() - began)
+        self._mark(stream, marks, 2)
         download(stream)
+        self._mark(stream, marks, 3)
         stream.record(self._done)
         stream.synchronize()
+        if times is not None:
+            spans = (later.milliseconds_since(earlier) for earlier, later in pairwise(marks))
+            h2d, compute, d2h = spans
+            times.append(RunTimes(h2d, compute, d2h, enqueue, None if self._graph is None else self._graph.nodes))
 
     def run_device(
         self,
@@ -281,6 +298,11 @@ class DeviceSlot:
             stream.wait(self._done)
             self._last = stream.handle
         return stream
+
+    @staticmethod
+    def _mark(stream: Stream, marks: Sequence[Event], index: int) -> None:
+        if marks:
+            stream.record(marks[index])
 
     def _bind_images(self, address: int) -> None:
         if address != self._images_at:

@@ -22,6 +22,25 @@ class Wanted(NamedTuple):
     taps: bool
 
 
+class RunTimes(NamedTuple):
+    """Milliseconds of one run of host arrays on a GPU, in trtexec's terms, by the GPU's own clock but for the last.
+
+    h2d, compute, d2h: copies to the GPU, everything between, copies back. enqueue: of the host's clock, what queueing
+    the compute takes. graph_nodes: of the CUDA graph that was replayed; None where the run was queued call by call.
+    """
+
+    h2d: float
+    compute: float
+    d2h: float
+    enqueue: float
+    graph_nodes: int | None
+
+    @property
+    def latency(self) -> float:
+        """From the first copy to the last."""
+        return self.h2d + self.compute + self.d2h
+
+
 class Backend(Protocol):
     """A loaded graph with the interface of DESIGN, section 3; any number of threads may call `run`."""
 
@@ -71,6 +90,9 @@ class DeviceBackend(Backend, Protocol):
     @property
     def gpu(self) -> Device:
         """The GPU."""
+
+    def record_times(self, times: list[RunTimes] | None) -> None:
+        """From now on, append the times of every run of host arrays; None for no more of that."""
 
     def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
         """How the results of `count` images lie: all that is wanted, with "status" and "alpha", or those of `names`.

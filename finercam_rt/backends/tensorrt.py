@@ -14,7 +14,7 @@ from finercam_rt import _core, cuda, ops
 from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.backends.device_slot import DeviceSlot, DeviceSlots, Values
 from finercam_rt.backends.interface import Sizes, checked_interface, fixed_batch, sizes_of
-from finercam_rt.backends.protocol import Wanted
+from finercam_rt.backends.protocol import RunTimes, Wanted
 from finercam_rt.cuda import Device, Event, Stream
 from finercam_rt.errors import BackendError, InputError
 from finercam_rt.files import cache_folder
@@ -47,6 +47,7 @@ class TensorRTBackend:
         self._path, self._manifest, self._device, self._graphs = path, manifest, opened, cuda_graphs
         self._lost: BackendError | None = None
         self._loaded: LoadedPlan | None = None
+        self._times: list[RunTimes] | None = None
         plan = self._guarded(
             lambda: LoadedPlan(path, served, opened, _runtime_cache(served, opened)), f"loading {path}"
         )
@@ -74,7 +75,7 @@ class TensorRTBackend:
                 if taps and slot.taps is not None:
                     slot.taps.download(stream)
 
-            slot.run_host(feeds, download)
+            slot.run_host(feeds, download, self._times)
             found = dict(slot.answers.host())
             if taps and slot.taps is not None:
                 found |= slot.taps.host()
@@ -94,6 +95,10 @@ class TensorRTBackend:
             return slot.answers.host()["logits"]
 
         return self._guarded(run, f"a run of {sizes.batch} images")
+
+    def record_times(self, times: list[RunTimes] | None) -> None:
+        """See DeviceBackend.record_times."""
+        self._times = times
 
     @property
     def gpu(self) -> Device:

@@ -13,7 +13,10 @@ from .cuda import FakeDevice
 
 
 class DeviceTensor:
-    """Values in the device's memory, made on `stream`: they are there once that stream has come so far."""
+    """Values in the device's memory, made on `stream`: they are there once that stream has come so far.
+
+    As with a framework's pool, the memory goes to someone else when the stream has come to where it was dropped.
+    """
 
     def __init__(self, device: FakeDevice, values: np.ndarray, stream: int = 0) -> None:
         self.device, self.values = device, np.ascontiguousarray(values)
@@ -26,6 +29,10 @@ class DeviceTensor:
 
         device.stream(stream).put(write)
 
+    def __del__(self) -> None:
+        if self.device.lost is None:
+            self.device.stream(self.stream).put(self.memory.release)
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
@@ -36,6 +43,9 @@ class DeviceTensor:
             "stream": self.stream or None,
             "version": 3,
         }
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("must not be exported")
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.device.index
