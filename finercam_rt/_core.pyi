@@ -4,7 +4,7 @@ The kernels of finercam_rt. Use finercam_rt.ops, which checks its arguments.
 
 import enum
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import numpy.typing
@@ -152,13 +152,13 @@ def cuda_make_current(device: int) -> int:
     Make a CUDA device the current one of this thread, and give the former one.
     """
 
-def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
+def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="float32", device="cuda")]:
     """An uninitialised float32 array that owns memory of a CUDA device."""
 
-def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.int32], dict(device="cuda")]:
+def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int32", device="cuda")]:
     """An uninitialised int32 array that owns memory of a CUDA device."""
 
-def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
+def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
     """An uninitialised uint8 array that owns memory of a CUDA device."""
 
 class CudaError(RuntimeError):

@@ -15,8 +15,9 @@ namespace nb = nanobind;
 namespace finercam {
 namespace {
 
+// array_api: without it, Python would be given a bare capsule, which can be read once.
 template <typename T>
-nb::ndarray<T, nb::device::cuda> empty(const std::vector<std::size_t>& shape, int device) {
+nb::ndarray<nb::array_api, T, nb::device::cuda> empty(const std::vector<std::size_t>& shape, int device) {
   const std::size_t count = std::accumulate(shape.begin(), shape.end(), std::size_t{1}, std::multiplies<>());
   auto memory = std::make_unique<DeviceMemory>(count * sizeof(T), device);
   T* values = static_cast<T*>(memory->address());

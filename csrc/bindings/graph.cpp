@@ -60,9 +60,9 @@ nb::dlpack::dtype dtype_of(const std::string& name) {
   fail(__FILE__, __LINE__, "view", "expected float32, int64, int32 or uint8, got ", name);
 }
 
-nb::ndarray<nb::device::cuda> view(const DeviceMemory& memory, const std::string& dtype,
-                                   const std::vector<std::size_t>& shape, std::size_t offset,
-                                   const std::optional<std::vector<std::int64_t>>& strides) {
+nb::ndarray<nb::array_api, nb::device::cuda> view(const DeviceMemory& memory, const std::string& dtype,
+                                                  const std::vector<std::size_t>& shape, std::size_t offset,
+                                                  const std::optional<std::vector<std::int64_t>>& strides) {
   const nb::dlpack::dtype type = dtype_of(dtype);
   FINERCAM_CHECK(!strides || strides->size() == shape.size(), "view", "expected ", shape.size(), " strides, got ",
                  strides->size());
@@ -87,8 +87,8 @@ nb::ndarray<nb::device::cuda> view(const DeviceMemory& memory, const std::string
 }
 
 // Of memory that someone else holds, and keeps for as long as the view is used.
-nb::ndarray<nb::device::cuda> borrowed(std::uintptr_t address, const std::string& dtype,
-                                       const std::vector<std::size_t>& shape, int device) {
+nb::ndarray<nb::array_api, nb::device::cuda> borrowed(std::uintptr_t address, const std::string& dtype,
+                                                      const std::vector<std::size_t>& shape, int device) {
   return {reinterpret_cast<void*>(address), shape.size(), shape.data(), nb::none(), nullptr, dtype_of(dtype),
           nb::device::cuda::value,          device};
 }

@@ -276,6 +276,7 @@ class DeviceSlot:
         self._open = False
         with suppress(_core.CudaError):  # of a GPU that is lost: there is nothing left to wait for
             self._done.synchronize()
+            self.stream.synchronize()  # what a run that failed has left
         self._graph = None
         self._executor.close()
         for block in self._blocks():

@@ -53,10 +53,10 @@ class TensorRTBackend:
         )
         inputs, outputs = plan.interface()
         self._interface = checked_interface(inputs, outputs, manifest, path)
-        self._range = plan.sizes("images")
+        fixed = fixed_batch(inputs)
+        self._range = least, most = plan.sizes("images") if fixed is None else (fixed, fixed)
         self.batch_range: tuple[int, int] | None = self._range
-        least, most = self._range
-        self.fixed_batch = fixed_batch(inputs) or (least if least == most else None)
+        self.fixed_batch = least if least == most else None
         self._classes = plan.sizes(EMBEDDINGS) if EMBEDDINGS in inputs else None
         self._loaded = plan
         self._slots = DeviceSlots()

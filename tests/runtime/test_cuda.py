@@ -181,3 +181,38 @@ def test_views_stay_inside(device):
         memory.view("float32", (17,))
     with pytest.raises(ValueError, match="at most 64 bytes"):
         memory.view("int64", (4, 2), offset=8)
+
+
+def test_a_view_of_memory_that_someone_else_holds():
+    view = _core.cuda_view(256 * 1000, "float32", (2, 3), 1)
+    for _ in range(2):  # a capsule could be read once
+        assert _core.describe(view) == ((2, 3), "float32", "cuda:1", True, True)
+        assert view.__dlpack__(stream=None, max_version=(1, 0), dl_device=None, copy=None)
+    assert view.__dlpack_device__() == (2, 1)
+    with pytest.raises(ValueError, match="expected float32, int64, int32 or uint8, got float16"):
+        _core.cuda_view(256, "float16", (2, 3), 0)
+
+
+@pytest.mark.skipif(not ABSENT, reason="there is a GPU")
+def test_the_kernels_take_such_views():
+    """They get as far as CUDA itself."""
+    features, maps = (_core.cuda_view(256, "float32", shape, 0) for shape in ((2, 8, 3, 4), (2, 3, 4)))
+    status, rows = _core.cuda_view(256, "uint8", (2,), 0), _core.cuda_view(256, "uint8", (2, 1), 0)
+    values = _core.cuda_view(256, "float32", (2, 12), 0)
+    options = {"threads": 1, "stream": 0}
+    for _ in range(2):
+        for call in (
+            lambda: _core.cam(
+                features,
+                features,
+                maps,
+                method=_core.Method.GRADCAM,
+                layout=_core.Layout.NCHW,
+                prefix_tokens=0,
+                **options,
+            ),
+            lambda: _core.map_status(maps, status, **options),
+            lambda: _core.mark_non_finite(values, rows, **options),
+        ):
+            with pytest.raises((_core.CudaError, ValueError), match=r"driver|without CUDA"):
+                call()

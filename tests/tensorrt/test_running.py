@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, EngineError, InputError, top_classes
+from finercam_rt import BackendError, Engine, EngineError, InputError, _core, top_classes
 from finercam_rt.backends import device_slot
 from finercam_rt.errors import DeviceMemoryError
 from finercam_rt.tensorrt.library import RTX
@@ -370,3 +370,37 @@ def test_what_a_plan_does_not_take(toy, gpu):
 def test_a_plan_that_is_not_what_its_manifest_says(make_toy, gpu):
     with pytest.raises(EngineError, match="its input references is int64"):
         Engine(gpu.plan(make_toy(manifest={"references": 2}).path))
+
+
+def test_the_real_library_without_a_gpu(toy, rtx, gpu, monkeypatch):
+    """TensorRT-RTX itself is asked, by its own signatures, as far as it goes where there is no GPU."""
+    if _core.cuda_status()[0]:
+        pytest.skip("there is a GPU, and tests/tensorrt/test_gpu.py")
+    gpu.library, gpu.capability = rtx, "SM89"
+    with pytest.raises((EngineError, BackendError)) as caught:
+        Engine(gpu.plan(toy.path))
+    text = str(caught.value)
+    assert "tensorrt-rtx 1.7" in text
+    assert "it does not say why" not in text
+    assert "\n" not in text
+    print(text)
+
+
+def test_closing_frees_what_other_threads_hold(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    ran, closed = threading.Event(), threading.Event()
+
+    def work() -> None:
+        engine(batch(1))
+        ran.set()
+        closed.wait()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    ran.wait()
+    assert gpu.device.used() > 0
+    engine.close()
+    gc.collect()
+    assert gpu.device.used() == 0
+    closed.set()
+    worker.join()
