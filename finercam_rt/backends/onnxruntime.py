@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.interface import Interface, Sizes, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value_of
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import sums_of_int8_saturate
 
-ONLY_FATAL = 4
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _BOUND_IN_PLACE = ("images", EMBEDDINGS)
 """Inputs that are read where the caller has them; the others are small, and copied."""
 
@@ -137,14 +136,3 @@ def _session(path: Path, *, threads: int, spinning: bool) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a dozen types, RuntimeError and ValueError among them
         raise EngineError(f"{path}: ONNX Runtime cannot load it ({reason_of(error)}); export it again.") from None
-
-
-def value_of(value: Any) -> Value:
-    return Value(_DTYPES.get(value.type, value.type), value.shape)
-
-
-def reason_of(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without its "[ONNXRuntimeError] : 1 : FAIL : " and its source path."""
-    text = " ".join(str(error).split())
-    text = text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text
-    return text[:300].rstrip(". ") or type(error).__name__

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finercam_rt import cuda
 from finercam_rt.backends.device_slot import Values
+from finercam_rt.backends.gpu import GpuBackend
 from finercam_rt.backends.interface import Sizes, Value, expected_interface, fixed_batch
-from finercam_rt.backends.onnxruntime import ONLY_FATAL, reason_of, value_of
+from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value_of
 from finercam_rt.cuda import Device
 from finercam_rt.errors import BackendError, DeviceMemoryError, EngineError
 from finercam_rt.files import cache_folder, sha256_of
@@ -61,6 +63,16 @@ PROVIDERS = {
     ),
 }
 """By the name of the backend."""
+
+
+def open_session(path: Path, manifest: Manifest, *, backend: str, device: str, cuda_graphs: bool) -> GpuBackend:
+    """Load and refuse; see open_backend for the errors. CUDA graphs are captured by ONNX Runtime itself."""
+    opened = cuda.open_device(device)
+
+    def load() -> LoadedSession:
+        return LoadedSession(path, manifest, backend, opened, graphs=cuda_graphs)
+
+    return GpuBackend(backend, path, manifest, opened, load, cuda_graphs=False)
 
 
 class LoadedSession:
