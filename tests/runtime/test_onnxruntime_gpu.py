@@ -194,3 +194,25 @@ def test_the_stand_in_is_called_as_the_real_one():
     assert hasattr(onnxruntime.SessionOptions, "add_provider_for_devices")
     for name in ("preload_dlls", "get_available_providers", "register_execution_provider_library", "get_ep_devices"):
         assert hasattr(onnxruntime, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_on_a_gpu(make_toy, cuda_graphs):
+    """The real CUDA provider against the CPU, with arrays of the host and of the device."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider; install onnxruntime-gpu")
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    toy = make_toy(contrasts=2)
+    for path in (toy.path, with_taps(toy, gradients=True)):
+        reference, engine = Engine(path), Engine(path, device="cuda", cuda_graphs=cuda_graphs)
+        for step in range(4):
+            for count in (1, 3):
+                images = _batch(count, step)
+                wanted = reference(images)
+                for found in (engine(images), engine(torch.from_numpy(images).cuda())):
+                    np.testing.assert_allclose(
+                        np.asarray(torch.as_tensor(found.saliency_map).cpu()), wanted.saliency_map, rtol=1e-3, atol=1e-4
+                    )
