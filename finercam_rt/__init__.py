@@ -9,7 +9,6 @@ from finercam_rt.contrast import alpha_sweep as alpha_sweep
 from finercam_rt.contrast import top_classes as top_classes
 from finercam_rt.contrast import why_not as why_not
 from finercam_rt.embeddings import ClassEmbeddings as ClassEmbeddings
-from finercam_rt.engine import Batch as Batch
 from finercam_rt.engine import Engine as Engine
 from finercam_rt.errors import BackendError as BackendError
 from finercam_rt.errors import EngineError as EngineError
@@ -19,6 +18,7 @@ from finercam_rt.errors import InputError as InputError
 from finercam_rt.explanation import Explanation as Explanation
 from finercam_rt.geometry import Geometry as Geometry
 from finercam_rt.outputs import Outputs as Outputs
+from finercam_rt.photographs import Batch as Batch
 from finercam_rt.tail import Tail as Tail
 from finercam_rt.video import frames as frames
 

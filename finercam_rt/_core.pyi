@@ -4,9 +4,10 @@ The kernels of finercam_rt. Use finercam_rt.ops, which checks its arguments.
 
 import enum
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
 def describe(object: object) -> tuple[tuple[int, ...], str, str, bool, bool] | None:
@@ -49,6 +50,15 @@ def map_status(
     stream: int,
 ) -> None:
     """Write the status of each raw map."""
+
+def mark_non_finite(
+    values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", writable=False)],
+    status: Annotated[NDArray[numpy.uint8], dict(shape=(None, None))],
+    *,
+    threads: int,
+    stream: int,
+) -> None:
+    """Set the status of rows with a value that is not finite."""
 
 def render_values(
     maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
@@ -155,11 +165,143 @@ def cuda_status() -> tuple[int, str]:
 def cuda_compute_capability(device: int) -> int:
     """10 * major + minor of a CUDA device, such as 89."""
 
-def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.float32], dict(device="cuda")]:
+def cuda_device_name(device: int) -> str:
+    """As the driver calls a CUDA device, such as "NVIDIA H200"."""
+
+def cuda_memory_info(device: int) -> tuple[int, int]:
+    """Free bytes and all bytes of a CUDA device."""
+
+def cuda_make_current(device: int) -> int:
+    """
+    Make a CUDA device the current one of this thread, and give the former one.
+    """
+
+def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="float32", device="cuda")]:
     """An uninitialised float32 array that owns memory of a CUDA device."""
 
-def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.int32], dict(device="cuda")]:
+def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int32", device="cuda")]:
     """An uninitialised int32 array that owns memory of a CUDA device."""
 
-def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
+def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
     """An uninitialised uint8 array that owns memory of a CUDA device."""
+
+class CudaError(RuntimeError):
+    """A CUDA call failed; `fatal`: so will all later ones of this process."""
+
+class CudaMemoryError(MemoryError):
+    """There is too little memory for the `bytes` asked for."""
+
+def cuda_view(address: int, dtype: str, shape: Sequence[int], device: int) -> object:
+    """An array over memory of a CUDA device that the caller keeps alive."""
+
+class DeviceMemory:
+    """Memory of a CUDA device, freed with this object."""
+
+    def __init__(self, bytes: int, device: int) -> None:
+        """Raises CudaMemoryError where there is too little."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins; 0 once it is released."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def device(self) -> int:
+        """The number of the device."""
+
+    def release(self) -> None:
+        """Free it now, once the work that may use it has ended."""
+
+    def view(self, dtype: str, shape: Sequence[int], offset: int = 0, strides: Sequence[int] | None = None) -> object:
+        """
+        An array with DLPack that shares it: offset in bytes, strides in elements.
+        """
+
+class PinnedMemory:
+    """Memory of the host for asynchronous copies, freed with this object."""
+
+    def __init__(self, bytes: int, device: int) -> None:
+        """Raises CudaMemoryError where there is too little."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+
+    def array(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """A NumPy array of its bytes, which keeps it alive."""
+
+class Event:
+    """A point in a stream's work."""
+
+    def __init__(self, device: int, timing: bool = False) -> None:
+        """timing: whether milliseconds_since may be asked."""
+
+    def synchronize(self) -> None:
+        """Wait until the work before it has ended."""
+
+    def done(self) -> bool:
+        """Whether the work before it has ended."""
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Between two events that are done."""
+
+class Graph:
+    """What a stream has captured, to be launched again and again."""
+
+    @property
+    def nodes(self) -> int:
+        """How many kernels, copies and the like it holds."""
+
+class Stream:
+    """A queue of work of a CUDA device."""
+
+    def __init__(self, device: int, handle: int | None = None) -> None:
+        """
+        A new one, which does not wait for the default stream, or the caller's, by its handle.
+        """
+
+    @property
+    def handle(self) -> int:
+        """A cudaStream_t."""
+
+    @property
+    def device(self) -> int:
+        """The number of the device."""
+
+    def copy(self, to: int, source: int, bytes: int) -> None:
+        """
+        Queue a copy between addresses of the device or of the host, whose memory should be pinned.
+        """
+
+    def fill(self, to: int, value: int, bytes: int) -> None:
+        """Queue writing one value to every byte."""
+
+    def record(self, event: Event) -> None:
+        """Put an event behind the work queued so far."""
+
+    def wait(self, event: Event) -> None:
+        """Hold later work back until an event has come."""
+
+    def launch(self, graph: Graph) -> None:
+        """Queue all that a graph holds."""
+
+    def synchronize(self) -> None:
+        """Wait until all its work has ended."""
+
+    def begin_capture(self) -> None:
+        """From here on what this thread queues becomes a graph and does not run."""
+
+    def end_capture(self) -> Graph:
+        """
+        The graph, ready to be launched; the capture has ended even where this raises.
+        """
+
+    def abandon_capture(self) -> None:
+        """End a capture, if there is one, for nothing."""

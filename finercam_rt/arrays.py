@@ -33,8 +33,8 @@ def to_numpy(array: Any, name: str) -> NDArray[Any]:
         raise InputError(f"{name} cannot be read by DLPack ({' '.join(str(error).split()).rstrip('.')}).") from None
 
 
-def like(array: NDArray[Any], example: Any) -> Any:
-    """`array` as the framework of `example` has it, sharing memory; a NumPy array where it has no from_dlpack."""
+def like(array: Any, example: Any) -> Any:
+    """`array` as the framework of `example` has it, sharing memory; as it is where that has no from_dlpack."""
     if isinstance(example, np.ndarray):
         return array
     namespace = getattr(example, "__array_namespace__", None)

@@ -4,56 +4,56 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt import arrays, ops
+from finercam_rt import arrays, device_arrays, ops
 from finercam_rt.backends import open_backend
+from finercam_rt.backends.protocol import DeviceBackend, RunTimes
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
+from finercam_rt.device_arrays import DeviceArray
+from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
-from finercam_rt.explanation import Explanation, concatenate, labels
+from finercam_rt.explanation import Explanation, concatenate
 from finercam_rt.images import ImageSource
-from finercam_rt.loading import LoadedBatch, as_list, as_stream, checked_batch, load_batch
+from finercam_rt.loading import as_list, as_stream, checked_batch
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
-from finercam_rt.outputs import Drawing, Outputs, checked_method, conflict_error, conflicts, rows_not_finite, run_graph
+from finercam_rt.outputs import (
+    Drawing,
+    Outputs,
+    checked_method,
+    conflict_error,
+    conflicts,
+    rows_not_finite,
+    run_graph,
+    run_logits,
+)
+from finercam_rt.photographs import Batch, Photographs
 from finercam_rt.preprocess import Preprocessor
 
 DEFAULT_BATCH_SIZE = 16
 """Images a run where the caller does not say: on CPUs more gains nothing and only takes memory."""
 
 
-class Batch(NamedTuple):
-    """One step of `explain_batches`.
-
-    indices: the positions, among all images, of the rows of `explanation` (None where every image failed). failures:
-    position to error of the others. prepare_seconds, run_seconds: wall time of reading them, and of the engine.
-    """
-
-    indices: tuple[int, ...]
-    explanation: Explanation | None
-    failures: dict[int, InputError]
-    prepare_seconds: float
-    run_seconds: float
-
-
 class Engine:
     """A compiled classifier with its explanation; see DESIGN, section 4. Any number of threads may call one engine.
 
     Args:
-        path: the .onnx file that `finercam export` wrote.
+        path: the .onnx file that `finercam export` wrote, or the .plan of `finercam build`.
         backend: "onnxruntime", "openvino", or "auto": the faster one of those installed, see `backends.open_backend`.
-        device: "auto" or "cpu".
+            A plan is run by the library that built it: "auto" or "tensorrt".
+        device: "auto" or "cpu"; of a plan "auto", "cuda" or "cuda:N".
         threads: threads of one run; None is the number of physical cores granted to this process.
         spinning: whether idle threads of ONNX Runtime spin, for a lower latency at the price of a busy core each.
         compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
@@ -61,6 +61,7 @@ class Engine:
         class_embeddings: the classes of an engine of a zero-shot model; see `with_classes`.
         method: how the map is drawn, one of manifest.METHODS; None is the engine's own. Engines of head "taps" have a
             choice, see `with_method`.
+        cuda_graphs: of a plan, whether runs of one size are captured the second time and then replayed in one launch.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
@@ -78,6 +79,7 @@ class Engine:
         compute: str = "f32",
         class_embeddings: EmbeddingsSource | None = None,
         method: str | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         """Read the manifest, refuse what cannot be served, then load the graph."""
         self.path = Path(path)
@@ -99,7 +101,9 @@ class Engine:
             threads=threads,
             spinning=spinning,
             compute=compute,
+            cuda_graphs=cuda_graphs,
         )
+        self._gpu: DeviceBackend | None = self._backend if isinstance(self._backend, DeviceBackend) else None
 
     def with_classes(self, class_embeddings: EmbeddingsSource) -> Engine:
         """An engine of the same zero-shot model with these classes, given as embeddings or as their file.
@@ -159,8 +163,20 @@ class Engine:
 
     @property
     def fixed_batch(self) -> int | None:
-        """How many images a run takes, of an engine that was exported for exactly so many; None for any number."""
+        """How many images a run takes, of an engine that was made for exactly so many; None for any number."""
         return self._backend.fixed_batch
+
+    @contextmanager
+    def device_times(self) -> Iterator[list[RunTimes]]:
+        """The times of every run of host arrays inside the block, on a GPU; of an engine on the CPU there are none."""
+        times: list[RunTimes] = []
+        if self._gpu is not None:
+            self._gpu.record_times(times)
+        try:
+            yield times
+        finally:
+            if self._gpu is not None:
+                self._gpu.record_times(None)
 
     def close(self) -> None:
         """Give the memory back once the runs under way have ended; later calls raise BackendError."""
@@ -185,12 +201,17 @@ class Engine:
         references: References = None,
         alpha: Alpha = None,
         contrasts: Contrasts | None = None,
+        *,
+        stream: int | None = None,
     ) -> Outputs:
         """Predict and explain a preprocessed batch.
 
         Args:
             batch: (N,3,H,W) float32, normalised as the manifest says; NumPy, or anything with DLPack on the CPU. Not
                 contiguous is allowed and costs a copy. An image with NaN or infinity gets the status non_finite.
+                An engine on a GPU also takes contiguous arrays of that GPU, by __cuda_array_interface__ (torch, CuPy,
+                JAX, Numba, PyCUDA), and nothing of the call is then copied to the host or waited for, unless
+                references are given for predicted classes.
             target: None (the predicted class), a class index or name, or one of these for each image.
             references: None (the nearest classes), a list of at most R indices or names for all images ([] for the
                 plain map), a list of such lists, or an integer array (N,R) with -1 automatic, -2 unused.
@@ -198,43 +219,57 @@ class Engine:
             contrasts: for an engine of P > 1 contrasts, at most P Contrasts instead of the three above: a list for all
                 images (see top_classes, why_not and alpha_sweep), or one for each image. Without these and a target,
                 the P largest classes are explained.
+            stream: of arrays on a GPU: the handle of the CUDA stream that made the batch and will use the outputs; None
+                is torch's or CuPy's current one, else the one that the array names, else the default stream.
 
         Returns:
-            Arrays of the caller's own, in the framework of `batch`.
+            Arrays of the caller's own, in the framework of `batch`, on its device.
 
         Raises:
             InputError: a wrong shape, dtype, device, class, reference or alpha; a reference that is the target; more
                 contrasts than the engine has.
             BackendError: the runtime failed, or the engine is closed.
         """
-        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        found = self._on_device(batch, stream)
+        if found is None:
+            images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        count = len(images) if found is None else found.shape[0]
         resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
-            contrast = self._default_contrasts(len(images))
+            contrast = self._default_contrasts(count)
         else:
-            contrast = resolver.resolve(len(images), target, references, alpha, contrasts)
+            contrast = resolver.resolve(count, target, references, alpha, contrasts)
+        pinned = references is not None or contrasts is not None
+        if found is not None and self._gpu is not None:
+            outputs, few = run_on_device(
+                self._gpu, self.manifest, self.method, batch, found, contrast, self._embeddings, stream, check=pinned
+            )
+            self._refuse_conflicts(contrast, few)
+            return outputs
         damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
         outputs = self._run(images, contrast, len(images), with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
-        if references is not None or contrasts is not None:
-            for row in conflicts(contrast, outputs):
-                raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
+        self._refuse_conflicts(contrast, outputs if pinned else None)
         return outputs if isinstance(batch, np.ndarray) else outputs.each(lambda values: arrays.like(values, batch))
 
-    def logits(self, batch: Any) -> Any:
+    def logits(self, batch: Any, *, stream: int | None = None) -> Any:
         """The logits (N,K) of a preprocessed batch without an explanation, for less than `__call__` takes.
 
         Args:
-            batch: see `__call__`.
+            batch, stream: see `__call__`.
 
         Raises:
             InputError: a wrong shape, dtype or device; the classes of a zero-shot model have not been given.
             BackendError: see `__call__`.
         """
-        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        found = self._on_device(batch, stream)
         _ = self._resolver  # which refuses where there are no classes
-        logits = self._backend.logits({"images": images, **self._embeddings}).copy()
+        if found is not None and self._gpu is not None:
+            contrast = self._default_contrasts(found.shape[0])
+            return logits_on_device(self._gpu, self.manifest, batch, found, contrast, self._embeddings, stream)
+        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        logits = run_logits(self._backend, images, self._embeddings)
         return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
 
     def explain(
@@ -292,76 +327,30 @@ class Engine:
                     "there may be any number of images in an iterator; give it one target, references, alpha and "
                     "contrasts for all, or explain a list."
                 ) from None
-            return self._batches(stream, contrast, size, skip_errors)
+            return self._photographs().batches(stream, contrast, size, skip_errors)
         sources = as_list(images)
         contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
-        return self._batches(iter(sources), contrast, min(size, len(sources)), skip_errors)
+        return self._photographs().batches(iter(sources), contrast, min(size, len(sources)), skip_errors)
 
-    def _batches(
-        self, sources: Iterator[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
-    ) -> Iterator[Batch]:
-        """The batches of `sources`; a contrast of one row is that of all images."""
-        # Zeros, because a fixed batch runs in full: rows that no image has filled must be finite.
-        inputs = np.zeros((self._backend.fixed_batch or size, 3, *self.manifest.input.size), np.float32)
-        start, ended = 0, False
-        try:
-            while not ended:
-                began = time.perf_counter()
-                loaded = load_batch(sources, start, size, self._preprocess, inputs, skip_errors)
-                start, ended = start + loaded.taken, loaded.taken < size
-                if start == 0 and not loaded.failures:
-                    raise InputError("there are no images to explain; give at least one.")
-                if loaded.taken or loaded.failures:
-                    yield self._batch(loaded, contrast, inputs, skip_errors, began)
-                del loaded  # the caller's photographs, of which one batch is held at a time
-        finally:
-            close = getattr(sources, "close", None)
-            if close is not None:
-                close()
+    def _photographs(self) -> Photographs:
+        def run(images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
+            return self._run(images, contrast, count, with_taps=False)
 
-    def _batch(
-        self,
-        loaded: LoadedBatch,
-        contrast: ContrastArrays,
-        inputs: NDArray[np.float32],
-        skip_errors: bool,
-        began: float,
-    ) -> Batch:
-        prepared = time.perf_counter()
-        failures, kept, good = dict(loaded.failures), loaded.positions, []
-        explanation = None
-        if kept:
-            part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
-            filled = inputs if self._backend.fixed_batch else inputs[: len(kept)]
-            outputs = self._run(filled, part, len(kept), with_taps=False)
-            wrong = conflicts(part, outputs)
-            for row in wrong:
-                failures[kept[row]] = conflict_error(part, outputs, row, loaded.names[row], self.classes)
-                if not skip_errors:
-                    raise failures[kept[row]]
-            good = [row for row in range(len(kept)) if row not in wrong]
-            if good:
-                explanation = self._explanation(outputs, loaded, good)
-        indices = tuple(kept[row] for row in good)
-        return Batch(indices, explanation, failures, prepared - began, time.perf_counter() - prepared)
+        return Photographs(self.manifest, self.classes, self._preprocess, run, self.fixed_batch)
 
-    def _explanation(self, outputs: Outputs, loaded: LoadedBatch, rows: list[int]) -> Explanation:
-        whole = len(rows) == len(outputs.logits)
-        logits, saliency_map, target, references, alpha, status = (v if whole else v[rows] for v in outputs[:6])
-        return Explanation(
-            logits=logits,
-            saliency_map=saliency_map,
-            target=target,
-            references=references,
-            alpha=alpha,
-            status=labels(status),
-            names=tuple(loaded.names[row] for row in rows),
-            classes=self.classes,
-            size=self.manifest.input.size,
-            images=loaded.views if whole else loaded.views[rows],
-            layer_maps={name: v if whole else v[rows] for name, v in outputs.layer_maps.items()},
-            originals=tuple(loaded.originals[row] for row in rows),
-        )
+    def _on_device(self, batch: Any, stream: int | None) -> DeviceArray | None:
+        """Where the batch lies on the engine's GPU; None where it is to be read on the host."""
+        if self._gpu is not None and device_arrays.is_on_device(batch):
+            return read_batch(batch, self._gpu, self.manifest, self.fixed_batch)
+        if stream is not None:
+            raise InputError("a stream is for a batch on the engine's GPU; leave it out.")
+        return None
+
+    def _refuse_conflicts(self, contrast: ContrastArrays, outputs: Outputs | None) -> None:
+        """Of references that were given: one that is the class that the graph has chosen as the target."""
+        for row in () if outputs is None else conflicts(contrast, outputs):
+            assert outputs is not None
+            raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
 
     def _take_embeddings(self, given: EmbeddingsSource) -> None:
         embeddings = embeddings_for(self.manifest, self.path, given)
@@ -392,7 +381,8 @@ class Engine:
     def _batch_size(self, wanted: int | None) -> int:
         fixed = self._backend.fixed_batch
         if wanted is None:
-            return fixed or DEFAULT_BATCH_SIZE
+            limits = self._backend.batch_range
+            return fixed or (DEFAULT_BATCH_SIZE if limits is None else min(DEFAULT_BATCH_SIZE, limits[1]))
         if wanted < 1:
             raise InputError(f"the batch size is {wanted}; give at least 1.")
         if fixed is not None and wanted != fixed:

@@ -23,5 +23,14 @@ class BackendError(FinerCAMError):
     """A runtime or a device that is missing or failed."""
 
 
+class DeviceMemoryError(BackendError, MemoryError):
+    """A device, or the host's memory for copies to it, has too little left; `bytes` were asked for."""
+
+    def __init__(self, message: str, size: int) -> None:
+        """With its sentence."""
+        super().__init__(message)
+        self.bytes = size
+
+
 class ExportError(FinerCAMError):
     """A model that cannot be compiled, or whose compiled form does not equal it."""

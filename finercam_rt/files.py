@@ -31,6 +31,16 @@ def check_output_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}).") from None
 
 
+def cache_folder() -> Path | None:
+    """XDG_CACHE_HOME/finercam-rt, which need not exist yet; None where there is no home."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder / "finercam-rt"
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content appears at `path` in one step, when the block ends without an error; folders are made.

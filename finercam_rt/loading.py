@@ -117,12 +117,17 @@ def checked_batch(images: NDArray[Any], size: tuple[int, int], fixed: int | None
     Raises:
         InputError: a wrong shape or dtype, or no images.
     """
-    if images.ndim != 4 or images.shape[1:] != (3, *size):
-        raise InputError(f"the batch has the shape {images.shape}; expected (N,3,{size[0]},{size[1]}).")
-    if images.dtype != np.float32:
-        raise InputError(f"the batch is {images.dtype}; expected float32, normalised as the manifest says.")
-    if len(images) == 0:
-        raise InputError("the batch is empty; give at least one image.")
-    if fixed is not None and len(images) != fixed:
-        raise InputError(f"the batch has {len(images)} images; the engine was exported for exactly {fixed}.")
+    check_batch(images.shape, str(images.dtype), size, fixed)
     return np.ascontiguousarray(images)
+
+
+def check_batch(shape: tuple[int, ...], dtype: str, size: tuple[int, int], fixed: int | None) -> None:
+    """Refuse the shape or the dtype of a preprocessed batch, see `checked_batch`."""
+    if len(shape) != 4 or shape[1:] != (3, *size):
+        raise InputError(f"the batch has the shape {shape}; expected (N,3,{size[0]},{size[1]}).")
+    if dtype != "float32":
+        raise InputError(f"the batch is {dtype}; expected float32, normalised as the manifest says.")
+    if shape[0] == 0:
+        raise InputError("the batch is empty; give at least one image.")
+    if fixed is not None and shape[0] != fixed:
+        raise InputError(f"the batch has {shape[0]} images; the engine was exported for exactly {fixed}.")

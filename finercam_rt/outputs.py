@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import ops
-from finercam_rt.backends.protocol import Backend
+from finercam_rt.backends.protocol import Backend, Wanted
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.errors import InputError
@@ -123,7 +123,8 @@ def run_graph(
     Args:
         backend: the loaded graph.
         drawing: the engine's.
-        images: (N,3,H,W), N >= count; the rows behind `count` fill a batch of fixed size.
+        images: (N,3,H,W), N >= count; the rows behind `count` fill a batch of fixed size. More than the backend takes
+            at a time are run in parts.
         contrast: of `count` images.
         count: how many of the images are asked for.
         constants: inputs without a row for each image, by their names: the class embeddings of a zero-shot model.
@@ -132,6 +133,40 @@ def run_graph(
     Raises:
         BackendError: the runtime failed, or the backend is closed.
     """
+    least, most = backend.batch_range or (1, len(images))
+    if count <= most:
+        filled = max(least, min(len(images), most))
+        return _run_once(backend, drawing, _padded(images[:filled], filled), contrast, count, constants, with_taps)
+    parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+    return _joined(
+        [
+            run_graph(backend, drawing, images[part], contrast.rows(part), part.stop - part.start, constants, with_taps)
+            for part in parts
+        ]
+    )
+
+
+def run_logits(backend: Backend, images: NDArray[np.float32], constants: Mapping[str, NDArray[Any]]) -> Any:
+    """The logits (N,K) of all images, copied out of the backend's buffers; see Backend.logits."""
+    least, most = backend.batch_range or (1, len(images))
+    parts = [images[start : start + most] for start in range(0, len(images), most)]
+    found = [
+        backend.logits({"images": _padded(part, max(least, len(part))), **constants})[: len(part)].copy()
+        for part in parts
+    ]
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _run_once(
+    backend: Backend,
+    drawing: Drawing,
+    images: NDArray[np.float32],
+    contrast: ContrastArrays,
+    count: int,
+    constants: Mapping[str, NDArray[Any]],
+    with_taps: bool,
+) -> Outputs:
+    """See run_graph; as many images as the backend takes at a time."""
     manifest = drawing.manifest
     several = manifest.contrasts > 1
     asked = contrast.padded(manifest.contrasts) if several else contrast
@@ -139,18 +174,18 @@ def run_graph(
     if count < len(images):
         feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
     feeds |= constants
-    buffers = backend.run(feeds)
+    buffers = backend.run(feeds, Wanted(drawing.method, with_taps))
     part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
     logits = buffers["logits"][:count].copy()
     taps: dict[str, Any] = {}
-    if manifest.taps is None:
-        saliency_map = buffers["saliency_map"][part].copy()
-    else:
+    found: dict[str, NDArray[Any]] = {}
+    if manifest.taps is not None and ACTIVATIONS in buffers:
         found = {ACTIVATIONS: buffers[ACTIVATIONS][:count], manifest.taps.second: buffers[manifest.taps.second][part]}
-        saliency_map = drawing.map_of(found)
         if with_taps:
             taps = {name: values.copy() for name, values in found.items()}
             taps["carried"] = tuple(buffers[name][:count].copy() for name in manifest.taps.carried_outputs)
+    drawn = buffers.get("saliency_map")
+    saliency_map = drawing.map_of(found) if drawn is None else drawn[part].copy()
     status = status_of(saliency_map)
     # A ReLU may turn NaN into 0 on the way to the map, so the map alone does not tell.
     damaged = rows_not_finite(logits)
@@ -192,6 +227,19 @@ def rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         return None
     finite: NDArray[np.bool_] = np.all(np.isfinite(values.reshape(len(values), -1)), axis=1)
     return ~finite
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    """The rows of all, in order."""
+    first = parts[0]
+    fields = {
+        name: None if values is None else np.concatenate([getattr(part, name) for part in parts])
+        for name, values in first._asdict().items()
+        if name not in ("layer_maps", "carried")
+    }
+    maps = {name: np.concatenate([part.layer_maps[name] for part in parts]) for name in first.layer_maps}
+    carried = tuple(np.concatenate(values) for values in zip(*(part.carried for part in parts), strict=True))
+    return Outputs(**fields, layer_maps=maps, carried=carried)
 
 
 def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:

@@ -1,3 +1,5 @@
+#include <cstdint>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -13,34 +15,24 @@ namespace nb = nanobind;
 namespace finercam {
 namespace {
 
-struct Allocation {
-  void* memory;
-  int device;
-};
-
+// array_api: without it, Python would be given a bare capsule, which can be read once.
 template <typename T>
-nb::ndarray<T, nb::device::cuda> empty(const std::vector<std::size_t>& shape, int device) {
+nb::ndarray<nb::array_api, T, nb::device::cuda> empty(const std::vector<std::size_t>& shape, int device) {
   const std::size_t count = std::accumulate(shape.begin(), shape.end(), std::size_t{1}, std::multiplies<>());
-  Allocation* allocation = new Allocation{nullptr, device};
-  nb::capsule owner(allocation, [](void* pointer) noexcept {
-    auto* owned = static_cast<Allocation*>(pointer);
-    if (owned->memory != nullptr) device_free(owned->memory, owned->device);
-    delete owned;
-  });
-  allocation->memory = device_allocate(count * sizeof(T), device);
-  return {static_cast<T*>(allocation->memory),
-          shape.size(),
-          shape.data(),
-          owner,
-          nullptr,
-          nb::dtype<T>(),
-          nb::device::cuda::value,
-          device};
+  auto memory = std::make_unique<DeviceMemory>(count * sizeof(T), device);
+  T* values = static_cast<T*>(memory->address());
+  const nb::capsule owner(memory.release(), [](void* owned) noexcept { delete static_cast<DeviceMemory*>(owned); });
+  return {values, shape.size(), shape.data(), owner, nullptr, nb::dtype<T>(), nb::device::cuda::value, device};
 }
 
 std::pair<int, std::string> status() {
   CudaStatus found = cuda_status();
   return {found.devices, std::move(found.reason)};
+}
+
+std::pair<std::size_t, std::size_t> memory(int device) {
+  const MemoryInfo found = memory_info(device);
+  return {found.free, found.total};
 }
 
 }  // namespace
@@ -50,6 +42,12 @@ void bind_cuda(nb::module_& module) {
              "Number of usable CUDA devices, and why there is none.");
   module.def("cuda_compute_capability", &compute_capability, nb::arg("device"),
              nb::call_guard<nb::gil_scoped_release>(), "10 * major + minor of a CUDA device, such as 89.");
+  module.def("cuda_device_name", &device_name, nb::arg("device"), nb::call_guard<nb::gil_scoped_release>(),
+             "As the driver calls a CUDA device, such as \"NVIDIA H200\".");
+  module.def("cuda_memory_info", &memory, nb::arg("device"), nb::call_guard<nb::gil_scoped_release>(),
+             "Free bytes and all bytes of a CUDA device.");
+  module.def("cuda_make_current", &make_current, nb::arg("device"),
+             "Make a CUDA device the current one of this thread, and give the former one.");
   module.def("cuda_empty_float32", &empty<float>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised float32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),

@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include "bindings/arrays.h"
+#include "kernels/finite.h"
 
 namespace nb = nanobind;
 
@@ -62,6 +63,24 @@ void map_status(const Maps& maps, const Status& status, int threads, std::uintpt
   run(args_of(maps, status), maps, threads, stream);
 }
 
+void mark(const nb::ndarray<const float, nb::ndim<2>, nb::c_contig>& values,
+          const nb::ndarray<std::uint8_t, nb::ndim<2>>& status, int threads, std::uintptr_t stream) {
+  check_same_device(values, status, "finite");
+  FINERCAM_CHECK(status.shape(0) == values.shape(0), "finite", "expected a status of ", values.shape(0), " rows, got ",
+                 status.shape(0));
+  FiniteArgs args{};
+  args.values = values.data();
+  args.rows = static_cast<std::int64_t>(values.shape(0));
+  args.columns = static_cast<std::int64_t>(values.shape(1));
+  args.status = status.data();
+  args.repeats = static_cast<std::int64_t>(status.shape(1));
+  args.row_stride = status.stride(0);
+  args.repeat_stride = status.stride(1);
+  const Execution execution = execution_of(values, "finite", threads, stream);
+  const nb::gil_scoped_release release;
+  mark_non_finite(args, execution);
+}
+
 void render_values(const Maps& maps, const Status& status, const Values& out, const std::optional<Edges>& box,
                    const std::optional<Range>& range, int threads, std::uintptr_t stream) {
   RenderArgs args = args_of(maps, status);
@@ -98,6 +117,8 @@ void render_rgba(const Maps& maps, const Status& status, const Rgba& out, const 
 void bind_render(nb::module_& module) {
   module.def("map_status", &map_status, nb::arg("maps").noconvert(), nb::arg("status").noconvert(), nb::kw_only(),
              nb::arg("threads"), nb::arg("stream"), "Write the status of each raw map.");
+  module.def("mark_non_finite", &mark, nb::arg("values").noconvert(), nb::arg("status").noconvert(), nb::kw_only(),
+             nb::arg("threads"), nb::arg("stream"), "Set the status of rows with a value that is not finite.");
   module.def("render_values", &render_values, nb::arg("maps").noconvert(), nb::arg("status").noconvert(),
              nb::arg("out").noconvert(), nb::kw_only(), nb::arg("box").none(), nb::arg("value_range").none(),
              nb::arg("threads"), nb::arg("stream"), "Write the normalised maps, resized to the size of out.");

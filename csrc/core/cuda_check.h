@@ -2,26 +2,56 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <stdexcept>
+#include <sstream>
 #include <string>
+
+#include "core/cuda_error.h"
 
 namespace finercam {
 
-inline void cuda_check(cudaError_t error, const char* what, const char* file, int line) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // the error is reported here, not by the next caller
-  throw std::runtime_error(std::string("[cuda] ") + what + " failed: " + cudaGetErrorString(error) + " (" + file + ':' +
-                           std::to_string(line) + ')');
+// Errors after which CUDA says that the process must be ended: its context is lost.
+inline bool is_fatal(cudaError_t error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorAssert:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorNvlinkUncorrectable:
+      return true;
+    default:
+      return false;
+  }
 }
 
-#define FINERCAM_CUDA_CHECK(call) ::finercam::cuda_check((call), #call, __FILE__, __LINE__)
+inline std::string cuda_message(cudaError_t error, const std::string& what, const char* file, int line) {
+  return "[cuda] " + what + " failed: " + cudaGetErrorString(error) + " (" + file + ':' + std::to_string(line) + ')';
+}
+
+template <typename... Parts>
+void cuda_check(cudaError_t error, const char* file, int line, const Parts&... what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // the error is reported here, not by the next caller
+  std::ostringstream text;
+  (text << ... << what);
+  throw CudaError(cuda_message(error, text.str(), file, line), is_fatal(error));
+}
+
+#define FINERCAM_CUDA_CHECK(call) ::finercam::cuda_check((call), __FILE__, __LINE__, #call)
+// With words for the operation: FINERCAM_CUDA_CHECK_AS(cudaFree(p), "freeing ", bytes, " bytes of cuda:", device);
+#define FINERCAM_CUDA_CHECK_AS(call, ...) ::finercam::cuda_check((call), __FILE__, __LINE__, __VA_ARGS__)
 
 // Makes a device current and puts the former one back at the end of the scope.
 class DeviceScope {
  public:
   explicit DeviceScope(int device) {
-    FINERCAM_CUDA_CHECK(cudaGetDevice(&former_));
-    FINERCAM_CUDA_CHECK(cudaSetDevice(device));
+    FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former_), "using the device cuda:", device);
+    FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
   }
   ~DeviceScope() { cudaSetDevice(former_); }
   DeviceScope(const DeviceScope&) = delete;
@@ -29,6 +59,32 @@ class DeviceScope {
 
  private:
   int former_ = 0;
+};
+
+// For destructors: never throws, is quiet where the driver has gone before (at interpreter exit), and may run in a
+// thread that captures a stream, where freeing would otherwise be refused and end the capture.
+class ReleaseScope {
+ public:
+  explicit ReleaseScope(int device) noexcept {
+    usable_ = cudaGetDevice(&former_) == cudaSuccess && cudaSetDevice(device) == cudaSuccess &&
+              cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess;
+    if (!usable_) cudaGetLastError();
+  }
+  ~ReleaseScope() {
+    if (!usable_) return;
+    cudaThreadExchangeStreamCaptureMode(&mode_);
+    cudaSetDevice(former_);
+    cudaGetLastError();
+  }
+  ReleaseScope(const ReleaseScope&) = delete;
+  ReleaseScope& operator=(const ReleaseScope&) = delete;
+
+  bool usable() const { return usable_; }
+
+ private:
+  bool usable_ = false;
+  int former_ = 0;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 }  // namespace finercam

@@ -13,11 +13,58 @@ struct CudaStatus {
 
 CudaStatus cuda_status();
 
-// 10 * major + minor of a device, such as 89. Throws std::runtime_error.
+// 10 * major + minor of a device, such as 89. Throws CudaError.
 int compute_capability(int device);
 
-// Memory of a device; freeing waits for the work that may still use it. Throws std::runtime_error.
-void* device_allocate(std::size_t bytes, int device);
-void device_free(void* memory, int device) noexcept;
+// As the driver calls it, such as "NVIDIA H200". Throws CudaError.
+std::string device_name(int device);
+
+// Makes a device the current one of this thread, for libraries that take the current one. The former one. Throws
+// CudaError.
+int make_current(int device);
+
+struct MemoryInfo {
+  std::size_t free, total;  // bytes
+};
+
+// Of a device. Throws CudaError.
+MemoryInfo memory_info(int device);
+
+// Bytes that are freed with their owner: of a device, or of the host, locked for asynchronous copies. Freeing waits for
+// work that may still use them. The constructors throw CudaMemoryError where there is too little.
+class DeviceMemory {
+ public:
+  DeviceMemory(std::size_t bytes, int device);
+  ~DeviceMemory() { release(); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  void release() noexcept;
+  void* address() const { return memory_; }
+  std::size_t bytes() const { return bytes_; }
+  int device() const { return device_; }
+
+ private:
+  void* memory_ = nullptr;
+  std::size_t bytes_;
+  int device_;
+};
+
+class PinnedMemory {
+ public:
+  PinnedMemory(std::size_t bytes, int device);
+  ~PinnedMemory() { release(); }
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+
+  void release() noexcept;
+  void* address() const { return memory_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void* memory_ = nullptr;
+  std::size_t bytes_;
+  int device_;
+};
 
 }  // namespace finercam

@@ -20,19 +20,63 @@ int compute_capability(int device) {
   return 10 * major + minor;
 }
 
-void* device_allocate(std::size_t bytes, int device) {
-  const DeviceScope scope(device);
-  void* memory = nullptr;
-  FINERCAM_CUDA_CHECK(cudaMalloc(&memory, bytes));
-  return memory;
+std::string device_name(int device) {
+  cudaDeviceProp properties{};
+  FINERCAM_CUDA_CHECK_AS(cudaGetDeviceProperties(&properties, device), "reading the name of cuda:", device);
+  return properties.name;
 }
 
-void device_free(void* memory, int device) noexcept {
-  // At interpreter exit the driver may be gone already; then there is nothing left to free.
+int make_current(int device) {
   int former = 0;
-  if (cudaGetDevice(&former) != cudaSuccess || cudaSetDevice(device) != cudaSuccess) return;
-  cudaFree(memory);
-  cudaSetDevice(former);
+  FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former), "using the device cuda:", device);
+  if (former != device) FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
+  return former;
+}
+
+MemoryInfo memory_info(int device) {
+  const DeviceScope scope(device);
+  MemoryInfo info{};
+  FINERCAM_CUDA_CHECK_AS(cudaMemGetInfo(&info.free, &info.total), "reading the memory of cuda:", device);
+  return info;
+}
+
+namespace {
+
+// An error of an allocation, which names the bytes where they are what is missing.
+void check_allocation(cudaError_t error, std::size_t bytes, const std::string& what, int line) {
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw CudaMemoryError(cuda_message(error, what, __FILE__, line), bytes);
+  }
+  cuda_check(error, __FILE__, line, what);
+}
+
+}  // namespace
+
+DeviceMemory::DeviceMemory(std::size_t bytes, int device) : bytes_(bytes), device_(device) {
+  const DeviceScope scope(device);
+  check_allocation(cudaMalloc(&memory_, bytes), bytes,
+                   "allocating " + std::to_string(bytes) + " bytes of cuda:" + std::to_string(device), __LINE__);
+}
+
+void DeviceMemory::release() noexcept {
+  if (memory_ == nullptr) return;
+  const ReleaseScope scope(device_);
+  if (scope.usable()) cudaFree(memory_);
+  memory_ = nullptr;
+}
+
+PinnedMemory::PinnedMemory(std::size_t bytes, int device) : bytes_(bytes), device_(device) {
+  const DeviceScope scope(device);
+  check_allocation(cudaHostAlloc(&memory_, bytes, cudaHostAllocPortable), bytes,
+                   "locking " + std::to_string(bytes) + " bytes of the host", __LINE__);
+}
+
+void PinnedMemory::release() noexcept {
+  if (memory_ == nullptr) return;
+  const ReleaseScope scope(device_);
+  if (scope.usable()) cudaFreeHost(memory_);
+  memory_ = nullptr;
 }
 
 }  // namespace finercam

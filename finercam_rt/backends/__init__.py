@@ -10,13 +10,19 @@ from pathlib import Path
 from finercam_rt.backends import selection
 from finercam_rt.backends.protocol import Backend as Backend
 from finercam_rt.backends.protocol import Run as Run
+from finercam_rt.cuda import device_index
 from finercam_rt.engine_file import is_plan
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
 from finercam_rt.threads import physical_cores_granted
 
-BACKENDS = ("auto", "onnxruntime", "openvino")
-DEVICES = ("auto", "cpu", "cuda")
+OF_GRAPHS = ("onnxruntime", "openvino")
+"""The runtimes of .onnx files; the one that others are held to comes first."""
+BACKENDS = ("auto", *OF_GRAPHS)
+OF_GPUS = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+"""Those of .onnx files that need a GPU; onnxruntime runs on one where the device says so."""
+OF_PLANS = "tensorrt"
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 COMPUTES = ("f32", "bf16")
 PIN = "FINERCAM_BACKEND"
 """The environment variable that says which runtime "auto" is."""
@@ -31,32 +37,33 @@ def open_backend(
     threads: int | None,
     spinning: bool,
     compute: str,
+    cuda_graphs: bool = True,
 ) -> Backend:
-    """Load the engine into a runtime.
+    """Load the engine into a runtime; a plan goes to the TensorRT that built it, on a GPU.
 
-    "auto" is what FINERCAM_BACKEND says, else the only runtime that is installed, else the faster one: that is measured
-    the first time an engine meets a processor, a number of threads and these versions, and then remembered.
+    Of an ONNX file on a GPU, "auto" is ONNX Runtime with its CUDA provider. On the CPU it is what FINERCAM_BACKEND
+    says, else the only runtime that is installed, else the faster one: that is measured the first time an engine meets
+    a processor, a number of threads and these versions, and then remembered.
 
     Raises:
         BackendError: an unknown, missing or unsupported runtime, device, number of threads or way to compute.
         EngineError: a graph that the runtime cannot load, or whose inputs and outputs differ from the manifest.
     """
     for what, value, known in (
-        ("backend", backend, BACKENDS),
-        ("device", device, DEVICES),
+        ("backend", backend, (*BACKENDS, *OF_GPUS, OF_PLANS)),
+        ("device", "cuda:N" if device_index(device) is not None else device, DEVICES),
         ("compute", compute, COMPUTES),
     ):
         if value not in known:
             raise BackendError(f"there is no {what} {value!r}; choose one of {', '.join(known)}.")
-    if is_plan(path):
-        raise BackendError(
-            f"{path} is a TensorRT plan, which this version builds and does not run; run the ONNX file that it was "
-            "built from, or the plan in a runtime of your own."
-        )
-    if device == "cuda":
-        raise BackendError("this version runs engines on the CPU only; use device='cpu', or 'auto'.")
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
+    if is_plan(path):
+        return _open_plan(path, manifest, backend, device, compute, cuda_graphs)
+    if backend == OF_PLANS:
+        raise BackendError(f"{path} is no TensorRT plan; make one of it with `finercam build`.")
+    if backend in OF_GPUS or device not in ("auto", "cpu"):
+        return _open_on_gpu(path, manifest, backend, device, compute, cuda_graphs)
     granted = physical_cores_granted() if threads is None else threads
 
     # Loaded here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.
@@ -89,6 +96,31 @@ def open_backend(
     if len(installed) == 1:
         return openers[installed[0]]()
     return selection.choose(path, manifest, {name: openers[name] for name in installed}, granted)
+
+
+def _open_plan(path: Path, manifest: Manifest, backend: str, device: str, compute: str, cuda_graphs: bool) -> Backend:
+    if backend not in ("auto", OF_PLANS):
+        raise BackendError(f"{path} is a TensorRT plan, which {backend} does not run; use backend='auto'.")
+    if device == "cpu":
+        raise BackendError(f"{path} is a TensorRT plan, which runs on a GPU; run its ONNX file on the CPU.")
+    if compute != "f32":
+        raise BackendError(f"{path} computes in what it was built for; leave compute={compute!r} out.")
+    from finercam_rt.backends.tensorrt import open_plan
+
+    return open_plan(path, manifest, device=device, cuda_graphs=cuda_graphs)
+
+
+def _open_on_gpu(path: Path, manifest: Manifest, backend: str, device: str, compute: str, cuda_graphs: bool) -> Backend:
+    if device == "cpu":
+        raise BackendError(f"{backend} runs on a GPU; use device='auto', or backend='onnxruntime' on the CPU.")
+    if backend == "openvino":
+        raise BackendError("openvino runs on the CPU; use device='cpu', or backend='onnxruntime' on the GPU.")
+    if compute != "f32":
+        raise BackendError(f"compute={compute!r} is OpenVINO's; export the engine with --precision for a GPU.")
+    from finercam_rt.backends.onnxruntime_gpu import open_session
+
+    name = "onnxruntime" if backend == "auto" else backend
+    return open_session(path, manifest, backend=name, device=device, cuda_graphs=cuda_graphs)
 
 
 def open_graph(path: Path, *, backend: str, threads: int | None) -> Run:
@@ -141,8 +173,8 @@ def _pinned() -> str:
 
 
 def _installed() -> list[str]:
-    """The runtimes that can be imported, without importing them; the one that others are held to comes first."""
-    return [name for name in BACKENDS[1:] if _can_be_imported(name)]
+    """The runtimes of ONNX files that can be imported, without importing them, in the order of OF_GRAPHS."""
+    return [name for name in OF_GRAPHS if _can_be_imported(name)]
 
 
 def _can_be_imported(name: str) -> bool:

@@ -22,7 +22,7 @@ from finercam_rt.backends.interface import (
 )
 from finercam_rt.backends.openvino_cut import cut_behind_logits, predicting
 from finercam_rt.backends.openvino_weights import unshare_square_weights
-from finercam_rt.backends.protocol import Run
+from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
@@ -74,6 +74,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
+    batch_range = None
 
     def __init__(self, path: Path, manifest: Manifest, *, threads: int, compute: str) -> None:
         """Load the graph; see open_backend for the errors."""
@@ -115,7 +116,7 @@ class OpenVinoBackend:
         self._predicting: Slots[_Slot] = Slots()
         self._graphs(self.fixed_batch or 1)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
         return self._run(feeds, self._slots, self._slot)
 

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finercam_rt.backends.device_results import ResultLayout
+from finercam_rt.cuda import Device, Event
+
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]
 """A loaded graph: inputs by name, to outputs by name."""
+
+
+class Wanted(NamedTuple):
+    """What the caller reads of an engine of head "taps": the map by which method, and whether the taps themselves."""
+
+    method: str
+    taps: bool
+
+
+class RunTimes(NamedTuple):
+    """Milliseconds of one run of host arrays on a GPU, in trtexec's terms, by the GPU's own clock but for the last.
+
+    h2d, compute, d2h: copies to the GPU, everything between, copies back. enqueue: of the host's clock, what queueing
+    the compute takes. graph_nodes: of the CUDA graph that was replayed; None where the run was queued call by call.
+    """
+
+    h2d: float
+    compute: float
+    d2h: float
+    enqueue: float
+    graph_nodes: int | None
+
+    @property
+    def latency(self) -> float:
+        """From the first copy to the last."""
+        return self.h2d + self.compute + self.d2h
 
 
 class Backend(Protocol):
@@ -27,8 +56,15 @@ class Backend(Protocol):
     def fixed_batch(self) -> int | None:
         """N where the graph's batch is fixed, None where it is dynamic."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    @property
+    def batch_range(self) -> tuple[int, int] | None:
+        """Least and largest N of a run where there are such, as in a plan's profile; None where any number will do."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """The outputs by name. They are the backend's buffers: valid until this thread's next run, so copy them.
+
+        With `wanted`, a backend on a device adds "saliency_map" to the outputs of head "taps" where it can draw by that
+        method, and then leaves out the taps that are not read.
 
         Raises:
             BackendError: the runtime failed, or the backend is closed.
@@ -45,3 +81,47 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give the memory back, once the runs under way have ended; `run` fails afterwards."""
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend on a GPU, which also takes images that lie there."""
+
+    @property
+    def gpu(self) -> Device:
+        """The GPU."""
+
+    def record_times(self, times: list[RunTimes] | None) -> None:
+        """From now on, append the times of every run of host arrays; None for no more of that."""
+
+    def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
+        """How the results of `count` images lie: all that is wanted, with "status" and "alpha", or those of `names`.
+
+        classes: K where the classes are an input.
+
+        Raises:
+            InputError: a map that is not drawn on the GPU.
+        """
+
+    def run_on_device(
+        self,
+        images: int,
+        feeds: Mapping[str, NDArray[Any]],
+        wanted: Wanted,
+        stream: int,
+        layout: ResultLayout,
+        results: int,
+    ) -> Event:
+        """Queue a run of images at an address into results at another; its end is the event.
+
+        Args:
+            images: (N,3,H,W) float32, contiguous, made on `stream`.
+            feeds: the other inputs, of the host.
+            wanted: as `results` was asked.
+            stream: the caller's, by its handle.
+            layout: of `results`.
+            results: where they go; they are there for what is queued on `stream` from then on.
+
+        Raises:
+            BackendError: see `run`.
+        """

@@ -20,6 +20,7 @@ from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.backends.protocol import Backend
 from finercam_rt.embeddings import random_embeddings
 from finercam_rt.errors import BackendError, EngineError
+from finercam_rt.files import cache_folder
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import processor
 
@@ -204,13 +205,9 @@ def _version(module: str) -> str:
 
 
 def _cache_file() -> Path | None:
-    """XDG_CACHE_HOME/finercam-rt/backends.json; None where there is no home."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        folder = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return folder / "finercam-rt" / "backends.json"
+    """None where there is no home."""
+    folder = cache_folder()
+    return None if folder is None else folder / "backends.json"
 
 
 def _read(cache: Path | None) -> dict[str, str]:

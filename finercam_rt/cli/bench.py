@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from finercam_rt.backends import COMPUTES
+from finercam_rt import _core
+from finercam_rt.backends.protocol import RunTimes
+from finercam_rt.cli.runtime import add_runtime, runtime_of
+from finercam_rt.cuda import device_index
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.engine_file import read_manifest
@@ -31,11 +34,22 @@ WARMUP_MS, DURATION, ITERATIONS = 200, 3.0, 10
 """trtexec's defaults: milliseconds of warm-up, then at least so many seconds and so many runs."""
 RANDOM_CLASSES = 1000
 """Of an engine of a zero-shot model where no class embeddings are given."""
-_PACKAGES = ("finercam-rt", "numpy", "onnxruntime", "openvino")
+_GPU_TIMES = {
+    "latency": "latency (H2D + compute + D2H)",
+    "enqueue": "enqueue time",
+    "h2d": "H2D",
+    "compute": "GPU compute",
+    "d2h": "D2H",
+}
+"""Fields of RunTimes, and what the report calls them."""
+_PACKAGES = ("finercam-rt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings")
 
 _EPILOG = """\
 A run is engine(batch): prediction, references and map, into arrays of the caller's own. Reading and resizing of
 photographs is not in it. Latency is the wall time of one run; throughput is images a second of runs one after another.
+
+Of a plan, as trtexec reports it and by the GPU's clock: the copies to the GPU (H2D) and back (D2H), the compute between
+them, the latency of the three, and the host's time to queue the compute.
 """
 
 
@@ -48,7 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
+    parser.add_argument(
+        "engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote, or a .plan of `build`"
+    )
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="images a run (default: 1)")
     parser.add_argument(
         "--warmup-ms", metavar="MS", type=int, default=WARMUP_MS, help=f"runs before measuring (default: {WARMUP_MS})"
@@ -59,10 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"runs at least (default: {ITERATIONS})"
     )
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument(
-        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
-    )
+    add_runtime(parser)
     parser.add_argument(
         "--method", choices=METHODS, help="how maps are drawn, for engines of head taps (default: the engine's own)"
     )
@@ -92,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
     with Engine(
-        args.engine, threads=threads, compute=args.compute, class_embeddings=embeddings, method=args.method
+        args.engine,
+        **(runtime_of(args) | {"threads": threads}),
+        compute=args.compute,
+        class_embeddings=embeddings,
+        method=args.method,
     ) as engine:
         load = time.perf_counter() - began
         shape = (args.batch, 3, *engine.manifest.input.size)
@@ -100,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
             images = np.random.default_rng(0).standard_normal(shape, np.float32)
         except MemoryError:
             raise InputError(f"--batch is {args.batch}, which does not fit into memory; give fewer images.") from None
-        seconds, cpu, first = measure(lambda: engine(images), args.warmup_ms / 1e3, args.duration, args.iterations)
+        with engine.device_times() as times:
+            seconds, cpu, first = measure(lambda: engine(images), args.warmup_ms / 1e3, args.duration, args.iterations)
         record = {
             "schema": SCHEMA,
             "engine": {
@@ -132,6 +150,8 @@ def run(args: argparse.Namespace) -> int:
             "cpu_ms": 1e3 * cpu / len(seconds),
             "latencies_ms": [round(1e3 * value, 4) for value in seconds],
         }
+        if times:
+            record["gpu"] = _gpu(engine.device, times, len(seconds))
     print(json.dumps(record, indent=1) if args.json else _text(record))
     return 0
 
@@ -142,6 +162,19 @@ def _random_classes(manifest: Manifest) -> ClassEmbeddings | None:
         return None
     values = random_embeddings(RANDOM_CLASSES, manifest.zero_shot.embedding_dim)
     return ClassEmbeddings(values, tuple(f"random {index}" for index in range(len(values))))
+
+
+def _gpu(device: str, times: Sequence[RunTimes], runs: int) -> dict[str, Any]:
+    """What the GPU itself was measured to take, of the last `runs` runs, and which one it is."""
+    index = device_index(device) or 0
+    free, total = _core.cuda_memory_info(index)
+    return {
+        "name": _core.cuda_device_name(index),
+        "compute_capability": _core.cuda_compute_capability(index),
+        "memory_mib": {"total": total >> 20, "free": free >> 20},
+        "graph_nodes": times[-1].graph_nodes,
+        "ms": {name: summary([getattr(run, name) for run in times[-runs:]]) for name in _GPU_TIMES},
+    }
 
 
 def measure(
@@ -201,10 +234,6 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
 
 def _text(record: dict[str, Any]) -> str:
     engine, config, host = record["engine"], record["config"], record["environment"]
-    latency = ", ".join(
-        f"{key if not key.startswith('p') else f'percentile({key[1:]}%)'} = {value:.3f} ms"
-        for key, value in record["latency_ms"].items()
-    )
     runs = len(record["latencies_ms"])
     rows = [
         ("engine", f"{engine['path']}: {engine['model']}, {engine['precision']}, {engine['bytes'] / 1e6:.1f} MB"),
@@ -214,9 +243,22 @@ def _text(record: dict[str, Any]) -> str:
         ),
         ("batch", str(config["batch"])),
         ("throughput", "{images_per_s:.2f} images/s, {runs_per_s:.2f} runs/s".format(**record["throughput"])),
-        ("latency", latency),
+        ("latency", _percentiles(record["latency_ms"])),
         ("CPU time", f"{record['cpu_ms']:.3f} ms a run"),
         ("load", f"{record['load_ms']:.1f} ms, first run {record['first_run_ms']:.3f} ms"),
         ("walltime", f"{record['host_walltime_s']:.2f} s, {runs} runs after {config['warmup_ms']} ms of warm-up"),
     ]
-    return "\n".join(f"{label:10}  {text}" for label, text in rows)
+    if "gpu" in record:
+        gpu = record["gpu"]
+        graph = "no CUDA graph" if gpu["graph_nodes"] is None else f"a CUDA graph of {gpu['graph_nodes']} nodes"
+        rows.append(("GPU", f"{gpu['name']}, {graph}; by its own clock:"))
+        rows += [(f"  {title}", _percentiles(gpu["ms"][name])) for name, title in _GPU_TIMES.items()]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:{width}}  {text}" for label, text in rows)
+
+
+def _percentiles(values: dict[str, float]) -> str:
+    return ", ".join(
+        f"{key if not key.startswith('p') else f'percentile({key[1:]}%)'} = {value:.3f} ms"
+        for key, value in values.items()
+    )

@@ -1,7 +1,8 @@
-"""All that is asked of TensorRT to build a plan; tests hold it to the signatures of the real bindings.
+"""All that is asked of TensorRT to build and run a plan; tests hold it to the signatures of the real bindings.
 
-TensorRT 10 and 11 and TensorRT-RTX 1.7 have the same Python interface but for what `RtxConfig` adds. Names of classes
-are theirs in `CLASSES`, names of parameters are theirs throughout.
+TensorRT 10 and 11 and TensorRT-RTX 1.7 have the same Python interface but for what the classes of `RTX_CLASSES` add.
+Names of classes are theirs in `CLASSES`, names of parameters are theirs throughout, but for those before a /, which go
+by their place. What has a default of ours has one of theirs.
 """
 
 from __future__ import annotations
@@ -123,6 +124,103 @@ class Builder(Protocol):
         """The plan as a buffer; None where it failed, for a reason that is in the log."""
 
 
+class Runtime(Protocol):
+    """Loads plans."""
+
+    engine_host_code_allowed: bool
+
+    def deserialize_cuda_engine(self, serialized_engine: Any, /) -> Any:
+        """A CudaEngine, or an RtxEngine, from a buffer; None where it failed, for a reason that is in the log."""
+
+
+class CudaEngine(Protocol):
+    """A plan that has been loaded: its weights lie on the GPU."""
+
+    num_io_tensors: int
+
+    def get_tensor_name(self, index: int) -> str:
+        """Of one input or output."""
+
+    def get_tensor_mode(self, name: str) -> Any:
+        """Which of the two it is."""
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        """Of its elements."""
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        """Its shape; a dynamic size is -1."""
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]:
+        """Least, usual and largest shape of an input."""
+
+    def create_execution_context(self, strategy: Any = None, /) -> Any:
+        """An ExecutionContext; None where it failed."""
+
+
+class ExecutionContext(Protocol):
+    """One run at a time of a plan, in memory that it is given."""
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether it is inside of the profile."""
+
+    def infer_shapes(self) -> Sequence[str]:
+        """The inputs that have no shape yet."""
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        """Of an input, as set, or of an output, as it follows."""
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        """The bytes that a run of these shapes needs."""
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        """Where it computes, an address of the device."""
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        """Where an input or an output lies on the device."""
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        """Queue a run."""
+
+
+class RuntimeCache(Protocol):
+    """The kernels that TensorRT-RTX has compiled on this GPU."""
+
+    def serialize(self) -> Any:
+        """As a buffer."""
+
+    def deserialize(self, blob: Any) -> bool:
+        """Whether they were made by this version on this GPU."""
+
+
+class RuntimeConfig(Protocol):
+    """How contexts of TensorRT-RTX run."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: Any = None, /) -> None:
+        """Who allocates; theirs unless one is given."""
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        """Empty."""
+
+    def set_runtime_cache(self, cache: Any = None, /) -> bool:
+        """The one that is given, to be read and filled."""
+
+
+class RtxEngine(CudaEngine, Protocol):
+    """A plan of TensorRT-RTX."""
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        """Its defaults."""
+
+
+class RtxContext(ExecutionContext, Protocol):
+    """A context of TensorRT-RTX."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        """Whether its runs can become a CUDA graph."""
+
+
 CLASSES = {
     "ITensor": Tensor,
     "INetworkDefinition": Network,
@@ -132,9 +230,19 @@ CLASSES = {
     "ITimingCache": TimingCache,
     "IBuilderConfig": Config,
     "Builder": Builder,
+    "Runtime": Runtime,
+    "ICudaEngine": CudaEngine,
+    "IExecutionContext": ExecutionContext,
 }
 """Their classes, as both libraries call them."""
-RTX_CLASSES = {**CLASSES, "IBuilderConfig": RtxConfig}
+RTX_CLASSES = {
+    **CLASSES,
+    "IBuilderConfig": RtxConfig,
+    "ICudaEngine": RtxEngine,
+    "IExecutionContext": RtxContext,
+    "IRuntimeConfig": RuntimeConfig,
+    "IRuntimeCache": RuntimeCache,
+}
 
 MEMBERS = {
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
@@ -142,12 +250,15 @@ MEMBERS = {
     "MemoryPoolType": ("WORKSPACE",),
     "BuilderFlag": ("VERSION_COMPATIBLE", "TF32"),
     "ILogger": ("ERROR", "INTERNAL_ERROR", "VERBOSE"),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
+    "TensorIOMode": ("INPUT", "OUTPUT"),
 }
 """The members of their enumerations that are used."""
 RTX_MEMBERS = {
     **MEMBERS,
     "BuilderFlag": ("REQUIRE_USER_ALLOCATION", "TF32"),
     "ComputeCapability": ("SM86", "SM89", "SM120"),
+    "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
 }
 
 CALLBACKS = {

@@ -21,6 +21,7 @@ from finercam_rt.onnx_metadata import OnnxNode, read_nodes
 from finercam_rt.tensorrt.api import Builder, Config, Network, Parser, RtxConfig
 from finercam_rt.tensorrt.kernels import Kernel, read_kernels
 from finercam_rt.tensorrt.library import RTX, Library
+from finercam_rt.tensorrt.log import new_log
 
 MIB = 1 << 20
 Range = tuple[int, int, int]
@@ -93,7 +94,7 @@ def build(
     """
     trt = library.module
     began = time.perf_counter()
-    log = _log(trt)
+    log = new_log(trt)
     try:
         builder: Builder = trt.Builder(log)
     except TypeError:  # its factory gave nothing
@@ -212,28 +213,6 @@ def _unsupported(graph: Path, library: Library, node: OnnxNode, reason: str) -> 
         f"{node.name}{source}{why}; choose another target layer or method, or change that line of the model.",
         node.operation,
     )
-
-
-def _log(trt: Any) -> Any:
-    """A logger of theirs that keeps what it is told."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.verbose: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(msg)
-            elif severity == trt.ILogger.VERBOSE and "LayerType: " in msg:
-                self.verbose.append(msg)
-
-        def reason(self, otherwise: str) -> str:
-            """The first error on one line."""
-            return " ".join(self.errors[0].split())[:300].rstrip(".") if self.errors else otherwise
-
-    return Log()
 
 
 def _monitor(trt: Any, on_progress: Callable[[float, str], None]) -> Any:

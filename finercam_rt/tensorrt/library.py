@@ -101,9 +101,9 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
-def compute_capability() -> str | None:
-    """That of the first GPU, such as "SM89"; None where there is none."""
-    return f"SM{_core.cuda_compute_capability(0)}" if _core.cuda_status()[0] else None
+def compute_capability(device: int = 0) -> str | None:
+    """That of a GPU, such as "SM89"; None where there is none of that number."""
+    return f"SM{_core.cuda_compute_capability(device)}" if device < _core.cuda_status()[0] else None
 
 
 def targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:

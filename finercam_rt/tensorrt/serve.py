@@ -23,8 +23,9 @@ class Served(NamedTuple):
     library: Library
 
 
-def serve(plan: Path) -> Served:
-    """A plan that can run here; the library has not seen it yet, since it would crash on some that it does not take.
+def serve(plan: Path, device: int = 0) -> Served:
+    """A plan that can run on a GPU of this number; the library has not seen it yet, since it would crash on some that
+    it does not take.
 
     Raises:
         EngineError: what `plan.read_checked_plan` refuses.
@@ -33,7 +34,7 @@ def serve(plan: Path) -> Served:
     info = read_plan_info(plan)
     library = libraries.import_flavour(info.flavour)
     _check_version(plan, info, library)
-    _check_device(plan, info)
+    _check_device(plan, info, device)
     data, info = read_checked_plan(plan)
     return Served(data, info, library)
 
@@ -50,12 +51,12 @@ def _check_version(plan: Path, info: PlanInfo, library: Library) -> None:
     )
 
 
-def _check_device(plan: Path, info: PlanInfo) -> None:
-    here = libraries.compute_capability()
+def _check_device(plan: Path, info: PlanInfo, device: int) -> None:
+    here = libraries.compute_capability(device)
     if here is None:
+        reason = _core.cuda_status()[1] or f"no cuda:{device}"
         raise BackendError(
-            f"{plan} runs on an NVIDIA GPU, and there is none here ({_core.cuda_status()[1]}); run its ONNX file, "
-            "which needs no GPU."
+            f"{plan} runs on an NVIDIA GPU, and there is none here ({reason}); run its ONNX file, which needs no GPU."
         )
     if here not in info.capabilities:
         way = "on this machine" if info.flavour == TENSORRT else f"with --compute-capability {here}"

@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from finercam_rt.backends import open_backend
+from finercam_rt import backends
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT
 from finercam_rt.errors import BackendError
 from finercam_rt.onnx_metadata import read_manifest
@@ -23,7 +23,9 @@ def backend(toy, backend_name):
 
 def opened(toy, name, compute="f32"):
     manifest = read_manifest(toy.path)
-    return open_backend(toy.path, manifest, backend=name, device="auto", threads=1, spinning=False, compute=compute)
+    return backends.open_backend(
+        toy.path, manifest, backend=name, device="auto", threads=1, spinning=False, compute=compute
+    )
 
 
 def feeds(count: int, seed: int = 0) -> dict[str, np.ndarray]:

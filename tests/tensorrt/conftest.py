@@ -7,7 +7,7 @@ import pytest
 from finercam_rt.tensorrt import library
 from finercam_rt.tensorrt.library import RTX, TENSORRT, Library
 
-from .fake import FakeTensorRT
+from ..fakes.tensorrt import FakeTensorRT
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +25,5 @@ def fake() -> FakeTensorRT:
 @pytest.fixture
 def tensorrt(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Library:
     """The fake, as TensorRT on a machine with a GPU."""
-    monkeypatch.setattr(library, "compute_capability", lambda: "SM90")
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: "SM90")
     return Library(TENSORRT, fake.__version__, fake)

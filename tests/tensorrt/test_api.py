@@ -9,7 +9,7 @@ import pytest
 
 from finercam_rt.tensorrt import api
 
-from . import fake
+from ..fakes import tensorrt as fake
 from .interfaces import Interface, of_module, recorded
 
 LIBRARIES = sorted(recorded())
@@ -22,18 +22,29 @@ def _members(protocol: Any) -> dict[str, list[str] | None]:
         if owner.__module__ == api.__name__:
             members |= {name: None for name in inspect.get_annotations(owner)}
             members |= {
-                name: [p.name for p in inspect.signature(value).parameters.values() if p.default is p.empty][1:]
+                name: [_name(p) for p in inspect.signature(value).parameters.values() if p.default is p.empty][1:]
                 for name, value in vars(owner).items()
                 if inspect.isfunction(value) and not name.startswith("_")
             }
     return members
 
 
+def _name(parameter: inspect.Parameter) -> str:
+    """ "*" where it goes by its place alone."""
+    return "*" if parameter.kind is parameter.POSITIONAL_ONLY else parameter.name
+
+
+def _same(found: list[str] | None, wanted: list[str] | None) -> bool:
+    if found is None or wanted is None:
+        return found is wanted
+    return len(found) == len(wanted) and all(b in (a, "*") for a, b in zip(found, wanted, strict=True))
+
+
 def _check(interface: Interface, classes: dict[str, Any], members: dict[str, tuple[str, ...]]) -> None:
     for name, protocol in classes.items():
         for member, parameters in _members(protocol).items():
             assert member in interface[name], f"{name}.{member}"
-            assert interface[name][member] == parameters, f"{name}.{member}"
+            assert _same(interface[name][member], parameters), f"{name}.{member}"
     for name, used in members.items():
         assert set(used) <= set(interface[name]), name
     for name, methods in api.CALLBACKS.items():

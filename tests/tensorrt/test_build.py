@@ -20,7 +20,7 @@ from finercam_rt.tensorrt.builder import BuildOptions, UnsupportedError, build
 from finercam_rt.tensorrt.kernels import behind, read_kernels
 from finercam_rt.tensorrt.plan import read_checked_plan, read_plan_info
 
-from .fake import LAYERS, PLAN
+from ..fakes.tensorrt import LAYERS, PLAN
 
 OPTIONS = BuildOptions(batch=(1, 2, 8), classes=(2, 10, 20), capabilities=("SM89",))
 
@@ -257,7 +257,7 @@ def test_mistakes(rtx, toy, capsys, arguments, says):
 def test_which_runtime(monkeypatch):
     installed, here = set(), None
     monkeypatch.setattr(library, "is_installed", lambda flavour: flavour in installed)
-    monkeypatch.setattr(library, "compute_capability", lambda: here)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: here)
     monkeypatch.setattr(library, "import_flavour", lambda flavour: library.Library(flavour, "1", None))
     with pytest.raises(BackendError, match="no TensorRT is installed"):
         library.load_library("auto")

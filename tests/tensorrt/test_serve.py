@@ -16,7 +16,7 @@ from finercam_rt.tensorrt.library import Library
 from finercam_rt.tensorrt.plan import read_plan_info
 from finercam_rt.tensorrt.serve import serve
 
-from .fake import PLAN
+from ..fakes.tensorrt import PLAN
 
 
 @pytest.fixture
@@ -130,13 +130,13 @@ def test_the_version_of_the_library(plan, built, options, fits):
 
 
 def test_another_gpu_or_none(plan, monkeypatch):
-    monkeypatch.setattr(library, "compute_capability", lambda: "SM120")
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: "SM120")
     _refused(plan, BackendError, "was built for SM90, and this GPU is SM120; build it again on this machine.")
     _rewrite(plan, flavour="tensorrt-rtx", capabilities=["SM86", "SM89"])
     _refused(
         plan, BackendError, "for SM86, SM89, and this GPU is SM120; build it again with --compute-capability SM120."
     )
-    monkeypatch.setattr(library, "compute_capability", lambda: None)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
     _refused(plan, BackendError, "runs on an NVIDIA GPU, and there is none here")
 
 
@@ -153,7 +153,7 @@ def test_inspect_says_whether_it_fits(plan, capsys, monkeypatch):
     assert "1 to 8 images, tuned for 2" in out
     assert "4, 2 for the explanation alone" in out
     assert out.rstrip().endswith("yes")
-    monkeypatch.setattr(library, "compute_capability", lambda: None)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
     assert main(["inspect", str(plan)]) == 0
     assert "no: " in capsys.readouterr().out
     assert main(["inspect", str(plan), "--json"]) == 0
@@ -163,6 +163,9 @@ def test_inspect_says_whether_it_fits(plan, capsys, monkeypatch):
     assert "is truncated, 5 of" in capsys.readouterr().err
 
 
-def test_an_engine_says_that_plans_are_not_run(plan):
-    with pytest.raises(BackendError, match="which this version builds and does not run; run the ONNX file"):
+def test_an_engine_says_what_a_plan_lacks(plan, monkeypatch):
+    with pytest.raises(BackendError, match="there is no CUDA device here"):  # the plan itself would fit
+        Engine(plan)
+    monkeypatch.setattr(library, "compute_capability", lambda device=0: None)
+    with pytest.raises(BackendError, match="runs on an NVIDIA GPU, and there is none here"):
         Engine(plan)

@@ -1,0 +1,94 @@
+"""How the results of runs on a GPU lie in one piece of memory of the caller's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finercam_rt.cuda import Device
+
+_ALIGNMENT = 256
+
+
+class Piece(NamedTuple):
+    """One result of N images: `shape` is that of an image; with planes it lies as (planes, N, *shape) in memory.
+
+    contrasts: whether the planes, or else the first axis of `shape`, are those of the contrasts.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    contrasts: bool
+    planes: int = 1
+
+
+class Span(NamedTuple):
+    """Bytes to copy: from an offset in what a run of `rows` images left, to an offset in the results."""
+
+    source: int
+    to: int
+    bytes: int
+
+
+class ResultLayout:
+    """Results of `count` images, one behind the other."""
+
+    def __init__(self, pieces: Mapping[str, Piece], count: int) -> None:
+        """In the order of `pieces`."""
+        self._pieces, self._count, self._offsets, end = pieces, count, dict[str, int](), 0
+        for name, piece in pieces.items():
+            self._offsets[name] = end
+            end += -(-self._bytes(piece) * piece.planes * count // _ALIGNMENT) * _ALIGNMENT
+        self.bytes = max(end, _ALIGNMENT)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._pieces)
+
+    def has_contrasts(self, name: str) -> bool:
+        """Whether contrasts are the second axis of a result."""
+        return self._pieces[name].contrasts
+
+    def spans(self, name: str, rows: int, start: int, count: int) -> list[Span]:
+        """Where `count` images of a run of `rows` go, the first of them to row `start`."""
+        piece = self._pieces[name]
+        size = self._bytes(piece)
+        return [
+            Span(plane * rows * size, self._offsets[name] + (plane * self._count + start) * size, count * size)
+            for plane in range(piece.planes)
+        ]
+
+    def array(self, name: str, several: int | None = None) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
+        """Offset in bytes, dtype, shape (N, ...) and strides in elements; `several` contrasts of those there are."""
+        piece = self._pieces[name]
+        strides = [1]
+        for size in reversed(piece.shape):
+            strides.insert(0, strides[0] * size)
+        shape: tuple[int, ...] = (self._count, *piece.shape)
+        if piece.planes > 1:
+            shape = (self._count, piece.planes, *piece.shape)
+            strides.insert(1, self._count * strides[0])
+        if several is not None:
+            shape = (shape[0], several, *shape[2:])
+        return self._offsets[name], piece.dtype.name, shape, tuple(strides)
+
+    def read(self, name: str, results: int, device: Device, caller: int) -> NDArray[Any]:
+        """One of them as a NumPy array, from results at an address that are used on a stream; waits for it."""
+        offset, dtype, shape, strides = self.array(name)
+        piece = self._pieces[name]
+        size = self._bytes(piece) * piece.planes * self._count
+        pinned, stream = device.pinned(size), device.stream(caller)
+        stream.copy(pinned.address, results + offset, size)
+        stream.synchronize()
+        item = piece.dtype.itemsize
+        values = pinned.array()[:size].view(dtype)
+        return np.lib.stride_tricks.as_strided(values, shape, tuple(item * step for step in strides)).copy()
+
+    @staticmethod
+    def _bytes(piece: Piece) -> int:
+        """Of one image and plane."""
+        return math.prod(piece.shape) * piece.dtype.itemsize

@@ -1,0 +1,77 @@
+"""Arrays of a framework on a FakeDevice: what torch and the like have, as far as the runtime asks for it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .cuda import FakeDevice
+
+
+class DeviceTensor:
+    """Values in the device's memory, made on `stream`: they are there once that stream has come so far.
+
+    As with a framework's pool, the memory goes to someone else when the stream has come to where it was dropped.
+    """
+
+    def __init__(self, device: FakeDevice, values: np.ndarray, stream: int = 0) -> None:
+        self.device, self.values = device, np.ascontiguousarray(values)
+        self.memory = device.memory(self.values.nbytes)
+        self.offset, self.strides, self.stream = 0, None, stream
+        staged = self.values.view(np.uint8).ravel().copy()
+
+        def write() -> None:
+            self.memory.raw[:] = staged
+
+        device.stream(stream).put(write)
+
+    def __del__(self) -> None:
+        if self.device.lost is None:
+            self.device.stream(self.stream).put(self.memory.release)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.values.shape,
+            "typestr": self.values.dtype.str,
+            "data": (self.memory.address, False),
+            "strides": self.strides,
+            "stream": self.stream or None,
+            "version": 3,
+        }
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("must not be exported")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.device.index
+
+
+class Given:
+    """What the framework made of a result: by DLPack, on a stream of its own."""
+
+    def __init__(self, array: Any, stream: int) -> None:
+        self.interface = array.__cuda_array_interface__
+        self.stream, self.owner = stream, array
+        array.__dlpack__(stream=stream)
+
+    def numpy(self, device: FakeDevice) -> np.ndarray:
+        """Its values, read on its stream."""
+        device.stream(self.stream).synchronize()
+        shape, strides = self.interface["shape"], self.interface["strides"]
+        dtype = np.dtype(self.interface["typestr"])
+        last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + dtype.itemsize
+        raw = device.at(self.interface["data"][0], last)
+        return np.ndarray(shape, dtype, raw.data, 0, strides).copy()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
+    """A framework whose arrays DeviceTensors are, which reads on this stream."""
+    framework = types.ModuleType("framework")
+    framework.from_dlpack = lambda array: Given(array, stream)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "framework", framework)
+    monkeypatch.setattr(DeviceTensor, "__module__", "framework.tensors")

@@ -1,0 +1,203 @@
+"""Batches that lie on the GPU: explained there, ordered with the caller's stream, given back in its framework."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finercam_rt import Engine, InputError, top_classes
+from finercam_rt.contrast import Contrast
+from finercam_rt.ops import Status
+
+from ..fakes.frameworks import DeviceTensor, Given, install
+from ..fakes.gpu import Gpu
+from ..fakes.taps import with_taps
+
+READER = 0x2000
+"""The stream on which the framework reads what it was given."""
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Gpu:
+    gpu = Gpu(monkeypatch)
+    gpu.device.streams[READER] = type(gpu.device.streams[0])(gpu.device, READER)
+    install(monkeypatch, READER)
+    return gpu
+
+
+def batch(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 3, 32, 48)).astype(np.float32)
+
+
+def values(outputs, device) -> dict[str, np.ndarray]:
+    found = {name: field.numpy(device) for name, field in outputs._asdict().items() if isinstance(field, Given)}
+    assert {"logits", "saliency_map", "target", "references", "alpha", "status"} <= set(found)
+    found |= {name: field.numpy(device) for name, field in outputs.layer_maps.items()}
+    return found | {f"carried_{k}": field.numpy(device) for k, field in enumerate(outputs.carried)}
+
+
+def same(outputs, wanted, device) -> None:
+    found = values(outputs, device)
+    for name, field in wanted._asdict().items():
+        if isinstance(field, np.ndarray):
+            assert found[name].dtype == field.dtype, name
+            np.testing.assert_allclose(found[name], field, rtol=1e-4, atol=1e-5, err_msg=name)
+    for k, field in enumerate(wanted.carried):
+        np.testing.assert_allclose(found[f"carried_{k}"], field, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("stream", ["default", "own", "given"])
+def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
+    made_on = 0 if stream == "default" else gpu.device.stream().handle
+    for step in range(6):
+        images = batch(2, step)
+        given = DeviceTensor(gpu.device, images, 0 if stream == "given" else made_on)
+        if stream == "given":  # the batch says nothing of it
+            gpu.device.stream(made_on).wait(_event(gpu, 0))
+        options = {"stream": made_on} if stream == "given" else {}
+        asked = {} if step % 2 else {"target": step, "references": [6, 5]}
+        del gpu.device.journal[:]
+        found = engine(given, **asked, **options)
+        assert gpu.device.streams[made_on].ended < len(gpu.device.streams[made_on]._work), "nothing has waited"
+        sizes = [size for what, size in gpu.device.journal if what == "copy"]
+        assert (images.nbytes in sizes) == cuda_graphs, "without a graph they are read where they lie"
+        same(found, reference(images, **asked), gpu.device)
+    assert gpu.device.count("capture") == 0
+    assert len(gpu.device.graphs) == cuda_graphs
+
+
+def _event(gpu, handle):
+    event = gpu.device.event()
+    gpu.device.stream(handle).record(event)
+    return event
+
+
+@pytest.mark.parametrize("contrasts", [1, 3])
+@pytest.mark.parametrize("head", ["graph", "channel_weights", "gradients"])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_of_every_head_and_several_contrasts(make_toy, gpu, contrasts, head, cuda_graphs):
+    toy = make_toy(contrasts=contrasts)
+    path = toy.path if head == "graph" else with_taps(toy, gradients=head == "gradients", carried=True)
+    engine, reference = Engine(gpu.plan(path, (2, 3, 4)), cuda_graphs=cuda_graphs), Engine(path)
+    for step, count in enumerate((3, 3, 1, 9, 3, 9)):  # filled up, whole, and in parts
+        images = batch(count, step)
+        asked = {"alpha": 0.25} if contrasts == 1 else {"contrasts": top_classes(2, alpha=0.25)}
+        same(engine(DeviceTensor(gpu.device, images), **asked), reference(images, **asked), gpu.device)
+
+
+def test_host_and_gpu_and_several_streams_in_turn(toy, gpu):
+    """They share buffers: each must wait for the one before."""
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    streams = [0, gpu.device.stream().handle, gpu.device.stream().handle]
+    kept = []
+    for step in range(9):
+        images = batch(2, step)
+        if step % 4 == 3:
+            np.testing.assert_allclose(engine(images).logits, reference(images).logits, rtol=1e-5)
+        else:
+            kept.append((engine(DeviceTensor(gpu.device, images, streams[step % 3])), reference(images)))
+    for found, wanted in reversed(kept):
+        same(found, wanted, gpu.device)
+
+
+def test_many_calls_before_anything_is_done(toy, gpu):
+    """More than there are staging buffers; their questions differ."""
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    stream = gpu.device.stream().handle
+    for _ in range(2):
+        engine(batch(1))
+    kept = [
+        (engine(DeviceTensor(gpu.device, batch(1, k), stream), target=k % 7), reference(batch(1, k), target=k % 7))
+        for k in range(12)
+    ]
+    for found, wanted in kept:
+        same(found, wanted, gpu.device)
+
+
+def test_the_logits_alone(make_toy, gpu):
+    for toy in (make_toy(), make_toy("many.onnx", contrasts=2)):
+        engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+        for step in range(3):
+            images = batch(2, step)
+            found = engine.logits(DeviceTensor(gpu.device, images)).numpy(gpu.device)
+            np.testing.assert_allclose(found, reference.logits(images), rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_zero_shot_model(make_toy, gpu):
+    from finercam_rt import ClassEmbeddings
+
+    toy = make_toy(zero_shot=True)
+    embeddings = ClassEmbeddings(toy.weight[:5], tuple("abcde"))
+    engine = Engine(gpu.plan(toy.path), class_embeddings=embeddings)
+    reference = Engine(toy.path, class_embeddings=embeddings)
+    for step in range(3):
+        same(engine(DeviceTensor(gpu.device, batch(2, step))), reference(batch(2, step)), gpu.device)
+
+
+@pytest.mark.parametrize("contrasts", [1, 2])
+@pytest.mark.parametrize("head", ["graph", "channel_weights"])
+def test_images_that_are_not_finite_are_reported(make_toy, gpu, contrasts, head):
+    toy = make_toy(contrasts=contrasts, clip=4.0)  # which hides infinities
+    path = toy.path if head == "graph" else with_taps(toy, gradients=False)
+    engine = Engine(gpu.plan(path))
+    for value in (np.inf, np.nan, -np.inf):
+        images = batch(3)
+        images[1, 2, 5, 7] = value
+        status = engine(DeviceTensor(gpu.device, images)).status.numpy(gpu.device)
+        assert (status[1] == Status.NON_FINITE).all()
+        assert (status[[0, 2]] != Status.NON_FINITE).all()
+
+
+def test_a_reference_that_is_the_predicted_class(make_toy, gpu):
+    toy = make_toy()
+    engine = Engine(gpu.plan(toy.path))
+    images = batch(3)
+    predicted = Engine(toy.path)(images).target
+    with pytest.raises(InputError, match="image 1"):
+        engine(
+            DeviceTensor(gpu.device, images),
+            references=[[int(p == 0)] if k != 1 else [int(p)] for k, p in enumerate(predicted)],
+        )
+    several = Engine(gpu.plan(make_toy("many.onnx", contrasts=2).path))
+    with pytest.raises(InputError, match="image 0"):
+        several(DeviceTensor(gpu.device, images), contrasts=[Contrast(None, [int(predicted[0])])])
+
+
+def test_batches_that_are_refused(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    for wrong, says in (
+        (batch(2)[0], "expected (N,3,32,48)"),
+        (batch(2).astype(np.float16), "expected float32"),
+        (batch(2)[:, :, :16], "expected (N,3,32,48)"),
+    ):
+        with pytest.raises(InputError) as caught:
+            engine(DeviceTensor(gpu.device, wrong))
+        assert says in str(caught.value)
+    strided = DeviceTensor(gpu.device, batch(2))
+    strided.strides = (18432, 4, 576, 12)
+    with pytest.raises(InputError, match=r"not contiguous in the order \(N,3,H,W\)"):
+        engine(strided)
+    elsewhere = DeviceTensor(gpu.device, batch(2))
+    elsewhere.__class__ = type("Elsewhere", (DeviceTensor,), {"__dlpack_device__": lambda self: (2, 1)})
+    with pytest.raises(InputError, match="lies on cuda:1, and the engine computes on cuda:0"):
+        engine(elsewhere)
+    with pytest.raises(InputError, match="a stream is for a batch on the engine's GPU"):
+        engine(batch(2), stream=7)
+    with pytest.raises(InputError, match="another device than the engine, which computes on the CPU"):
+        Engine(toy.path)(DeviceTensor(gpu.device, batch(2)))
+
+
+def test_maps_that_the_gpu_does_not_draw(make_toy, gpu):
+    engine = Engine(gpu.plan(with_taps(make_toy(), gradients=True)), method="layercam")
+    with pytest.raises(InputError, match="maps by layercam are drawn on the host, and the batch lies on cuda:0"):
+        engine(DeviceTensor(gpu.device, batch(2)))
+    assert engine.logits(DeviceTensor(gpu.device, batch(2))).numpy(gpu.device).shape == (2, 7)
+
+
+def test_a_closed_engine(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    engine.close()
+    with pytest.raises(Exception, match="the engine is closed"):
+        engine(DeviceTensor(gpu.device, batch(2)))

@@ -1,0 +1,406 @@
+"""Plans that run: their graphs, contexts and memory, and what goes wrong, over a stand-in that is as lazy as a GPU."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from finercam_rt import BackendError, Engine, EngineError, InputError, _core, top_classes
+from finercam_rt.backends import device_slot
+from finercam_rt.errors import DeviceMemoryError
+from finercam_rt.tensorrt.library import RTX
+
+from ..fakes.cuda import FakeDevice, cuda_error
+from ..fakes.gpu import Gpu
+from ..fakes.taps import with_taps
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Gpu:
+    return Gpu(monkeypatch)
+
+
+@pytest.fixture
+def rtx_gpu(monkeypatch) -> Gpu:
+    return Gpu(monkeypatch, RTX)
+
+
+def batch(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 3, 32, 48)).astype(np.float32)
+
+
+def same(found, wanted) -> None:
+    for name, a, b in zip(found._fields, found, wanted, strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_stand_in_is_lazy_and_replays():
+    """So that the tests below can fail."""
+    device = FakeDevice()
+    stream, other = device.stream(), device.stream()
+    source, target, host = device.memory(4), device.memory(4), device.pinned(4)
+    stream.fill(source.address, 1, 4)
+    other.copy(target.address, source.address, 4)
+    other.synchronize()
+    assert target.raw.tolist() == [0xCD] * 4, "nothing ordered the two"
+    ready = device.event()
+    stream.record(ready)
+    other.begin_capture()
+    other.copy(target.address, source.address, 4)
+    graph = other.end_capture()
+    assert target.raw.tolist() == [0xCD] * 4, "a capture does nothing"
+    other.wait(ready)
+    other.launch(graph)
+    other.copy(host.address, target.address, 4)
+    assert host.raw.tolist() == [0xCD] * 4, "nothing has waited yet"
+    other.synchronize()
+    assert host.raw.tolist() == [1] * 4
+    source.release()
+    other.launch(graph)
+    with pytest.raises(Exception, match="illegal memory access"):
+        other.synchronize()
+    with pytest.raises(Exception, match="illegal memory access"):
+        device.memory(4)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", RTX])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_it_gives_what_onnx_runtime_gives(toy, monkeypatch, flavour, cuda_graphs):
+    reference = Engine(toy.path)
+    gpu = Gpu(monkeypatch, flavour)
+    engine = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs)
+    assert (engine.backend, engine.device) == (flavour, "cuda:0")
+    for step in range(4):
+        images = batch(2, seed=step)
+        same(engine(images, references=[step], target=6), reference(images, references=[step], target=6))
+        same(engine(images[:1]), reference(images[:1]))
+    assert gpu.device.count("capture") == (2 if cuda_graphs else 0)
+    assert sum(graph.launches for graph in gpu.device.graphs) == (6 if cuda_graphs else 0)
+
+
+@pytest.mark.parametrize("contrasts", [1, 3])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_taps_are_drawn_on_the_gpu(make_toy, gpu, contrasts, gradients):
+    toy = make_toy(contrasts=contrasts)
+    reference = Engine(toy.path)
+    taps = with_taps(toy, gradients=gradients, carried=True)
+    host, engine = Engine(taps), Engine(gpu.plan(taps))
+    for step in range(3):
+        images = batch(5, seed=step)
+        asked = {"alpha": 0.5} if contrasts == 1 else {"contrasts": top_classes(2, alpha=0.5)}
+        found = engine(images, **asked)
+        np.testing.assert_allclose(found.saliency_map, reference(images, **asked).saliency_map, rtol=1e-4, atol=1e-5)
+        assert found.saliency_map.max() > 0.1
+        same(found, host(images, **asked))
+        assert len(found.carried) == 1
+    kernels = gpu.device.count("kernel")
+    assert kernels == 2 * contrasts, "once for the first run, once for the capture"
+    photographs = [np.full((32, 48, 3), 40 * k, np.uint8) for k in range(5)]
+    del gpu.device.journal[:]
+    explained = engine.explain(photographs)
+    np.testing.assert_allclose(explained.saliency_map, host.explain(photographs).saliency_map, rtol=1e-4, atol=1e-5)
+    assert gpu.device.count("copy") == 3, "the taps, which nobody reads, stay on the GPU"
+    engine(images)
+    assert gpu.device.count("copy") == 3 + 4
+
+
+def test_methods_that_the_gpu_does_not_draw(make_toy, gpu):
+    taps = with_taps(make_toy(), gradients=True)
+    host, engine = Engine(taps, method="layercam"), Engine(gpu.plan(taps), method="layercam")
+    for step in range(3):
+        same(engine(batch(2, step)), host(batch(2, step)))
+        same(engine.with_method("gradcam")(batch(2, step)), host.with_method("gradcam")(batch(2, step)))
+
+
+def test_batches_outside_of_the_profile(toy, gpu):
+    """Larger ones run in parts, smaller ones are filled up."""
+    reference, engine = Engine(toy.path), Engine(gpu.plan(toy.path, (3, 4, 4)))
+    assert engine.fixed_batch is None
+    for count in (1, 2, 3, 4, 5, 8, 11):
+        images = batch(count, seed=count)
+        targets = [k % 7 for k in range(count)]
+        same(engine(images, target=targets, references=[]), reference(images, target=targets, references=[]))
+        np.testing.assert_allclose(engine.logits(images), reference.logits(images), rtol=1e-5, atol=1e-6)
+    photographs = [np.full((32, 48, 3), 20 * k, np.uint8) for k in range(10)]
+    sizes = [len(step.indices) for step in engine.explain_batches(photographs)]
+    assert sizes == [4, 4, 2]
+    fixed = Engine(gpu.plan(toy.path, (2, 2, 2)))
+    assert fixed.fixed_batch == 2
+    with pytest.raises(InputError, match="exactly 2"):
+        fixed(batch(3))
+
+
+def test_classes_outside_of_the_profile(make_toy, gpu):
+    toy = make_toy(zero_shot=True)
+    from finercam_rt import ClassEmbeddings
+
+    engine = Engine(
+        gpu.plan(toy.path, classes=(2, 4, 6)), class_embeddings=ClassEmbeddings(toy.weight[:6], tuple("abcdef"))
+    )
+    few = engine.with_classes(ClassEmbeddings(toy.weight[:3], tuple("abc")))
+    others = engine.with_classes(ClassEmbeddings(toy.weight[3:6], tuple("def")))
+    for step in range(3):  # the embeddings of two engines of one shape, in turn
+        images = batch(2, step)
+        activations = toy.activations(images).mean(axis=(2, 3))
+        for one, weight in ((few, toy.weight[:3]), (others, toy.weight[3:6]), (engine, toy.weight[:6])):
+            np.testing.assert_allclose(one(images).logits, activations @ weight.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        InputError, match=r"there are 7 classes, and .* was built for 2 to 6; build it again with --max"
+    ):
+        engine.with_classes(ClassEmbeddings(toy.weight, tuple("abcdefg")))(batch(1))
+
+
+def test_the_steady_state_allocates_nothing(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    engine(batch(2))
+    engine(batch(2))
+    before = gpu.device.used(), len(gpu.device.streams), len(gpu.trt.contexts)
+    del gpu.device.journal[:]
+    for _ in range(5):
+        engine(batch(2))
+    assert (gpu.device.used(), len(gpu.device.streams), len(gpu.trt.contexts)) == before
+    assert gpu.device.count("memory") == gpu.device.count("pinned") == gpu.device.count("capture") == 0
+    assert gpu.device.count("copy") == 5 * 3, "the images, the questions, the answers"
+
+
+def test_few_sizes_are_kept_and_their_memory_comes_back(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    for count in range(1, 5):
+        engine(batch(count))
+    used, contexts = gpu.device.used(), len(gpu.trt.contexts)
+    engine(batch(1))
+    assert len(gpu.trt.contexts) == contexts, "it is kept"
+    engine(batch(5))
+    engine(batch(1))
+    assert len(gpu.trt.contexts) == contexts + 1, "2 went, which was used the longest ago"
+    engine(batch(2))
+    assert len(gpu.trt.contexts) == contexts + 2
+    assert gpu.device.used() < 1.8 * used
+    engine.close()
+    gc.collect()
+    assert gpu.device.used() == 0
+    with pytest.raises(BackendError, match="the engine is closed"):
+        engine(batch(1))
+
+
+def test_the_memory_of_a_thread_is_bounded(toy, gpu, monkeypatch):
+    engine = Engine(gpu.plan(toy.path))
+    monkeypatch.setattr(device_slot, "MEMORY_KEPT", 0)
+    gc.collect()
+    small = Engine(gpu.plan(toy.path))
+    small._backend._slots = device_slot.DeviceSlots(0)
+    for count in (1, 2, 1, 2):
+        same(small(batch(count)), engine(batch(count)))
+    assert len(gpu.trt.contexts) == 4 + 2, "of the small one only the last is kept"
+
+
+def test_too_little_memory(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    engine(batch(1))
+    gpu.device.limit = gpu.device.used() + 200_000
+    same(engine(batch(8)), engine(batch(8)))  # the slot of 1 made room
+    with pytest.raises(DeviceMemoryError, match="does not suffice for a run of 16 images: ") as caught:
+        engine(batch(16))
+    assert isinstance(caught.value, MemoryError)
+    assert caught.value.bytes > 0
+    assert "\n" not in str(caught.value)
+    gpu.device.limit = None
+    assert np.isfinite(engine(batch(16)).logits).all(), "it works on"
+
+
+def test_a_thread_gives_its_memory_back(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    engine(batch(1))
+    used = gpu.device.used()
+    expected = engine(batch(2)).logits
+    found = []
+    workers = [threading.Thread(target=lambda: found.append(engine(batch(2)).logits)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for logits in found:
+        np.testing.assert_array_equal(logits, expected)
+    gc.collect()
+    assert gpu.device.used() < 3 * used + 100_000
+
+
+def test_a_capture_that_fails(toy, gpu, caplog):
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    gpu.device.refuses_captures = True
+    with caplog.at_level(logging.WARNING, "finercam_rt"):
+        for step in range(4):
+            same(engine(batch(2, step)), reference(batch(2, step)))
+    assert caplog.text.count("runs are not captured in a CUDA graph") == 1
+    assert "capturing a graph on cuda:0 failed" in caplog.text
+    assert gpu.device.count("capture") == 1, "it is not tried again"
+    gpu.device.refuses_captures = False
+    engine(batch(1))
+    engine(batch(1))
+    assert len(gpu.device.graphs) == 1, "other sizes are"
+
+
+def test_a_plan_that_cannot_be_captured(toy, rtx_gpu, caplog):
+    rtx_gpu.trt.capturable = False
+    engine, reference = Engine(rtx_gpu.plan(toy.path)), Engine(toy.path)
+    for step in range(3):
+        same(engine(batch(2, step)), reference(batch(2, step)))
+    assert rtx_gpu.device.count("capture") == 0
+    assert "cannot be captured" in caplog.text
+
+
+def test_a_library_that_fails(toy, gpu):
+    engine = Engine(gpu.plan(toy.path), cuda_graphs=False)
+    engine(batch(1))
+    gpu.trt.failing = "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime\n(invalid argument)."
+    with pytest.raises(BackendError) as caught:
+        engine(batch(1))
+    assert str(caught.value) == (
+        "tensorrt 11.4.0.106 failed in a run (IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid "
+        "argument))."
+    )
+    gpu.trt.failing = None
+    assert np.isfinite(engine(batch(1)).logits).all(), "it works on"
+    gpu.trt.context_failing = "Requested size was 123456 bytes: Out of memory"
+    with pytest.raises(DeviceMemoryError, match="does not suffice for a context") as caught:
+        engine(batch(3))
+    assert caught.value.bytes == 123456
+
+
+def test_a_plan_that_the_library_refuses(toy, gpu):
+    plan = gpu.plan(toy.path)
+    gpu.trt.load_failing = "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
+    with pytest.raises(EngineError, match=r"toy\.plan: tensorrt 11\.4\.0\.106 does not take it \(Serialization"):
+        Engine(plan)
+    gpu.trt.load_failing = "[defaultAllocator] Requested size was 7 bytes: CUDA out of memory."
+    with pytest.raises(DeviceMemoryError, match="does not suffice for"):
+        Engine(plan)
+
+
+def test_an_error_that_takes_the_gpu_away(toy, gpu):
+    engine, other = Engine(gpu.plan(toy.path)), Engine(gpu.plan(toy.path))
+    other(batch(1))
+    engine(batch(1))
+    gpu.device.lost = cuda_error("waiting failed: an illegal memory access was encountered", fatal=True)
+    for one in (engine, engine, other):
+        with pytest.raises(BackendError, match="nothing of this process can use the GPU any more; start it again"):
+            one(batch(1))
+    engine.close()
+    gc.collect()
+
+
+def test_a_failure_of_the_library_that_takes_the_gpu_away(toy, gpu):
+    engine = Engine(gpu.plan(toy.path), cuda_graphs=False)
+    engine(batch(1))
+    gpu.trt.failing = "Error Code 1: Cuda Runtime (an illegal memory access was encountered)"
+
+    def lose(handle=None):
+        gpu.device.lost = cuda_error("waiting failed: an illegal memory access was encountered", fatal=True)
+        raise gpu.device.lost
+
+    gpu.device.stream = lose
+    with pytest.raises(BackendError, match="can use the GPU any more"):
+        engine(batch(1))
+
+
+def test_kernels_that_rtx_compiles_are_kept(toy, rtx_gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = rtx_gpu.plan(toy.path)
+    engine = Engine(plan)
+    engine(batch(2))
+    (file,) = (tmp_path / "cache" / "finercam-rt" / "tensorrt-rtx").iterdir()
+    assert file.read_bytes() == rtx_gpu.trt.cache
+    written = file.stat().st_mtime_ns
+    engine(batch(2))
+    engine(batch(2))
+    assert file.stat().st_mtime_ns == written
+    engine(batch(3))
+    assert file.read_bytes() == rtx_gpu.trt.cache
+    assert len(list(file.parent.iterdir())) == 1
+    stored = file.read_bytes()
+    rtx_gpu.trt.cache = b""
+    Engine(plan)
+    assert rtx_gpu.trt.cache == stored, "the next process begins with them"
+    file.write_bytes(b"of another GPU")
+    rtx_gpu.trt.cache = b""
+    assert np.isfinite(Engine(plan)(batch(1)).logits).all()
+    assert file.read_bytes() == rtx_gpu.trt.cache != b""
+
+
+def test_a_cache_that_cannot_be_written(toy, rtx_gpu, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    engine = Engine(rtx_gpu.plan(toy.path))
+    for count in (1, 2):
+        assert np.isfinite(engine(batch(count)).logits).all()
+
+
+def test_version_compatible_plans_may_bring_code(toy, gpu):
+    Engine(gpu.plan(toy.path))
+    assert not gpu.trt.host_code_allowed
+    Engine(gpu.plan(toy.path, version_compatible=True))
+    assert gpu.trt.host_code_allowed
+
+
+def test_what_a_plan_does_not_take(toy, gpu):
+    plan = gpu.plan(toy.path)
+    for arguments, says in (
+        ({"backend": "onnxruntime"}, "is a TensorRT plan, which onnxruntime does not run; use backend='auto'"),
+        ({"device": "cpu"}, "runs on a GPU; run its ONNX file on the CPU"),
+        ({"device": "gpu"}, "there is no device 'gpu'; choose one of auto, cpu, cuda, cuda:N"),
+        ({"device": "cuda:1"}, "there is none here"),
+        ({"compute": "bf16"}, "computes in what it was built for"),
+        ({"threads": 0}, "threads is 0"),
+    ):
+        with pytest.raises(BackendError, match=says):
+            Engine(plan, **arguments)
+    with pytest.raises(BackendError, match="is no TensorRT plan; make one of it with `finercam build`"):
+        Engine(toy.path, backend="tensorrt")
+    for device in ("cuda", "cuda:0"):
+        assert Engine(plan, backend="tensorrt", device=device).device == "cuda:0"
+        with pytest.raises(BackendError, match="has no CUDAExecutionProvider; install onnxruntime-gpu"):
+            Engine(toy.path, device=device)
+
+
+def test_a_plan_that_is_not_what_its_manifest_says(make_toy, gpu):
+    with pytest.raises(EngineError, match="its input references is int64"):
+        Engine(gpu.plan(make_toy(manifest={"references": 2}).path))
+
+
+def test_the_real_library_without_a_gpu(toy, rtx, gpu, monkeypatch):
+    """TensorRT-RTX itself is asked, by its own signatures, as far as it goes where there is no GPU."""
+    if _core.cuda_status()[0]:
+        pytest.skip("there is a GPU, and tests/tensorrt/test_gpu.py")
+    gpu.library, gpu.capability = rtx, "SM89"
+    with pytest.raises((EngineError, BackendError)) as caught:
+        Engine(gpu.plan(toy.path))
+    text = str(caught.value)
+    assert "tensorrt-rtx 1.7" in text
+    assert "it does not say why" not in text
+    assert "\n" not in text
+    print(text)
+
+
+def test_closing_frees_what_other_threads_hold(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    ran, closed = threading.Event(), threading.Event()
+
+    def work() -> None:
+        engine(batch(1))
+        ran.set()
+        closed.wait()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    ran.wait()
+    assert gpu.device.used() > 0
+    engine.close()
+    gc.collect()
+    assert gpu.device.used() == 0
+    closed.set()
+    worker.join()
