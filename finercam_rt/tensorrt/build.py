@@ -51,9 +51,14 @@ def build_plan(
     Raises:
         EngineError: `graph` is no engine.
         InputError: a path that cannot be written.
-        BackendError: see `builder.build`; an option that this library does not have.
+        BackendError: see `builder.build`; an option that this library does not have; int8 with zero points.
     """
     manifest = read_manifest(graph)
+    if manifest.precision == "int8":
+        raise BackendError(
+            f"{graph} is in int8 with zero points, which TensorRT does not take; export it with --precision "
+            "int8-symmetric."
+        )
     _check(plan, library, options, timing_cache)
     onnx_sha256 = sha256_of(graph)
     key = cache_key(onnx_sha256, library, options)

@@ -171,6 +171,14 @@ def test_an_operation_that_is_not_there_is_named_with_its_source(rtx, toy, tmp_p
     assert not (tmp_path / "out.plan").exists()
 
 
+def test_int8_with_zero_points_is_refused_with_the_way_out(tensorrt, fake, make_toy, tmp_path):
+    toy = make_toy(manifest={"precision": "int8"})
+    with pytest.raises(BackendError, match=r"does not take; export it with --precision int8-symmetric\.$"):
+        build_plan(toy.path, tmp_path / "out.plan", tensorrt, OPTIONS)
+    assert fake.builds == 0
+    assert os.listdir(tmp_path) == ["toy.onnx"]
+
+
 def test_an_engine_of_a_fixed_batch(rtx, make_toy, tmp_path):
     toy = make_toy(batch=3)
     with pytest.raises(UnsupportedError, match="exported for exactly 3 images; give --min-batch, --opt-batch"):
