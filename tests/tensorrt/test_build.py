@@ -32,6 +32,10 @@ def test_kernels_are_counted_and_those_of_the_explanation_told_apart():
     assert [kernel.name for kernel in behind(kernels, "logits")] == ["seed", "map"]
     assert [kernel.name for kernel in behind(kernels, "saliency_map")] == []
     assert read_kernels(["nothing of this kind"]) == ()
+    line = "Name: x, LayerType: {}, Inputs: [], Constants: [], Outputs: [], TacticName: {}, StreamId: 0, Metadata: "
+    kinds = ["shape_call", "signal", "wait", "cast", "runtime_fusion"]
+    assert [kernel.kind for kernel in read_kernels(line.format(kind, "") for kind in kinds)] == ["runtime_fusion"]
+    assert len(read_kernels([line.format("cast", "__myl_Cast_0x12")])) == 1
 
 
 def test_rtx_builds_a_plan(rtx, toy, tmp_path):
