@@ -135,6 +135,8 @@ def export_model(
         _check_tail(tail_destination, destination, head)
     if check is not None and check not in CHECKS:
         raise ExportError(f"there is no check {check!r}; give {', '.join(CHECKS)}.")
+    if check is not None and precision == "int8":
+        raise ExportError("int8 has zero points, which TensorRT does not take; give int8-symmetric, or no check.")
     library = None if check is None else load_library("auto")
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, images)

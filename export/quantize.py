@@ -1,10 +1,10 @@
-"""After verify: the trunk of an fp32 engine in int8, by ONNX Runtime's static quantisation (QDQ).
+"""After verify: the trunk of an fp32 engine in int8 for CPUs, by ONNX Runtime's static quantisation (QDQ).
 
 What is quantised, from measurement on real birds (MobileNetV2, DINOv2): convolutions, and what joins or clips their
 outputs; linear layers, of which only the input is rounded, so that residual streams, norms and attention stay in
 float32. Ranges are the smallest and largest values on the photographs: percentiles cut off the few large channels that
 transformers rely on (cosine of the maps 0.97 and less, where these give 0.99). Activations are uint8 with a zero point,
-weights int8 per channel; symmetric activations lose a bit (0.97 too).
+weights int8 per channel. TensorRT takes no zero points: see symmetric.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-_LINEAR = {"MatMul", "Gemm"}
+LINEAR = {"MatMul", "Gemm"}
+HEAVY = {"Conv", *LINEAR}
 _JOINS = {"Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"}
 """Quantised where all that they read comes out of quantised convolutions."""
 _TOKENS = {"Transpose", "Reshape", "Flatten", "LayerNormalization"}
@@ -51,8 +52,8 @@ def quantize(
     from onnxruntime import quantization
 
     graph = onnx.load(twin).graph
-    chosen = _chosen(graph)
-    if not chosen:
+    reduced = chosen(graph)
+    if not reduced:
         raise ExportError("nothing of the trunk can be computed in int8; choose another precision.")
     written = folder / "int8.onnx"
     try:
@@ -64,10 +65,10 @@ def quantize(
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
-                nodes_to_quantize=list(chosen),
-                op_types_to_quantize=sorted(set(chosen.values())),
+                nodes_to_quantize=list(reduced),
+                op_types_to_quantize=sorted(set(reduced.values())),
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-                extra_options={"OpTypesToExcludeOutputQuantization": sorted(_LINEAR)},
+                extra_options={"OpTypesToExcludeOutputQuantization": sorted(LINEAR)},
             )
     except Exception as error:  # it raises ValueError, RuntimeError, and what onnx and ONNX Runtime have of their own
         raise ExportError(f"ONNX Runtime cannot quantise the trunk ({first_line(error)}).") from error
@@ -77,12 +78,12 @@ def quantize(
             node.name = f"{TRUNK}{node.name}"
     model.metadata_props.clear()
     model.producer_name = "pytorch"
-    heavy = [node.name for node in graph.node if node.name.startswith(TRUNK) and node.op_type in {"Conv", *_LINEAR}]
-    done = sum(name in chosen for name in heavy)
+    heavy = [node.name for node in graph.node if node.name.startswith(TRUNK) and node.op_type in HEAVY]
+    done = sum(name in reduced for name in heavy)
     return model, f"precision: int8 in {done} of the trunk's {len(heavy)} convolutions and matrix products"
 
 
-def _chosen(graph: onnx.GraphProto) -> dict[str, str]:
+def chosen(graph: onnx.GraphProto) -> dict[str, str]:
     """Name to operation of the nodes of the trunk that become int8."""
     constants = {value.name for value in graph.initializer}
     producer = {name: node for node in graph.node for name in node.output}
@@ -90,11 +91,11 @@ def _chosen(graph: onnx.GraphProto) -> dict[str, str]:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    chosen: dict[str, str] = {}
+    found: dict[str, str] = {}
     for node in graph.node:  # in topological order
         if not node.name.startswith(TRUNK):
             continue
-        if node.op_type in {"Conv", *_LINEAR}:
+        if node.op_type in HEAVY:
             weight = node.input[1]
             # a weight that the tail reads as well would be rounded there too
             right = weight in constants and all(reader.name.startswith(TRUNK) for reader in readers[weight])
@@ -103,12 +104,12 @@ def _chosen(graph: onnx.GraphProto) -> dict[str, str]:
         else:
             sources = [name for name in node.input if name and (name not in constants or node.op_type == "Add")]
             right = node.op_type in _JOINS and all(
-                name in producer and producer[name].name in chosen and producer[name].op_type not in _LINEAR
+                name in producer and producer[name].name in found and producer[name].op_type not in LINEAR
                 for name in sources
             )
         if right:
-            chosen[node.name] = node.op_type
-    return chosen
+            found[node.name] = node.op_type
+    return found
 
 
 def _reader(images: NDArray[np.float32], feeds: dict[str, NDArray[Any]]) -> Any:

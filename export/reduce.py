@@ -18,8 +18,9 @@ from finercam_rt.export.emit import save
 from finercam_rt.export.gate import automatic, measure_agreement, run_file, run_modules, shortfalls
 from finercam_rt.export.precision import with_precision
 from finercam_rt.export.quantize import quantize
+from finercam_rt.export.symmetric import quantize_symmetric
 from finercam_rt.images import ImageSource, load_image, source_name
-from finercam_rt.manifest import PRECISIONS, InputSpec, Manifest
+from finercam_rt.manifest import INT8, PRECISIONS, InputSpec, Manifest
 from finercam_rt.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def take_samples(
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; give one of {', '.join(PRECISIONS)}.")
-    if precision == "int8" and len(photographs) < FEWEST:
+    if precision in INT8 and len(photographs) < FEWEST:
         raise ExportError(
             f"int8 takes its ranges from photographs, at least {FEWEST}, and {len(photographs)} were given; "
             "give a folder of typical ones with --calibration."
@@ -64,7 +65,7 @@ def take_samples(
         return Samples(nothing, nothing, "")
     kept = [source for position, source in enumerate(photographs) if position % 3 != 2]
     rest = [source for position, source in enumerate(photographs) if position % 3 == 2]
-    if precision != "int8":
+    if precision not in INT8:
         kept, rest = [], list(photographs)
     calibration = _load(_spread(kept, CALIBRATED), spec)
     if images is not None:
@@ -94,7 +95,7 @@ def reduce(
         emit: (trunk, opset=...) -> the ONNX model.
         twin: the verified fp32 engine; files may lie beside it.
         manifest: the twin's.
-        precision: "fp16", "bf16" or "int8".
+        precision: "fp16", "bf16", "int8" or "int8-symmetric".
         samples: see `take_samples`.
         force: whether a difference above the thresholds of gate.py is written down and no error.
         class_embeddings: (K,D), of a zero-shot model.
@@ -108,6 +109,8 @@ def reduce(
     line = f"precision: the trunk in {precision}"
     if precision == "int8":
         graph, line = quantize(twin, folder, samples.calibration, automatic(manifest, 1, class_embeddings))
+    elif precision == "int8-symmetric":
+        graph, line = quantize_symmetric(twin, samples.calibration, automatic(manifest, 1, class_embeddings))
     else:
         reduced = with_precision(trunk, precision)
         graph = emit(reduced, opset=opset)
@@ -131,7 +134,7 @@ def reduce(
         "maps_compared": compared,
         **{name: value if np.isfinite(value) else None for name, value in means.items()},
         **({"below_threshold": low} if low else {}),
-        **({"calibration_photographs": len(samples.calibration)} if precision == "int8" else {}),
+        **({"calibration_photographs": len(samples.calibration)} if precision in INT8 else {}),
     }
     return graph, dataclasses.replace(manifest, verification={**manifest.verification, "precision": measured})
 

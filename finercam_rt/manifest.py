@@ -48,7 +48,9 @@ METHODS: dict[str, Needs] = {
 }
 """What each method reads of the gradients: their mean over the positions, all of them, or nothing."""
 HEADS = ("graph", "taps")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+INT8 = ("int8", "int8-symmetric")
+"""With zero points, for CPUs; with none but 0, for TensorRT."""
+PRECISIONS = ("fp32", "fp16", "bf16", *INT8)
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "center_floor", "squash", "border")

@@ -144,7 +144,7 @@ def _build_base(case: Case, loaded: LoadedModel, draft: Build) -> dict[str, Any]
 
 def _build_variant(case: Case, loaded: LoadedModel, base: Build, name: str, path: Path) -> None:
     if name == INT8_FORWARD:
-        _logits_alone(base.graph(INT8), path)
+        logits_alone(base.graph(INT8), path)
         return
     noise = np.random.default_rng(SEED).integers(0, 256, (CALIBRATION_IMAGES, *loaded.input.size, 3), np.uint8)
     options: dict[str, dict[str, Any]] = {
@@ -183,7 +183,7 @@ def export_plainly(model: torch.nn.Module, size: tuple[int, int], path: Path) ->
     )
 
 
-def _logits_alone(engine: Path, path: Path) -> None:
+def logits_alone(engine: Path, path: Path) -> None:
     """The part of an engine that predicts: what the plain forward is where its precision is the engine's own doing."""
     import onnx.utils
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from finercam_rt.cli.progress import Progress, progress
@@ -13,6 +14,7 @@ from finercam_rt.tensorrt.build import Written, build_plan
 from finercam_rt.tensorrt.builder import BATCH, CLASSES, BuildOptions, Range
 from finercam_rt.tensorrt.library import RUNTIMES, load_library, targets
 from finercam_rt.tensorrt.plan import SUFFIX, sidecar_of
+from finercam_rt.tensorrt.script import write_script
 
 _EPILOG = """\
 NAME.plan is exactly what TensorRT wrote; NAME.json beside it says what it is: the manifest, what it was built from, by
@@ -22,6 +24,7 @@ built on any machine, with or without a GPU, and runs on the RTX GPUs that it wa
 examples:
   finercam build birds.onnx -o birds.plan --max-batch 64
   finercam build birds.onnx -o birds.plan --runtime tensorrt-rtx --compute-capability SM89,SM120
+  finercam build birds.onnx --script birds.sh --max-batch 4     # on the device: sh birds.sh
 """
 
 
@@ -65,6 +68,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--timing-cache", metavar="FILE", type=Path, help="keeps what builds measure, for the next, of tensorrt alone"
     )
+    parser.add_argument(
+        "--script",
+        metavar="FILE",
+        type=Path,
+        help="build nothing; write a shell script that builds it with trtexec, on a device without this package",
+    )
     parser.add_argument("--force", action="store_true", help="build it even where it is up to date")
     parser.add_argument("--json", action="store_true", help="print the sidecar")
     parser.set_defaults(run=run)
@@ -78,16 +87,19 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--workspace is {args.workspace}; give at least 1 MiB.")
     batch = _range("batch", BATCH, args.min_batch, args.opt_batch, args.max_batch)
     classes = _range("classes", CLASSES, None, None, args.max_classes)
-    library = load_library(args.runtime, cross=bool(asked))
     options = BuildOptions(
         batch=batch,
         classes=classes,
-        capabilities=targets(library, asked),
+        capabilities=(),
         workspace_mib=args.workspace,
         tf32=args.tf32,
         optimization_level=args.optimization_level,
         version_compatible=args.version_compatible,
     )
+    if args.script is not None:
+        return _write_script(args, options)
+    library = load_library(args.runtime, cross=bool(asked))
+    options = replace(options, capabilities=targets(library, asked))
     with progress(100, "%", "building") as bar:
         written = build_plan(
             args.engine,
@@ -99,6 +111,18 @@ def run(args: argparse.Namespace) -> int:
             on_progress=_Percent(bar),
         )
     print(written.info.to_json() if args.json else summary(written, plan))
+    return 0
+
+
+def _write_script(args: argparse.Namespace, options: BuildOptions) -> int:
+    for name in ("output", "compute_capability", "force", "json"):
+        if getattr(args, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go with --script, which builds NAME{SUFFIX} beside NAME.onnx "
+                "for the device that it runs on; leave it out."
+            )
+    write_script(args.engine, args.script, options, args.timing_cache)
+    print(f"{args.script}: copy it and {args.engine.name} to the device, into one folder; there: sh {args.script.name}")
     return 0
 
 

@@ -148,7 +148,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the part before the target layer (default: fp32); the result is compared with fp32",
+        help="of the part before the target layer (default: fp32); int8 is for CPUs, int8-symmetric for TensorRT; the "
+        "result is compared with fp32",
     )
     precision.add_argument(
         "--calibration",

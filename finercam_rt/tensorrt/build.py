@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from finercam_rt.errors import BackendError, EngineError, InputError
 from finercam_rt.files import atomic_write, sha256_of
+from finercam_rt.manifest import Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.builder import BuildOptions, build
 from finercam_rt.tensorrt.kernels import behind
@@ -51,9 +52,10 @@ def build_plan(
     Raises:
         EngineError: `graph` is no engine.
         InputError: a path that cannot be written.
-        BackendError: see `builder.build`; an option that this library does not have.
+        BackendError: see `builder.build`; an option that this library does not have; int8 with zero points.
     """
     manifest = read_manifest(graph)
+    check_precision(graph, manifest)
     _check(plan, library, options, timing_cache)
     onnx_sha256 = sha256_of(graph)
     key = cache_key(onnx_sha256, library, options)
@@ -88,6 +90,19 @@ def build_plan(
         with atomic_write(timing_cache) as stream:
             stream.write(built.timing_cache)
     return Written(info, built.seconds)
+
+
+def check_precision(graph: Path, manifest: Manifest) -> None:
+    """Refuse what TensorRT cannot take, before any work.
+
+    Raises:
+        BackendError: int8 with zero points.
+    """
+    if manifest.precision == "int8":
+        raise BackendError(
+            f"{graph} is in int8 with zero points, which TensorRT does not take; export it with --precision "
+            "int8-symmetric."
+        )
 
 
 def cache_key(onnx_sha256: str, library: Library, options: BuildOptions) -> str:

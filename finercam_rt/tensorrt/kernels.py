@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 _LINE = re.compile(r"^Name: (?P<name>[^,]*), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
 _NAME = re.compile(r"\{ Name: ([^,]*),")
-_NOT_ON_THE_DEVICE = {"shape_call"}
-"""What computes sizes on the host."""
+_NO_TACTIC = re.compile(r"TacticName: *(,|$)")
+_COMPILED_THERE = "runtime_fusion"
+"""Of the kernels, those that are compiled on the GPU are the only ones without a tactic. Otherwise a layer without one
+computes a size on the host, or makes one stream wait for another."""
 
 
 class Kernel(NamedTuple):
@@ -28,7 +30,7 @@ def read_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
     found = []
     for line in lines:
         match = _LINE.match(line)
-        if match is None or match["kind"] in _NOT_ON_THE_DEVICE:
+        if match is None or (_NO_TACTIC.search(match["rest"]) and match["kind"] != _COMPILED_THERE):
             continue
         before, _, after = match["rest"].partition("Outputs: ")
         found.append(Kernel(match["name"], match["kind"], _names(before), _names(after)))

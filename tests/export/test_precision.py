@@ -20,7 +20,7 @@ from finercam_rt.errors import BackendError, ExportError, InputError
 from finercam_rt.export import export_model
 from finercam_rt.export.gate import LEAST, run_modules
 from finercam_rt.export.precision import with_precision
-from finercam_rt.manifest import InputSpec, Manifest
+from finercam_rt.manifest import INT8, InputSpec, Manifest
 
 from .conftest import Exported
 from .oracle import Oracle, has_evidence
@@ -28,7 +28,7 @@ from .oracle import Oracle, has_evidence
 SIZE = (64, 64)
 SPEC = InputSpec(SIZE, (0.5,) * 3, (0.25,) * 3, crop_pct=1.0)
 HALVES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-REDUCED = ("fp16", "bf16", "int8")
+REDUCED = ("fp16", "bf16", *INT8)
 
 
 class Residual(nn.Module):
@@ -150,13 +150,38 @@ def test_int8_ends_at_the_target_layer(made: Any, name: str, quantised: int, lef
     assert {p.key for p in model.metadata_props} == {"finercam"}
 
 
+@pytest.mark.parametrize(("name", "quantised", "left"), [("cnn", 3, 1), ("vit", 4, 3)])
+def test_symmetric_int8_is_what_tensorrt_takes(made: Any, name: str, quantised: int, left: int) -> None:
+    """Signed, all zero points 0, biases in float32; depthwise convolutions, patches and attention are not rounded."""
+    path, manifest = made(name, "int8-symmetric")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    producer = {value: node for node in model.graph.node for value in node.output}
+    values = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    assert {array.dtype.name for array in values.values()} <= {"float32", "int8", "int64", "bool"}
+    rounding = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    for node in rounding:
+        assert node.name.startswith("trunk/")
+        assert node.metadata_props  # the line of the model it comes from
+        assert not values[node.input[2]].any()
+        assert (values[node.input[1]] > 0).all()
+    weighty = [n for n in _part(model, "trunk/") if n.op_type in ("Conv", "MatMul", "Gemm")]
+    reduced = [n for n in weighty if producer.get(n.input[1], n).op_type == "DequantizeLinear"]
+    assert (len(reduced), len(weighty) - len(reduced)) == (quantised, left)
+    assert all(producer[n.input[0]].op_type == "DequantizeLinear" for n in reduced)
+    assert all(values[producer[n.input[1]].input[0]].shape[1] > 1 for n in reduced if n.op_type == "Conv")
+    assert f"int8 with zero points 0 in {quantised} of the trunk's {len(weighty)}" in manifest.passes[-1]
+    used = {value for node in model.graph.node for value in node.input}
+    assert set(values) <= used  # the float32 weights are gone
+
+
 def model_zero(model: Any, node: Any) -> list[tuple[str, bool]]:
     """Whether a dequantised weight has the zero point 0 everywhere."""
     values = {v.name: onnx.numpy_helper.to_array(v) for v in model.graph.initializer}
     return [("zero", len(node.input) < 3 or not values[node.input[2]].any())]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", *INT8])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_reduced_engine_stays_near_the_model(made: Any, name: str, precision: str) -> None:
     """On photographs that it was not calibrated on, against PyTorch in float32."""
@@ -169,7 +194,7 @@ def test_a_reduced_engine_stays_near_the_model(made: Any, name: str, precision: 
     spec = manifest.layers[0]
     oracle = Oracle(model, layer, images, spec.prefix_tokens)
     error = np.abs(got.logits - oracle.logits).max() / np.abs(oracle.logits).max()
-    assert 1e-5 < error < {"fp16": 3e-3, "int8": 0.1}[precision]  # near the model, but not fp32
+    assert 1e-5 < error < (3e-3 if precision == "fp16" else 0.1)  # near the model, but not fp32
     wanted = oracle.explain(
         spec.grid,
         spec.layout,
@@ -184,19 +209,19 @@ def test_a_reduced_engine_stays_near_the_model(made: Any, name: str, precision: 
         if some and a.any()
     ]
     assert len(cosines) >= 6
-    assert np.mean(cosines) > {"fp16": 0.999, "int8": 0.97}[precision]
+    assert np.mean(cosines) > (0.999 if precision == "fp16" else 0.97)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_manifest_says_what_was_compared(made: Any, name: str, precision: str) -> None:
     measured = made(name, precision)[1].verification["precision"]
-    assert measured["images"] == ("8 photographs" if precision == "int8" else "24 photographs")
-    assert measured.get("calibration_photographs") == (16 if precision == "int8" else None)
+    assert measured["images"] == ("8 photographs" if precision in INT8 else "24 photographs")
+    assert measured.get("calibration_photographs") == (16 if precision in INT8 else None)
     assert measured["computed_by"] == ("the same arithmetic in PyTorch" if precision == "bf16" else "ONNX Runtime")
     assert measured["maps_compared"] > 0
     assert all(measured[key] >= least for key, least in LEAST.items())
-    assert 0 < measured["logit_error"] < {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.1}[precision]
+    assert 0 < measured["logit_error"] < {"fp16": 2e-3, "bf16": 2e-2}.get(precision, 0.1)
     assert "below_threshold" not in measured
 
 
@@ -253,9 +278,11 @@ def test_the_gate_keeps_a_bad_engine_from_disk_unless_forced(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int4"}, "precision 'int4' is unknown; give one of fp32, fp16, bf16, int8."),
+        ({"precision": "int4"}, "precision 'int4' is unknown; give one of fp32, fp16, bf16, int8, int8-symmetric."),
         ({"precision": "int8"}, "at least 8, and 0 were given; give a folder of typical ones with --calibration."),
         ({"precision": "int8", "calibration": _photographs(7, 0)}, "and 7 were given"),
+        ({"precision": "int8-symmetric"}, "at least 8, and 0 were given"),
+        ({"precision": "int8", "check": "tensorrt"}, "which TensorRT does not take; give int8-symmetric, or no check."),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -302,7 +329,10 @@ def test_the_command_refuses_what_does_not_belong_together(
 
 
 @pytest.mark.assets
-def test_real_birds_in_int8(birds: Exported, assets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("precision", INT8)
+def test_real_birds_in_int8(
+    birds: Exported, assets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], precision: str
+) -> None:
     """By the command: calibrated on photographs 1, compared on photographs 5, which it has not seen."""
     path, folder = tmp_path / "int8.onnx", assets / "birds47"  # a name that must not meet one of ours
     half = str(128 / 255)
@@ -310,10 +340,10 @@ def test_real_birds_in_int8(birds: Exported, assets: Path, tmp_path: Path, capfd
     command += ["--checkpoint", assets / "mobilenetv2_100_inat_birds965.pth"]
     command += ["--classes", assets / "inat_bird_labels.txt", "--crop-pct", "1", "--input-size", "224"]
     command += ["--mean", half, half, half, "--std", half, half, half]
-    command += ["--precision", "int8", "--calibration", *sorted(folder.glob("*/1.jpg"))]
+    command += ["--precision", precision, "--calibration", *sorted(folder.glob("*/1.jpg"))]
     assert main([*map(str, command)]) == 0
     printed = capfd.readouterr().out
-    assert "int8 against fp32 on 15 photographs: cosine 0.9" in printed, printed
+    assert f"{precision} against fp32 on 15 photographs: cosine 0.9" in printed, printed
     assert path.stat().st_size < 0.6 * birds.path.stat().st_size
     least = ["--min-cosine", "0.985", "--min-spearman", "0.94", "--min-top-overlap", "0.9"]
     least += ["--min-class-agreement", "0.95"]
@@ -321,7 +351,7 @@ def test_real_birds_in_int8(birds: Exported, assets: Path, tmp_path: Path, capfd
     assert main(["compare", str(birds.path), str(path), "--images", *images, *least]) == 0
     assert main(["inspect", str(path)]) == 0
     shown = capfd.readouterr().out
-    assert "int8, opset 20" in shown
+    assert f"{precision}, opset 20" in shown
     assert "precision.images: 15 photographs" in shown
 
 

@@ -32,6 +32,10 @@ def test_kernels_are_counted_and_those_of_the_explanation_told_apart():
     assert [kernel.name for kernel in behind(kernels, "logits")] == ["seed", "map"]
     assert [kernel.name for kernel in behind(kernels, "saliency_map")] == []
     assert read_kernels(["nothing of this kind"]) == ()
+    line = "Name: x, LayerType: {}, Inputs: [], Constants: [], Outputs: [], TacticName: {}, StreamId: 0, Metadata: "
+    kinds = ["shape_call", "signal", "wait", "cast", "runtime_fusion"]
+    assert [kernel.kind for kernel in read_kernels(line.format(kind, "") for kind in kinds)] == ["runtime_fusion"]
+    assert len(read_kernels([line.format("cast", "__myl_Cast_0x12")])) == 1
 
 
 def test_rtx_builds_a_plan(rtx, toy, tmp_path):
@@ -169,6 +173,14 @@ def test_an_operation_that_is_not_there_is_named_with_its_source(rtx, toy, tmp_p
     assert text.endswith(".")
     assert "\n" not in text
     assert not (tmp_path / "out.plan").exists()
+
+
+def test_int8_with_zero_points_is_refused_with_the_way_out(tensorrt, fake, make_toy, tmp_path):
+    toy = make_toy(manifest={"precision": "int8"})
+    with pytest.raises(BackendError, match=r"does not take; export it with --precision int8-symmetric\.$"):
+        build_plan(toy.path, tmp_path / "out.plan", tensorrt, OPTIONS)
+    assert fake.builds == 0
+    assert os.listdir(tmp_path) == ["toy.onnx"]
 
 
 def test_an_engine_of_a_fixed_batch(rtx, make_toy, tmp_path):

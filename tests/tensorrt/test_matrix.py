@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finercam_rt.cli.export import summary
@@ -19,6 +20,7 @@ pytest.importorskip("onnx", reason="the export needs onnx")
 
 CAPABILITIES = ("SM86", "SM89", "SM120")
 DYNAMIC, STATIC = (1, 4, 16), (3, 3, 3)
+CLASSES = (2, 10, 1000)
 LINEAR_HEAD, ADDED_LINEAR, ADDED_TOKENS = 6, 8, 25
 """The most kernels behind the logits of a linear head; and more than in the plain model's plan, of it and of a ViT."""
 
@@ -69,7 +71,33 @@ class _Block(torch.nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-MODELS = {"convolutions": (Convolutions, "features"), "tokens": (Tokens, "blocks.1.norm1")}
+class ChannelsLast(torch.nn.Module):
+    """A stage of (N,h,w,C), as a Swin's, whose mean a linear head reads behind a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 24, 8, 8)
+        self.stage = torch.nn.Sequential(torch.nn.LayerNorm(24), torch.nn.Linear(24, 24), torch.nn.GELU())
+        self.norm, self.head = torch.nn.LayerNorm(24), torch.nn.Linear(24, 40)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.norm(self.stage(self.stem(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+def _zero_shot() -> Any:
+    """A CLIP's image tower: its classes are an input of the graph."""
+    from finercam_rt.export.zero_shot import ZeroShot
+
+    model = Tokens()
+    return ZeroShot(model, model, logit_scale=10.0, logit_bias=-1.0, image_tower=[n for n, _ in model.named_children()])
+
+
+MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+    "convolutions": (Convolutions, "features"),
+    "tokens": (Tokens, "blocks.1.norm1"),
+    "nhwc": (ChannelsLast, "stage"),
+    "zero-shot": (_zero_shot, "blocks.1.norm1"),
+}
 SPEC = InputSpec((56, 56), (0.5,) * 3, (0.5,) * 3)
 
 CASES = {
@@ -78,8 +106,24 @@ CASES = {
     "convolutions bf16, taps": {"precision": "bf16", "head": "taps"},
     "convolutions fp32, all taps of five contrasts": {"head": "taps", "gradients": True, "contrasts": 5},
     "tokens fp32": {},
+    "convolutions int8-symmetric, gradients of taps": {
+        "precision": "int8-symmetric",
+        "head": "taps",
+        "gradients": True,
+    },
     "tokens bf16, five contrasts": {"precision": "bf16", "contrasts": 5},
+    "tokens fp16, taps": {"precision": "fp16", "head": "taps"},
+    "tokens int8-symmetric": {"precision": "int8-symmetric"},
+    "nhwc bf16, layercam of five contrasts": {"precision": "bf16", "method": "layercam", "contrasts": 5},
+    "zero-shot fp16, shares of the softmax": {"precision": "fp16", "objective": "softmax"},
 }
+EIGEN = {
+    "tokens": {"eigencam": 1, "gradcam-eigen": 5, "layercam-eigen": 1},
+    "nchw": {"eigengradcam": 5, "gradcam++-eigen": 1},
+    "nhwc": {"xgradcam-eigen": 1, "gradcamelementwise-eigen": 5},
+}
+"""They share what is behind their terms, and take a second each to export: each in one layout, of so many contrasts."""
+PHOTOGRAPHS = [np.random.default_rng(seed).integers(0, 256, (56, 56, 3), np.uint8) for seed in range(12)]
 
 
 def _model(name: str) -> tuple[Any, str]:
@@ -102,6 +146,8 @@ def exported(rtx: Library, tmp_path_factory: pytest.TempPathFactory) -> Callable
             options: dict[str, Any] = CASES[name]
             # noise is no photograph: what a reduced precision does to its maps is another test's subject
             force = {"force": True} if "precision" in options else {}
+            if options.get("precision") == "int8-symmetric":
+                force["calibration"] = PHOTOGRAPHS
             made[name] = (
                 path,
                 export_model(model, path, target_layer=layer, input=SPEC, check="tensorrt", **options, **force),
@@ -112,7 +158,7 @@ def exported(rtx: Library, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 def _built(path: Path, rtx: Library, batch: tuple[int, int, int], capabilities: tuple[str, ...]) -> Built:
-    return build(path, rtx, BuildOptions(batch=batch, classes=(2, 2, 2), capabilities=capabilities))
+    return build(path, rtx, BuildOptions(batch=batch, classes=CLASSES, capabilities=capabilities))
 
 
 def _plain(folder: Path, name: str) -> Path:
@@ -164,31 +210,35 @@ def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
         assert found["kernels_behind_logits"] <= LINEAR_HEAD
 
 
-@pytest.mark.parametrize(
-    ("layout", "methods"),
-    [("tokens", tuple(METHODS)), ("nchw", tuple(name for name in METHODS if "eigen" not in name))],
-)
-def test_every_method_builds(rtx, tmp_path, layout, methods):
-    """All in one graph, from activations and gradients, as the head "graph" makes them."""
+@pytest.mark.parametrize("layout", EIGEN)
+def test_every_method_builds(rtx, tmp_path, layout):
+    """In one graph, from activations and gradients, as head "graph" makes them: one contrast and five."""
     import onnx_ir
 
     from finercam_rt.export.emit import to_onnx
     from finercam_rt.export.method import raw_map
 
     layer = LayerInfo("layer", layout, (3, 5), 1 if layout == "tokens" else 0)
+    maps = [(method, count) for method in METHODS if "eigen" not in method for count in (1, 5)]
+    maps = [pair for pair in maps if pair != ("fem", 5)] + list(EIGEN[layout].items())  # FEM reads no gradients
 
     class Maps(torch.nn.Module):
-        def forward(self, activations: Any, gradients: Any) -> tuple[Any, ...]:
-            return tuple(raw_map(activations, gradients, layer, method) for method in methods)
+        def forward(self, activations: Any, gradients: Any, five: Any) -> tuple[Any, ...]:
+            return tuple(raw_map(activations, {1: gradients, 5: five}[count], layer, name) for name, count in maps)
 
-    inputs = tuple(torch.randn(2, *layer.shape(8)) for _ in range(2))
+    shape = layer.shape(8)
+    inputs = torch.randn(2, *shape), torch.randn(2, *shape), torch.randn(2, 5, *shape)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    names = [f"map_{index}" for index in range(len(methods))]
-    model = to_onnx(Maps(), inputs, (batch, batch), ["activations", "gradients"], names, 20)
+    names = [f"{method}_{count}" for method, count in maps]
+    model = to_onnx(Maps(), inputs, (batch,) * 3, ["activations", "gradients", "five"], names, 20)
     path = tmp_path / "maps.onnx"
     onnx_ir.save(model, path)
     built = _built(path, rtx, DYNAMIC, ("SM89",))
     assert set(names) <= {name for kernel in built.kernels for name in kernel.outputs}
+
+
+def test_the_eigen_methods_are_all_there():
+    assert {name for some in EIGEN.values() for name in some} == {name for name in METHODS if "eigen" in name}
 
 
 def test_an_operation_that_tensorrt_lacks_is_refused_before_anything_is_written(rtx, tmp_path):
