@@ -26,10 +26,9 @@ class Variant:
     """What differs from the base case.
 
     sizes: input sizes as (height, width) in units of the model's own, of which the first that it accepts is taken;
-    offset: pixels added to them; early: pin a layer before the one that "auto" takes; depth: or pin
-    the module at this share of those that have a feature map and names at most `deepest` deep; classes, head: the
-    classifier, see heads.py; options: of export_model; or_own: the
-    model's own size where it accepts none of the sizes.
+    offset: pixels added to them; or_own: its own size where it accepts none of them; early: pin a layer before the one
+    that "auto" takes; depth: or pin the module at this share of those that have a feature map and names at most
+    `deepest` deep; classes, head: the classifier, see heads.py; options: of export_model.
     """
 
     name: str
