@@ -13,6 +13,7 @@ package or of the sweep, a version or what is asked has changed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -29,9 +30,10 @@ from typing import Any
 from comparison.engines import ENGINE, Build, digest_of
 from comparison.environment import describe
 from comparison.script import RESULTS, make_parser, refuse, write_text
-from sweep import records, tables
-from sweep.cases import BASE, VARIANTS, SweepCase, draw_families
-from sweep.families import LIBRARIES, Member, choose, families
+from sweep import draw_tables, records, tables
+from sweep.cases import BASE, VARIANTS, SweepCase, draw_families, find_variant
+from sweep.draw import MOST_PARAMETERS, draw_cases
+from sweep.families import LIBRARIES, Member, choose, families, named
 from sweep.process import supervise
 from sweep.records import RUNTIMES
 
@@ -46,6 +48,8 @@ SOURCES = (
     "comparison.verification",
     "sweep.cases",
     "sweep.check",
+    "sweep.formulas",
+    "sweep.heads",
     "sweep.oracle",
     "sweep.outcome",
     "sweep.rtx",
@@ -72,6 +76,7 @@ TensorRT-RTX's builder needs no GPU: pip install "finercam-rt[bench]". Without i
 examples:
   python benchmarks/coverage.py                                    # every family; an hour or two on two idle cores
   python benchmarks/coverage.py --variant all                      # sizes, layers, methods, on a dozen drawn families
+  python benchmarks/coverage.py --draw 20261121                    # models, sizes, layers, heads that nobody chose
   python benchmarks/coverage.py --only beit torchvision/vgg timm:resnet50 --again
 """
 
@@ -80,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     """0: every case is right. 1: some are not; the tables say which and why. 2: a wrong argument."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
+    args.output = args.output or RESULTS / ("coverage.json" if args.draw is None else "drawn.json")
+    args.max_parameters = args.max_parameters or (200.0 if args.draw is None else MOST_PARAMETERS)
     try:
         table = families(lambda family: print(f"counting parameters: {family}", file=sys.stderr))
         cases, left_out = _cases(args, table)
@@ -96,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     todo = [case for case in cases if args.again or not _done(kept.get(case.identity), digest, args)]
     # small models first, which say most in least time; a variant may ask for the layer that the base case took
     todo.sort(key=lambda case: case.member.parameters)
-    rounds = [[case for case in todo if (case.variant == BASE) is first] for first in (True, False)]
+    rounds = [[case for case in todo if (case.variant.name == BASE) is first] for first in (True, False)]
     stop = threading.Event()
     SCRATCH.mkdir(parents=True, exist_ok=True)
     with progress(len(todo), "cases", "sweeping") as bar, ThreadPoolExecutor(args.jobs) as pool:
@@ -116,8 +123,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
     records.write(document, args.output)
     written = args.output.with_suffix(".md")
-    write_text(tables.markdown(document), written)
-    print(tables.headline(document))
+    report = tables if args.draw is None else draw_tables
+    write_text(report.markdown(document), written)
+    print(report.headline(document))
     print(f"{args.output}, {written}: {len(todo)} cases, {time.monotonic() - began:.0f} s")
     asked = {case.identity for case in cases}
     verdicts = {records.verdict(kept[identity]) for identity in asked if identity in kept}
@@ -129,9 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="families (beit, timm/beit) or models (timm:resnet50); default: all"
     )
+    parser.add_argument(
+        "--draw", type=int, metavar="SEED", help="in place of it all: cases of a seeded draw, into drawn.json"
+    )
+    parser.add_argument("--cases", type=int, default=70, metavar="N", help="of --draw (default: 70)")
     parser.add_argument("--members", type=int, default=1, metavar="N", help="of each family, the smallest (default: 1)")
     parser.add_argument(
-        "--max-parameters", type=float, default=200.0, metavar="M", help="millions; larger models are left out (200)"
+        "--max-parameters",
+        type=float,
+        metavar="M",
+        help=f"millions; larger models are left out (200; {MOST_PARAMETERS:g} with --draw)",
     )
     parser.add_argument(
         "--variant",
@@ -155,25 +170,33 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-right", action="store_true", help="leave out cases that were right with sources since changed, too"
     )
     parser.add_argument("--list", action="store_true", help="say which cases there are, and sweep none")
-    parser.add_argument("--output", type=Path, default=RESULTS / "coverage.json", metavar="FILE")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: coverage.json or drawn.json")
     return parser
 
 
 def _cases(args: argparse.Namespace, table: dict[str, list[Member]]) -> tuple[list[SweepCase], dict[str, str]]:
-    if args.jobs < 1 or args.variant_families < 1 or not min(args.timeout, args.memory, args.max_parameters) > 0:
-        raise ValueError("jobs, variant-families, timeout, memory and max-parameters must be above zero.")
+    if (
+        min(args.jobs, args.variant_families, args.cases) < 1
+        or not min(args.timeout, args.memory, args.max_parameters) > 0
+    ):
+        raise ValueError("jobs, variant-families, cases, timeout, memory and max-parameters must be above zero.")
     if args.output.suffix != ".json":
         raise ValueError(f"{args.output} is not a .json file; the tables go into an .md file beside it.")
-    members, left_out = choose(table, args.members, round(1e6 * args.max_parameters), args.only)
+    most = round(1e6 * args.max_parameters)
+    members, left_out = choose(table, args.members, most, args.only)
+    if args.draw is not None:
+        drawn_cases = draw_cases(table, args.cases, args.draw, most)
+        return [case for case in drawn_cases if not args.only or named(case.member, args.only)], {}
     names = [variant.name for variant in VARIANTS if variant.name in args.variant]
     if "all" in args.variant:
         names += [variant.name for variant in VARIANTS if variant.name not in (BASE, *names)]
     drawn = {member.family for member in members}
     if not args.only:
         drawn = set(draw_families(drawn, args.variant_families, args.seed))
-    found = [SweepCase(member, BASE) for member in members if BASE in names]
+    found = [SweepCase(member, find_variant(BASE)) for member in members if BASE in names]
     for name in names:
-        found += [SweepCase(member, name) for member in members if name != BASE and member.family in drawn]
+        variant = find_variant(name)
+        found += [SweepCase(member, variant) for member in members if name != BASE and member.family in drawn]
     return found, left_out
 
 
@@ -202,7 +225,7 @@ def _done(record: Mapping[str, Any] | None, digest: str, args: argparse.Namespac
 
 def _base_layer(case: SweepCase, kept: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The layer that "auto" took for this model, where a base case has said so."""
-    base = kept.get(SweepCase(case.member, BASE).identity, {"stages": {}})
+    base = kept.get(SweepCase(case.member, find_variant(BASE)).identity, {"stages": {}})
     layers = base["stages"].get("export", {}).get("layers")
     return layers[0]["name"] if layers else None
 
@@ -220,7 +243,7 @@ def _sweep(
         "key": digest,
         "family": case.member.family,
         "specification": case.member.specification,
-        "variant": case.variant,
+        "variant": case.variant.name,
         "runtimes": args.runtimes,
         "environment": describe(PACKAGES),
         "stages": stages,
@@ -237,7 +260,7 @@ def _sweep(
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         request = {
             "specification": case.member.specification,
-            "variant": case.variant,
+            "variant": dataclasses.asdict(case.variant),
             "layer": layer,
             "folder": folder,
             "runtimes": [name for name in args.runtimes if name != BUILDER],
@@ -256,9 +279,14 @@ def _sweep(
 
 
 def _ordered(kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """By variant, then by family."""
-    names = [variant.name for variant in VARIANTS]
-    return sorted(kept.values(), key=lambda record: (names.index(record["variant"]), record["identity"]))
+    """By variant, then by family; drawn cases as they were drawn."""
+    places = {variant.name: place for place, variant in enumerate(VARIANTS)}
+
+    def key(record: Mapping[str, Any]) -> tuple[int, str, str]:
+        name = record["variant"]
+        return places.get(name, len(places)), "" if name in places else name, record["identity"]
+
+    return sorted(kept.values(), key=key)
 
 
 def _line(record: Mapping[str, Any]) -> str:

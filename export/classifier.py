@@ -194,7 +194,10 @@ def _without_wrappers(model: object) -> tuple[nn.Module, list[str]]:
 
 
 def _check(model: nn.Module) -> None:
-    """Refuse what cannot be captured as it stands."""
+    """Refuse what cannot be captured as it stands, and a backbone of timm without its classifier."""
+    head = getattr(model, "get_classifier", None)
+    if getattr(model, "num_classes", None) == 0 and callable(head) and isinstance(head(), nn.Identity):
+        raise ExportError("the model has no classifier (num_classes=0), so that it gives features; put one on it.")
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -354,7 +357,7 @@ def _are_logits(value: torch.Tensor, count: int) -> bool:
     """(N,K), (N,K,1,1), (N,1,K) and the like: floating, with at most one axis behind N that is longer than 1."""
     if not value.is_floating_point() or value.ndim < 2 or value.shape[0] != count:
         return False
-    return sum(size > 1 for size in value.shape[1:]) <= 1
+    return value.numel() > 0 and sum(size > 1 for size in value.shape[1:]) <= 1
 
 
 def _listed(names: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -33,9 +34,19 @@ def running(model: str, example: torch.Tensor) -> Iterator[None]:
         raise
     except Exception as error:
         raise ExportError(
-            f"{model} does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); give the input "
-            "size that it takes."
+            f"{model} does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); {_advice(error)}."
         ) from error
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a model that does not run: PyTorch says what a convolution's weights and its channels are."""
+    weight = re.search(r"weight of size \[([\d, ]+)\]", str(error))
+    channels = re.search(r"to have (\d+) channels, but got 3 channels", str(error))
+    if weight is not None and weight[1].count(",") == 4:
+        return "it takes videos or volumes, and an engine takes single images (N,3,H,W)"
+    if channels is not None and channels[1] != "3":
+        return f"an engine's images have 3 channels: wrap it in a module that makes {channels[1]} of them"
+    return "give the input size that it takes"
 
 
 def check_finite(logits: torch.Tensor) -> None:

@@ -25,6 +25,7 @@ from finercam_rt.export.lift import LiftedTail
 from finercam_rt.export.lifted import Lifted
 from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import refusing
+from finercam_rt.export.scale_first import scale_first
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
@@ -136,7 +137,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             alpha = torch.empty(lead)
         classes = [] if zero_shot is None else [_embeddings(fake_mode, zero_shot.embedding_dim)]
         traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
-        traced, delayed = delay_broadcasts(traced)
+        traced, delayed = delay_broadcasts(scale_first(traced))
         graph_module = _trace(run, split.boundary, target, reference_classes, alpha, *classes)
     except ExportError:
         raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweep.families import Member
+from sweep.heads import LIBRARY
 
 BASE = "base"
 CLASSES = 1000
@@ -25,7 +26,9 @@ class Variant:
     """What differs from the base case.
 
     sizes: input sizes as (height, width) in units of the model's own, of which the first that it accepts is taken;
-    offset: pixels added to them; early: pin a layer before the one that "auto" takes; options: of export_model.
+    offset: pixels added to them; or_own: its own size where it accepts none of them; early: pin a layer before the one
+    that "auto" takes; depth: or pin the module at this share of those that have a feature map and names at most
+    `deepest` deep; classes, head: the classifier, see heads.py; options: of export_model.
     """
 
     name: str
@@ -34,16 +37,22 @@ class Variant:
     offset: tuple[int, int] = (0, 0)
     early: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    or_own: bool = False
+    depth: float | None = None
+    deepest: int = 9
+    classes: int = CLASSES
+    head: str = LIBRARY
 
     @property
     def keeps_size(self) -> bool:
         """Whether the input is the base case's."""
-        return self.sizes == ((1, 1),) and self.offset == (0, 0)
+        return (tuple(map(tuple, self.sizes)), tuple(self.offset)) == (((1, 1),), (0, 0))
 
     def candidates(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes to try, for a model whose own is `size`."""
         height, width = size
-        return [(round(height * h) + self.offset[0], round(width * w) + self.offset[1]) for h, w in self.sizes]
+        found = [(round(height * h) + self.offset[0], round(width * w) + self.offset[1]) for h, w in self.sizes]
+        return [*found, size] if self.or_own else found
 
 
 VARIANTS = (
@@ -97,9 +106,9 @@ class SweepCase:
     """One model and one variant."""
 
     member: Member
-    variant: str
+    variant: Variant
 
     @property
     def identity(self) -> str:
         """Its name in the result file."""
-        return f"{self.member.family} {self.member.specification} {self.variant}"
+        return f"{self.member.family} {self.member.specification} {self.variant.name}"

@@ -12,8 +12,6 @@ from typing import Any
 from comparison.script import write_text
 
 PICKS = Path(__file__).with_name("picks.json")
-KEPT = 8
-"""Members of each family that picks.json has, the smallest."""
 LIBRARIES = ("timm", "torchvision")
 TOYS = "timm:test_"
 """What the names of timm's own toys begin with: nobody uses them, so they stand for no family."""
@@ -35,7 +33,7 @@ class Member:
 
 
 def families(on_family: Callable[[str], None] = lambda family: None) -> dict[str, list[Member]]:
-    """Each family's smallest members, smallest first: out of picks.json, which is made anew for other versions.
+    """Each family's members, smallest first: out of picks.json, which is made anew for other versions.
 
     A family is a module of timm.models or torchvision.models. Making it builds every architecture without memory, which
     takes two minutes.
@@ -51,7 +49,7 @@ def families(on_family: Callable[[str], None] = lambda family: None) -> dict[str
             on_family(family)
             used = [name for name in names if not name.startswith(TOYS)]
             sizes = sorted((count, name) for name in used if (count := _count(name)) is not None)
-            kept["families"][family] = [[name, count] for count, name in sizes[:KEPT]]
+            kept["families"][family] = [[name, count] for count, name in sizes]
         _write(kept)
     return {family: [Member(family, *row) for row in rows] for family, rows in kept["families"].items()}
 
@@ -84,8 +82,8 @@ def choose(
     Raises:
         ValueError: an unknown name, or a count below one.
     """
-    if members < 1 or members > KEPT:
-        raise ValueError(f"members is {members}; give 1 to {KEPT}.")
+    if members < 1:
+        raise ValueError(f"members is {members}; give 1 at least.")
     found: list[Member] = []
     for name in only or ():
         if ":" in name:
@@ -95,11 +93,11 @@ def choose(
             found.append(Member(_family_of(name), name, count))
     wanted = [name for name in only or () if ":" not in name]
     for name in wanted:
-        if not any(name in (family, family.partition("/")[2]) for family in table):
+        if not any(_is_family(family, name) for family in table):
             raise ValueError(f"there is no family {name!r}; choose from {', '.join(table)}.")
     left_out: dict[str, str] = {}
     for family, rows in table.items():
-        if only and family not in wanted and family.partition("/")[2] not in wanted:
+        if only and not any(_is_family(family, name) for name in wanted):
             continue
         small = [member for member in rows if member.parameters <= most_parameters]
         if family in NOT_COVERED:
@@ -109,6 +107,15 @@ def choose(
             left_out[family] = f"its smallest member has {smallest}"
         found += small[:members] if family not in NOT_COVERED else []
     return found, left_out
+
+
+def named(member: Member, names: Sequence[str]) -> bool:
+    """Whether one of these names is that of the model or of its family."""
+    return any(name == member.specification or _is_family(member.family, name) for name in names)
+
+
+def _is_family(family: str, name: str) -> bool:
+    return name in (family, family.partition("/")[2])
 
 
 def _family_of(specification: str) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from finercam_rt.manifest import LayerInfo
 from sweep.cases import BARS
+from sweep.formulas import signed_map
 
 
 class Contrast(NamedTuple):
@@ -44,10 +45,17 @@ class Errors(NamedTuple):
 class Oracle:
     """The model's logits and maps for some images, as PyTorch computes them."""
 
-    def __init__(self, model: nn.Module, layer: LayerInfo, images: torch.Tensor, method: str = "gradcam") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: LayerInfo,
+        images: torch.Tensor,
+        method: str = "gradcam",
+        objective: str = "weighted",
+    ) -> None:
         """Run the model once on images (N,3,H,W); every contrast asked for afterwards is one derivative."""
         self.images = images
-        self._model, self._layer, self._method = model, layer, method
+        self._model, self._layer, self._asked = model, layer, (method, objective)
         self._activations, self._logits = run_with_leaf(model, layer.name, images)
         self._known: dict[bytes, Expected] = {}
         self.logits: NDArray[np.float64] = self._logits.detach().double().numpy()
@@ -60,19 +68,26 @@ class Oracle:
         return self._known[key]
 
     def _differentiate(self, contrast: Contrast) -> Expected:
-        """T = y_c - alpha * sum of q_i y_i with q the softmax over the references; the map is ReLU of a signed sum."""
+        """The map is ReLU of a signed sum, by the derivative of T = y_c - alpha * sum of q_i y_i over the references.
+
+        q is the softmax of their logits (objective "weighted") or all the same; with "softmax" the y are probabilities.
+        """
+        method, objective = self._asked
         count = len(contrast.target)
-        value = self._logits.new_zeros(())
-        for row, target, references, alpha in zip(self._logits[:count], *contrast, strict=True):
-            scores = row[[int(index) for index in references if index >= 0]]
-            value = value + row[int(target)] - float(alpha) * (scores.softmax(0) * scores).sum()
-        (gradients,) = torch.autograd.grad(value, self._activations, retain_graph=True)
+        value = self._logits.new_zeros((), dtype=torch.float64)
+        for row, target, references, alpha in zip(self._logits[:count].double(), *contrast, strict=True):
+            values = row.softmax(0) if objective == "softmax" else row
+            scores = values[[int(index) for index in references if index >= 0]]
+            shares = scores.softmax(0) if objective == "weighted" else torch.full_like(scores, 1 / max(1, len(scores)))
+            value = value + values[int(target)] - float(alpha) * (shares * scores).sum()
+        (gradients,) = torch.autograd.grad(value, self._activations, retain_graph=True, allow_unused=True)
+        if gradients is None:  # the logits do not depend on it
+            gradients = torch.zeros_like(self._activations)
         g, a = (
             torch.as_tensor(channels_first(tensor, self._layer))[:count].double()
             for tensor in (gradients, self._activations.detach())
         )
-        weights = {"gradcam": g.mean((2, 3), keepdim=True), "layercam": g.relu()}[self._method]
-        signed = (weights * a).sum(1)
+        signed = signed_map(method, a, g)
         return Expected(signed.relu().numpy(), signed.flatten(1).norm(dim=1).numpy())
 
     def nearest(self, references: int) -> Contrast:
@@ -86,7 +101,7 @@ class Oracle:
         """The same with a copy of the model in float64; None where it computes in float32 whatever it is given."""
         model = copy.deepcopy(self._model).double()
         try:
-            return Oracle(model, self._layer, self.images.double(), self._method)
+            return Oracle(model, self._layer, self.images.double(), *self._asked)
         except RuntimeError:
             return None
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+OUT_OF_TIME = "it ran out of time"
 _INTERVAL = 0.2
 """Seconds between two looks at its memory."""
 
@@ -74,7 +75,7 @@ def _watch(process: subprocess.Popen[str], seconds: float, most_mib: float, stop
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         if time.monotonic() > ends:
-            return f"it took more than {seconds:.0f} s"
+            return f"{OUT_OF_TIME}: more than {seconds:.0f} s"
         if _resident_mib(status) > most_mib:
             return f"it took more than {most_mib:.0f} MiB of memory"
         if stop.wait(_INTERVAL):

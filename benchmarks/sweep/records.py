@@ -11,6 +11,7 @@ from comparison.script import read_document, write_document
 
 from sweep import outcome, rtx
 from sweep.cases import BASE
+from sweep.process import OUT_OF_TIME
 
 SCHEMA = 1
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt-rtx")
@@ -25,6 +26,8 @@ RIGHT, PARTLY, REFUSED, UNTESTED, CRASHED, WRONG = VERDICTS = (
 """From best to worst. partly: right where it runs, refused by a runtime; untested: its maps would prove nothing."""
 NOT_ACCEPTED = "not accepted"
 """Of variants alone: the PyTorch model itself does not take this input, or has no such layer."""
+TOO_SLOW = "too slow"
+"""Of variants alone: a process that ran out of time. How fast a family is, its base case says."""
 LEAST_PLACEMENT = 0.8
 """A correlation below which the grid is not where the layer's reading says; see oracle.placement."""
 GOAL_SHARE = 0.95
@@ -42,7 +45,8 @@ def verdict(record: Mapping[str, Any]) -> str:
     if outcome.WRONG in found.values() or _misplaced(stages.get("oracle", {})):
         return WRONG
     if record["ended"]:
-        return CRASHED
+        slow = record["variant"] != BASE and all(why.startswith(OUT_OF_TIME) for why in record["ended"].values())
+        return TOO_SLOW if slow else CRASHED
     if stages["oracle"]["degenerate"]:
         return UNTESTED
     return PARTLY if outcome.REFUSED in found.values() or rtx.REFUSED in found.values() else RIGHT
@@ -103,7 +107,7 @@ def summary(document: Mapping[str, Any]) -> dict[str, Any]:
         "total": len(every),
         "not_swept": sorted(not_swept),
         "families": {name: counts[name] for name in VERDICTS},
-        "variants": {name: variants[name] for name in (*VERDICTS, NOT_ACCEPTED)},
+        "variants": {name: variants[name] for name in (*VERDICTS, NOT_ACCEPTED, TOO_SLOW)},
         "runtimes": {name: dict(found) for name, found in runtimes.items()},
         "share_right": share,
         "share_right_onnxruntime": (counts[RIGHT] + counts[PARTLY]) / asked,

@@ -10,7 +10,7 @@ from comparison.script import environments, table
 from sweep import outcome, rtx
 from sweep.cases import BARS, BASE, CLASSES, LARGEST_DEFAULT, REDUCED, VARIANTS
 from sweep.families import SHORTENED
-from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, VERDICTS, reason, summary, verdict
+from sweep.records import GOAL_SHARE, LEAST_PLACEMENT, NOT_ACCEPTED, RIGHT, TOO_SLOW, VERDICTS, reason, summary, verdict
 
 _NONE = "-"
 _PASSES = (
@@ -125,17 +125,13 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{model['parameters'] / 1e6:.1f}" if "parameters" in model else _NONE,
         "x".join(map(str, model.get("size", ()))) or _NONE,
         ", ".join(layer["name"] for layer in layers) or _NONE,
-        ", ".join(_layout(layer) for layer in layers) or _NONE,
+        ", ".join(layout(layer) for layer in layers) or _NONE,
         ", ".join("x".join(map(str, layer["grid"])) for layer in layers) or _NONE,
         f"{oracle['placement']:.2f}" if "placement" in oracle else _NONE,
         passes(export.get("passes", ())) or _NONE,
         f"{cost['ratio']:.2f}" if "ratio" in cost else _NONE,
-        *(
-            _error(stages.get(name), key)
-            for name in ("onnxruntime", "openvino")
-            for key in ("map_error", "logit_error")
-        ),
-        _built(stages.get("tensorrt-rtx")),
+        *(error(stages.get(name), key) for name in ("onnxruntime", "openvino") for key in ("map_error", "logit_error")),
+        built(stages.get("tensorrt-rtx")),
         verdict(record),
     )
 
@@ -155,12 +151,12 @@ def passes(lines: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _layout(layer: Mapping[str, Any]) -> str:
+def layout(layer: Mapping[str, Any]) -> str:
     prefix = f" +{layer['prefix_tokens']}" if layer["prefix_tokens"] else ""
     return f"{layer['layout']}{prefix}"
 
 
-def _error(stage: Mapping[str, Any] | None, key: str) -> str:
+def error(stage: Mapping[str, Any] | None, key: str) -> str:
     if stage is None:
         return _NONE
     if key not in stage:
@@ -168,7 +164,7 @@ def _error(stage: Mapping[str, Any] | None, key: str) -> str:
     return "not finite" if stage[key] is None else f"{stage[key]:.0e}"
 
 
-def _built(stage: Mapping[str, Any] | None) -> str:
+def built(stage: Mapping[str, Any] | None) -> str:
     if stage is None:
         return _NONE
     if stage["status"] == rtx.RIGHT:
@@ -189,7 +185,7 @@ def _reasons(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def _counted(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The verdicts that there are."""
     found = {verdict(record) for record in records}
-    return [name for name in (*VERDICTS, NOT_ACCEPTED) if name in found]
+    return [name for name in (*VERDICTS, NOT_ACCEPTED, TOO_SLOW) if name in found]
 
 
 def _counts(records: Sequence[Mapping[str, Any]], variant: str) -> list[int]:

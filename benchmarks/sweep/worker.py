@@ -5,12 +5,12 @@ A stage that kills the process takes nothing from those before it, and the last 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from comparison.memory import high_water_mib
 from finercam_rt.errors import ExportError
 from finercam_rt.export import LoadedModel, ModelRequest, export_model, load_model
 from finercam_rt.manifest import LayerInfo, Manifest
-from sweep.cases import CLASSES, Variant, earlier_layer, find_variant, own_sizes
+from sweep.cases import CLASSES, Variant, earlier_layer, own_sizes
 from sweep.check import check
 from sweep.families import SHORTENED
+from sweep.heads import LIBRARY, feature_modules, replace_head
 from sweep.oracle import Oracle, degenerate, placement
 from sweep.weights import randomise
 
@@ -42,7 +43,7 @@ Emit = Callable[[str, Mapping[str, Any]], None]
 
 
 def main(text: str) -> int:
-    """{"specification", "variant", "layer" of the base case or null, "folder", "runtimes", "seconds"}."""
+    """{"specification", "variant" (its fields), "layer" of the base case or null, "folder", "runtimes", "seconds"}."""
     request = json.loads(text)
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
@@ -53,15 +54,20 @@ def main(text: str) -> int:
         out.write(json.dumps({"stage": stage, "value": value}) + "\n")
         out.flush()
 
-    run(emit=emit, **request)
+    run(emit=emit, asked=Variant(**request.pop("variant")), **request)
     return 0
 
 
 def run(
-    emit: Emit, specification: str, variant: str, layer: str | None, folder: str, runtimes: list[str], seconds: float
+    emit: Emit,
+    specification: str,
+    asked: Variant,
+    layer: str | None,
+    folder: str,
+    runtimes: list[str],
+    seconds: float,
 ) -> None:
     """All stages, one after the other; see records.STAGES for what they say."""
-    asked = find_variant(variant)
     graph = Build(Path(folder)).path(ENGINE)
     for seed in WEIGHTS_SEEDS:
         made = _made(emit, specification, asked, layer, graph, seed)
@@ -88,7 +94,7 @@ def _made(
     """The model with weights of this seed, what its export says, images and their oracle; None where it ends there."""
     emit("begin", {"stage": "model"})
     try:
-        loaded = load(specification, asked, seed)
+        loaded, head = load(specification, asked, seed)
     except ExportError as error:
         emit("model", {"not_accepted": str(error)})
         return None
@@ -96,11 +102,15 @@ def _made(
     target_layer: str | None = "auto"
     if asked.early:
         target_layer = None if layer is None else earlier_layer(layer, [name for name, _ in model.named_modules()])
+    if asked.depth is not None:
+        modules = feature_modules(model, images_of(2, size, IMAGES_SEED), asked.deepest)
+        target_layer = modules[int(asked.depth * (len(modules) - 1))] if modules else None
     if target_layer is None:
         emit("model", {"not_accepted": "no earlier layer is known"})
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    emit("model", {"size": size, "parameters": parameters, "asked_layer": target_layer, "weights_seed": seed})
+    found = {"size": size, "parameters": parameters, "asked_layer": target_layer, "weights_seed": seed}
+    emit("model", {**found, "classes": asked.classes, "head": head, "options": asked.options})
 
     emit("begin", {"stage": "export"})
     began = time.perf_counter()
@@ -115,31 +125,40 @@ def _made(
 
     emit("begin", {"stage": "oracle"})
     images = images_of(IMAGES, size, IMAGES_SEED)
-    return model, manifest, images, Oracle(model, manifest.layers[0], images, manifest.method)
+    return model, manifest, images, Oracle(model, manifest.layers[0], images, manifest.method, manifest.objective)
 
 
-def load(specification: str, variant: Variant, seed: int) -> LoadedModel:
-    """The model at the first of the variant's sizes that it accepts, with the weights of this seed.
+def load(specification: str, variant: Variant, seed: int) -> tuple[LoadedModel, str]:
+    """The model at the first of the variant's sizes that it accepts, with the weights of this seed, and its head.
 
     Raises:
         ExportError: it accepts none of them, with what it says of the last.
     """
-    own = _build(specification, None, seed)
+    head = variant.head
+    classes = variant.classes if head == LIBRARY else CLASSES
+    own = _build(specification, None, classes, seed)
     sizes = own_sizes(own.input.size)
     if sizes != [own.input.size]:
-        own = _accepted(specification, sizes, seed)
-    loaded = own if variant.keeps_size else _accepted(specification, variant.candidates(own.input.size), seed)
-    size = loaded.input.size
-    images = images_of(CALIBRATION_IMAGES, size, CALIBRATION_SEED)
-    randomise(loaded.model, images, seed)
-    return loaded
+        own = _accepted(specification, sizes, classes, seed)
+    if not variant.keeps_size:
+        own = _accepted(specification, variant.candidates(own.input.size), classes, seed)
+    images = images_of(CALIBRATION_IMAGES, own.input.size, CALIBRATION_SEED)
+    if head != LIBRARY:
+        torch.manual_seed(seed)
+        replaced = replace_head(own.model, variant.classes, head, images[:2])
+        if replaced is None:  # several layers give the logits: only the library can change them
+            head = LIBRARY
+            replaced = _build(specification, own.input.size, variant.classes, seed).model
+        own = dataclasses.replace(own, model=replaced)
+    randomise(own.model, images, seed)
+    return own, head
 
 
-def _accepted(specification: str, sizes: Sequence[tuple[int, int]], seed: int) -> LoadedModel:
+def _accepted(specification: str, sizes: Sequence[tuple[int, int]], classes: int, seed: int) -> LoadedModel:
     refusal = ""
     for size in sizes:
         try:
-            loaded = _build(specification, size, seed)
+            loaded = _build(specification, size, classes, seed)
             with torch.no_grad():
                 loaded.model(torch.zeros(2, 3, *size))
         except Exception as error:
@@ -149,11 +168,11 @@ def _accepted(specification: str, sizes: Sequence[tuple[int, int]], seed: int) -
     raise ExportError(refusal)
 
 
-def _build(specification: str, size: tuple[int, int] | None, seed: int) -> LoadedModel:
+def _build(specification: str, size: tuple[int, int] | None, classes: int, seed: int) -> LoadedModel:
     torch.manual_seed(seed)
     arguments = SHORTENED.get(specification, {})
     request = ModelRequest(
-        specification, random_weights=True, num_classes=CLASSES, input_size=size, arguments=arguments
+        specification, random_weights=True, num_classes=classes, input_size=size, arguments=arguments
     )
     return load_model(request)
 
@@ -192,7 +211,7 @@ def cost(
 
 def _exported(manifest: Manifest) -> dict[str, Any]:
     return {
-        "layers": [asdict(layer) for layer in manifest.layers],
+        "layers": [dataclasses.asdict(layer) for layer in manifest.layers],
         "passes": list(manifest.passes),
         "verification": manifest.verification,
     }

@@ -39,9 +39,11 @@ def load_model(request: ModelRequest) -> LoadedModel:
     """Build the model of a specification and load its weights.
 
     Raises:
-        ExportError: an unknown scheme, name or callable (with the nearest), or weights that are missing, damaged or
-            belong to another architecture.
+        ExportError: an unknown scheme, name or callable (with the nearest), no classes, or weights that are missing,
+            damaged or belong to another architecture.
     """
+    if request.num_classes is not None and request.num_classes < 1:
+        raise ExportError(f"the number of classes is {request.num_classes}; a contrast needs at least two.")
     scheme, _, name = request.specification.partition(":")
     if request.checkpoint is not None and request.pretrained:
         raise ExportError("a checkpoint and pretrained weights were both asked for; give one of the two.")

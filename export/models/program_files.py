@@ -24,7 +24,7 @@ def load_program(path: Path, request: ModelRequest) -> LoadedModel:
     """
     if not path.is_file():
         raise ExportError(f"{path}: no such file.")
-    if path.suffix != ".pt2":
+    if path.suffix != ".pt2" or _is_torchscript(_members(path)):
         raise ExportError(f"{path}: {_described(path)}")
     for given, option in (
         (request.checkpoint is not None, "--checkpoint"),
@@ -64,12 +64,16 @@ def _members(path: Path) -> list[str]:
         return []
 
 
+def _is_torchscript(names: list[str]) -> bool:
+    return any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
+
+
 def _described(path: Path) -> str:
     """What a file is that is no model specification, and what to give in its place."""
     names = _members(path)
     if path.suffix == ".onnx":
         return "is an ONNX file, which has no layers to explain at; give the PyTorch model that it was made of."
-    if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
+    if _is_torchscript(names):
         return "is TorchScript, whose layers cannot be looked into; give the model that it was made of."
     if path.suffix in (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar"):
         return f"a checkpoint says no architecture; give the model, such as timm:NAME, and --checkpoint {path}."

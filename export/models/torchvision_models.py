@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finercam_rt.errors import ExportError
 from finercam_rt.export.models.request import (
     LoadedModel,
     ModelRequest,
@@ -16,13 +17,18 @@ from finercam_rt.export.models.request import (
     import_or_refuse,
 )
 from finercam_rt.export.models.weights import requested_weights, with_weights
+from finercam_rt.export.refusal import running
 from finercam_rt.manifest import InputSpec
 
 
 def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
     """Any classifier of torchvision, prepared for as its newest weights are."""
     models: Any = import_or_refuse("torchvision.models", 'install it with `pip install "finercam-rt[export]"`')
-    check_known(name, models.list_models(module=models), "torchvision")
+    classifiers = models.list_models(module=models)
+    if name not in classifiers and name in models.list_models():
+        kind = models.get_model_builder(name).__module__.split(".")[2]
+        raise ExportError(f"torchvision's {name!r} is a model of {kind}, and an engine is made of an image classifier.")
+    check_known(name, classifiers, "torchvision")
     weights = models.get_model_weights(name).DEFAULT
 
     def make(num_classes: int | None) -> nn.Module:
@@ -44,7 +50,8 @@ def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
         crop_pct=crop_share(crop, resize),
     )
     categories = weights.meta.get("categories")
-    with torch.no_grad():
-        count = model(torch.zeros(1, 3, *size)).shape[1]
+    example = torch.zeros(1, 3, *size)
+    with torch.no_grad(), running("the model", example):
+        count = model(example).shape[1]
     classes = tuple(categories) if categories and len(categories) == count else None
     return LoadedModel(model, f"torchvision:{name}", spec, classes)

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from sweep import records
-from sweep.cases import SweepCase
+from sweep.cases import SweepCase, find_variant
 from sweep.families import Member
 
 from .conftest import BENCHMARKS
@@ -66,7 +66,7 @@ def test_what_is_done_is_left_out(script: Any) -> None:
     assert not script._done(record, "1", args)
     assert script._done(record, "1", argparse.Namespace(keep_right=True, runtimes=["onnxruntime"]))
     assert not script._done(record, "0", argparse.Namespace(keep_right=False, runtimes=["openvino"]))
-    case = SweepCase(Member("timm/a", "timm:x", 1), "early")
+    case = SweepCase(Member("timm/a", "timm:x", 1), find_variant("early"))
     assert script._base_layer(case, {record["identity"]: record}) == "blocks.1"
     assert script._base_layer(case, {}) is None
 
@@ -83,8 +83,8 @@ def test_every_case_is_kept_as_soon_as_it_ends(
     def sweep(case: SweepCase, digest: str, layer: str | None, *rest: object) -> dict[str, Any]:
         if len(swept) == most[0]:
             raise KeyboardInterrupt
-        swept.append(f"{case.member.specification} {case.variant} {layer}")
-        record = record_of(case.member.family, case.variant)
+        swept.append(f"{case.member.specification} {case.variant.name} {layer}")
+        record = record_of(case.member.family, case.variant.name)
         return {**record, "identity": case.identity, "key": digest, "runtimes": list(records.RUNTIMES), "seconds": 1.0}
 
     monkeypatch.setattr(script, "_sweep", sweep)
@@ -109,6 +109,7 @@ def test_mistakes_are_one_sentence(script: Any, tmp_path: Path, capsys: pytest.C
         ("--only", "resnet51"),
         ("--members", "0"),
         ("--jobs", "0"),
+        ("--draw", "1", "--cases", "0"),
         ("--output", str(tmp_path / "x.txt")),
         ("--output", str(tmp_path / "bad.json")),
     ):

@@ -43,7 +43,7 @@ def test_a_variant_that_the_model_itself_refuses_does_not_count() -> None:
     refused = {"model": {"not_accepted": "299x247: AssertionError"}, "export": None}
     assert records.verdict(record_of(variant="odd", **refused)) == records.NOT_ACCEPTED
     counts = _summary([record_of(), record_of(variant="odd", **refused), record_of(variant="wide")])
-    assert counts["variants"] == {**dict.fromkeys(records.VERDICTS, 0), "right": 1, "not accepted": 1}
+    assert counts["variants"] == {**dict.fromkeys(records.VERDICTS, 0), "right": 1, "not accepted": 1, "too slow": 0}
     assert counts["families"]["right"] == sum(counts["families"].values()) == 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -277,3 +278,17 @@ def test_a_target_layer_may_return_several_values(form: str) -> None:
     captured = capture(as_classifier(model, images).module, ["block"], images[:2])
     with torch.no_grad():
         torch.testing.assert_close(captured.graph_module(images), logits)
+
+
+def test_models_that_give_no_logits_of_three_channels() -> None:
+    backbone = timm.create_model("test_resnet", num_classes=0).eval()
+    with pytest.raises(ExportError, match="has no classifier"):
+        as_classifier(backbone, noise(2, SIZE))
+    backbone.fc = nn.Linear(backbone.num_features, 3).eval()  # as users put one on; num_classes stays 0
+    assert as_classifier(backbone, noise(2, SIZE)).width == 3
+    with pytest.raises(ExportError, match="a module that makes 1 of them"):
+        as_classifier(timm.create_model("test_resnet", in_chans=1).eval(), noise(2, SIZE))
+    with pytest.raises(ExportError, match="videos or volumes"):
+        as_classifier(nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten()).eval(), noise(2, SIZE))
+    with pytest.raises(ExportError, match="must return logits"):
+        as_classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 0)).eval(), noise(2, SIZE))

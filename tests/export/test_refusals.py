@@ -139,6 +139,9 @@ def _matches(sentence: str, *parts: str) -> None:
         ("timm:resnet81", ("timm has no model 'resnet81'", "nearest are resnet18")),
         ("timm:zzzzzz", ("timm has no model 'zzzzzz'",)),
         ("torchvision:resnet81", ("torchvision has no model 'resnet81'", "nearest are resnet18")),
+        ("torchvision:r3d_18", ("torchvision's 'r3d_18' is a model of video", "image classifier")),
+        ("torchvision:lraspp_mobilenet_v3_large", ("is a model of segmentation",)),
+        ("torchvision:ssd300_vgg16", ("is a model of detection",)),
         ("keras:resnet18", ("'keras:resnet18' is not a model specification", "timm:NAME", "py:PACKAGE")),
         ("resnet18", ("'resnet18' is not a model specification", "timm:NAME")),
         ("timm:", ("'timm:' is not a model specification",)),
@@ -153,6 +156,21 @@ def _matches(sentence: str, *parts: str) -> None:
 def test_specifications(refused: Refused, user_module: str, specification: str, parts: tuple[str, ...]) -> None:
     weights = [] if specification.startswith("py:") else ["--random-weights"]
     _matches(refused(specification.format(module=user_module), *weights), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("torchvision:squeezenet1_1", "--input-size", "8"), ("does not run on", "give the input size that it takes")),
+        (("timm:test_resnet", "--num-classes", "0"), ("the number of classes is 0", "at least two")),
+        (("timm:test_resnet", "--num-classes", "-3"), ("the number of classes is -3",)),
+        (("timm:test_resnet", "--num-classes", "1"), ("the model has one class",)),
+    ],
+)
+def test_sizes_and_classes_that_no_model_takes(
+    refused: Refused, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    _matches(refused(*arguments, "--random-weights"), *parts)
 
 
 @pytest.mark.parametrize("specification", ["timm:test_resnet", "torchvision:resnet18"])

@@ -97,6 +97,7 @@ def test_programs_and_files_that_are_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.pt"
     torch.jit.script(nn.Linear(3, 3)).save(str(script))
     _refused("script.pt: is TorchScript, whose layers cannot be looked into", str(script))
+    _refused("script.pt2: is TorchScript", str(script.rename(tmp_path / "script.pt2")))
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(b"x")
     _refused("is an ONNX file, which has no layers", str(onnx))
