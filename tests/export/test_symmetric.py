@@ -81,7 +81,12 @@ def test_a_layer_stays_near_and_keeps_its_mean(tmp_path: Path, name: str) -> Non
     onnx.checker.check_model(onnx.load(tmp_path / "int8.onnx"), full_check=True)
     layers = sum(kind in ("Conv", "MatMul", "Gemm") for kind, *_ in LAYERS[name][0])
     assert line.startswith(f"precision: int8 with zero points 0 in {layers} of the trunk's {layers} convolutions")
-    kinds = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    scales = {value.name: value.dims for value in graph.initializer if value.name.endswith(".weight.scale")}
+    outputs = {"first": 4, "w": 7 if "Flatten" in kinds else len(LAYERS[name][1]["w"])}
+    # one for each output channel: TensorRT's kernels have no other
+    assert [list(dims) for dims in scales.values()] == [[outputs[key]] for key in LAYERS[name][1] if key in outputs]
     assert kinds.count("QuantizeLinear") == layers  # of weights only the integers are kept
     assert kinds.count("Sub") == ("Flatten" in kinds)  # linear layers read centred values
     wanted, found = _run(twin), _run(tmp_path / "int8.onnx")
