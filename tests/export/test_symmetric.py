@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.symmetric import quantize_symmetric
+from finercam_rt.tensorrt import library
+from finercam_rt.tensorrt.builder import BuildOptions, build
 
 RNG = np.random.default_rng(7)
 IMAGES = (0.6 + 0.4 * RNG.standard_normal((64, 3, 8, 8))).astype(np.float32)
@@ -81,7 +83,12 @@ def test_a_layer_stays_near_and_keeps_its_mean(tmp_path: Path, name: str) -> Non
     onnx.checker.check_model(onnx.load(tmp_path / "int8.onnx"), full_check=True)
     layers = sum(kind in ("Conv", "MatMul", "Gemm") for kind, *_ in LAYERS[name][0])
     assert line.startswith(f"precision: int8 with zero points 0 in {layers} of the trunk's {layers} convolutions")
-    kinds = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    scales = {value.name: value.dims for value in graph.initializer if value.name.endswith(".weight.scale")}
+    outputs = {"first": 4, "w": 7 if "Flatten" in kinds else len(LAYERS[name][1]["w"])}
+    # one for each output channel: TensorRT's kernels have no other
+    assert [list(dims) for dims in scales.values()] == [[outputs[key]] for key in LAYERS[name][1] if key in outputs]
     assert kinds.count("QuantizeLinear") == layers  # of weights only the integers are kept
     assert kinds.count("Sub") == ("Flatten" in kinds)  # linear layers read centred values
     wanted, found = _run(twin), _run(tmp_path / "int8.onnx")
@@ -89,6 +96,16 @@ def test_a_layer_stays_near_and_keeps_its_mean(tmp_path: Path, name: str) -> Non
     assert 0 < np.abs(error).max() < 0.04 * np.abs(wanted).max()
     means = error.mean((0, 2, 3) if error.ndim == 4 else 0)
     assert np.abs(means).max() < 0.4 * np.abs(error).mean()
+
+
+@pytest.mark.skipif(not library.is_installed(library.RTX), reason="TensorRT-RTX is not installed")
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensorrt_takes_the_layer(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "int8.onnx"
+    onnx_ir.save(quantize_symmetric(_write(LAYERS[name], tmp_path / "twin.onnx"), IMAGES, {})[0], path)
+    options = BuildOptions((1, 4, 16), (2, 2, 2), ("SM86", "SM89", "SM120"))
+    built = build(path, library.import_flavour(library.RTX), options)
+    assert str(len(LAYERS[name][0]) - 1) in {output for kernel in built.kernels for output in kernel.outputs}
 
 
 @pytest.mark.parametrize("name", REFUSED)
