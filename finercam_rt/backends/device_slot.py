@@ -148,7 +148,7 @@ class DeviceSlot:
 
         Args:
             device: where.
-            executor: runs the graph; it is closed with the slot, and where this raises.
+            executor: runs the graph; it is closed with the slot.
             inputs, outputs: of the graph.
             taps: names of the outputs that few callers read.
             embeddings: name of the input that is the same for many runs.
@@ -160,28 +160,24 @@ class DeviceSlot:
         self._runs, self.no_graph = 0, "" if graphs else "they are turned off"
         self._graph: Graph | None = None
         self._open = False
-        try:
-            alone = ("images", embeddings)
-            self.images = Block(device, {"images": inputs["images"]})
-            self.questions = Block(device, {name: value for name, value in inputs.items() if name not in alone})
-            self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
-            small = {name: value for name, value in outputs.items() if name not in taps}
-            self.answers = Block(device, {**small, **drawn})
-            self.taps = Block(device, {name: outputs[name] for name in taps}) if taps else None
-            for block in self._blocks():
-                for name in block.values:
-                    if name in inputs or name in outputs:
-                        executor.bind(name, block.address(name))
-            self._images_at = self.images.address("images")
-            self.stream: Stream = device.stream()
-            self._done: Event = device.event()
-            self._entered: Event = device.event()
-            for block in (self.questions, self.images):  # rows that no image has filled must be finite
-                self.stream.fill(block.memory.address, 0, block.bytes)
-            self.stream.record(self._done)
-        except BaseException:
-            executor.close()
-            raise
+        alone = ("images", embeddings)
+        self.images = Block(device, {"images": inputs["images"]})
+        self.questions = Block(device, {name: value for name, value in inputs.items() if name not in alone})
+        self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
+        small = {name: value for name, value in outputs.items() if name not in taps}
+        self.answers = Block(device, {**small, **drawn})
+        self.taps = Block(device, {name: outputs[name] for name in taps}) if taps else None
+        for block in self._blocks():
+            for name in block.values:
+                if name in inputs or name in outputs:
+                    executor.bind(name, block.address(name))
+        self._images_at = self.images.address("images")
+        self.stream: Stream = device.stream()
+        self._done: Event = device.event()
+        self._entered: Event = device.event()
+        for block in (self.questions, self.images):  # rows that no image has filled must be finite
+            self.stream.fill(block.memory.address, 0, block.bytes)
+        self.stream.record(self._done)
         self._open = True
         self._last = self.stream.handle
         self._embedded: Any = None
@@ -380,11 +376,8 @@ class DeviceSlots(threading.local):
         """The slot of this key, made where there is none; the others make room where memory is short."""
         slot = self._slots.get(key)
         if slot is None:
-            try:
-                slot = make()
-            except (_core.CudaMemoryError, DeviceMemoryError):
-                if not self._slots:
-                    raise
+            slot = self._fitting(make)
+            if slot is None:
                 while self._slots:
                     self._drop()
                 slot = make()
@@ -393,6 +386,18 @@ class DeviceSlots(threading.local):
                 self._drop()
         self._slots.move_to_end(key)
         return slot
+
+    def _fitting(self, make: Callable[[], DeviceSlot]) -> DeviceSlot | None:
+        """None where memory is short and the others could make room.
+
+        A function of its own: while an error is handled, what had been allocated when it came is still held.
+        """
+        try:
+            return make()
+        except (_core.CudaMemoryError, DeviceMemoryError):
+            if not self._slots:
+                raise
+            return None
 
     def _bytes(self) -> int:
         return sum(slot.bytes for slot in self._slots.values())

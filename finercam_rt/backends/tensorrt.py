@@ -284,6 +284,7 @@ class TensorRTBackend:
             return call()
         except (_core.CudaError, _core.CudaMemoryError) as error:
             found = cuda.as_backend_error(error, during)
+            error.__traceback__ = None  # whose frames hold what had been allocated
             if getattr(error, "fatal", False):
                 self._lost = found
             raise found from None

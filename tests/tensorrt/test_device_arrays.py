@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -87,9 +89,10 @@ def test_of_every_head_and_several_contrasts(make_toy, gpu, contrasts, head, cud
         same(engine(DeviceTensor(gpu.device, images), **asked), reference(images, **asked), gpu.device)
 
 
-def test_host_and_gpu_and_several_streams_in_turn(toy, gpu):
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_host_and_gpu_and_several_streams_in_turn(toy, gpu, cuda_graphs):
     """They share buffers: each must wait for the one before."""
-    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
     streams = [0, gpu.device.stream().handle, gpu.device.stream().handle]
     kept = []
     for step in range(9):
@@ -116,6 +119,30 @@ def test_many_calls_before_anything_is_done(toy, gpu):
         same(found, wanted, gpu.device)
 
 
+def test_a_capture_waits_for_the_run_before(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    given = [DeviceTensor(gpu.device, batch(2, step)) for step in range(2)]
+    kept = [engine(one) for one in given]
+    assert len(gpu.device.graphs) == 1
+    for found, step in zip(kept, range(2), strict=True):
+        same(found, Engine(toy.path)(batch(2, step)), gpu.device)
+
+
+@pytest.mark.parametrize("closing", ["closed", "evicted"])
+def test_what_is_under_way_is_finished_before_the_memory_goes(toy, gpu, closing):
+    engine = Engine(gpu.plan(toy.path))
+    stream = gpu.device.stream().handle
+    kept = [engine(DeviceTensor(gpu.device, batch(2, step), stream)) for step in range(3)]
+    if closing == "closed":
+        engine.close()
+        gc.collect()
+    else:
+        for count in range(3, 9):
+            engine(batch(count))
+    for step, found in enumerate(kept):
+        same(found, Engine(toy.path)(batch(2, step)), gpu.device)
+
+
 def test_the_logits_alone(make_toy, gpu):
     for toy in (make_toy(), make_toy("many.onnx", contrasts=2)):
         engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
@@ -134,6 +161,11 @@ def test_of_a_zero_shot_model(make_toy, gpu):
     reference = Engine(toy.path, class_embeddings=embeddings)
     for step in range(3):
         same(engine(DeviceTensor(gpu.device, batch(2, step))), reference(batch(2, step)), gpu.device)
+    names = tuple("abc")
+    several = [ClassEmbeddings(toy.weight[k : k + 3], names) for k in range(4)]
+    kept = [engine.with_classes(one)(DeviceTensor(gpu.device, batch(2))) for one in several]
+    for found, one in zip(kept, several, strict=True):
+        same(found, reference.with_classes(one)(batch(2)), gpu.device)
 
 
 @pytest.mark.parametrize("contrasts", [1, 2])

@@ -200,13 +200,20 @@ def test_the_memory_of_a_thread_is_bounded(toy, gpu, monkeypatch):
 
 
 def test_too_little_memory(toy, gpu):
-    engine = Engine(gpu.plan(toy.path))
+    other, engine = Engine(gpu.plan(toy.path)), Engine(gpu.plan(toy.path))
+    before = gpu.device.taken
+    other(batch(8))
+    needed = gpu.device.taken - before
+    other.close()
     engine(batch(1))
-    gpu.device.limit = gpu.device.used() + 200_000
+    gpu.device.limit = gpu.device.taken + needed - 1000
     same(engine(batch(8)), engine(batch(8)))  # the slot of 1 made room
+    assert len(gpu.trt.contexts) == 4, "one of them was made twice"
+    taken = gpu.device.taken
     with pytest.raises(DeviceMemoryError, match="does not suffice for a run of 16 images: ") as caught:
         engine(batch(16))
     assert isinstance(caught.value, MemoryError)
+    assert gpu.device.taken < taken, "nothing is held, neither by the error"
     assert caught.value.bytes > 0
     assert "\n" not in str(caught.value)
     gpu.device.limit = None
@@ -290,6 +297,9 @@ def test_an_error_that_takes_the_gpu_away(toy, gpu):
     for one in (engine, engine, other):
         with pytest.raises(BackendError, match="nothing of this process can use the GPU any more; start it again"):
             one(batch(1))
+    gpu.device.lost = None  # which CUDA never does
+    with pytest.raises(BackendError, match="start it again"):
+        engine(batch(1))
     engine.close()
     gc.collect()
 
@@ -324,8 +334,11 @@ def test_kernels_that_rtx_compiles_are_kept(toy, rtx_gpu, tmp_path, monkeypatch)
     assert len(list(file.parent.iterdir())) == 1
     stored = file.read_bytes()
     rtx_gpu.trt.cache = b""
-    Engine(plan)
+    written = file.stat().st_mtime_ns
+    again = Engine(plan)
     assert rtx_gpu.trt.cache == stored, "the next process begins with them"
+    again(batch(2))
+    assert file.stat().st_mtime_ns == written
     file.write_bytes(b"of another GPU")
     rtx_gpu.trt.cache = b""
     assert np.isfinite(Engine(plan)(batch(1)).logits).all()
