@@ -28,6 +28,12 @@ def cuda_error(message: str, *, fatal: bool = False) -> _core.CudaError:
     return error
 
 
+def memory_error(size: int) -> _core.CudaMemoryError:
+    error = _core.CudaMemoryError(f"[cuda] allocating {size} bytes of cuda:0 failed: out of memory")
+    error.bytes = size
+    return error
+
+
 class FakeMemory:
     """Of the device, or of the host where `pinned`."""
 
@@ -215,9 +221,7 @@ class FakeDevice:
     def memory(self, size: int) -> FakeMemory:
         self.check()
         if self.limit is not None and self.taken + size > self.limit:
-            error = _core.CudaMemoryError(f"[cuda] allocating {size} bytes of cuda:0 failed: out of memory")
-            error.bytes = size
-            raise error
+            raise memory_error(size)  # of no variable here, whose frame the error would then hold
         self.log("memory", size)
         return FakeMemory(self, size, pinned=False)
 
