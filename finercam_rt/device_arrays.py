@@ -6,6 +6,7 @@ the memory is ours.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -81,9 +82,18 @@ def device_of(array: Any) -> int | None:
 
 
 def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:
-    """The stream to be ordered with: the caller's, else torch's current one, else the one that the array names."""
+    """The stream to be ordered with: the caller's, else torch's current one, else the one that the array names.
+
+    Raises:
+        InputError: `stream` is no integer.
+    """
     if stream is not None:
-        return stream
+        try:
+            return operator.index(stream)
+        except TypeError:
+            raise InputError(
+                f"the stream is of type {type(stream).__name__}; give its handle, such as torch's stream.cuda_stream."
+            ) from None
     torch = _module(array, "torch")
     if torch is not None:
         return int(torch.cuda.current_stream(array.device).cuda_stream)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -262,8 +263,9 @@ class DeviceSlot:
         return self._done
 
     def __del__(self) -> None:
-        """Of a thread that has ended, or of a closed engine."""
-        self.close()
+        """Of a thread that has ended, or of a closed engine; at the interpreter's end the driver takes all back."""
+        if not sys.is_finalizing():
+            self.close()
 
     def close(self) -> None:
         """Give everything back once its work has ended."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from finercam_rt import Engine, InputError, top_classes
+from finercam_rt import Engine, InputError, device_arrays, top_classes
+from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.contrast import Contrast
+from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.ops import Status
 
+from ..fakes.cuda import FakeDevice
 from ..fakes.frameworks import DeviceTensor, Given, install
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
@@ -217,6 +223,10 @@ def test_batches_that_are_refused(toy, gpu):
         engine(elsewhere)
     with pytest.raises(InputError, match="a stream is for a batch on the engine's GPU"):
         engine(batch(2), stream=7)
+    with pytest.raises(
+        InputError, match=r"the stream is of type object; give its handle, such as torch's stream\.cuda_"
+    ):
+        engine(DeviceTensor(gpu.device, batch(2)), stream=object())
     with pytest.raises(InputError, match="another device than the engine, which computes on the CPU"):
         Engine(toy.path)(DeviceTensor(gpu.device, batch(2)))
 
@@ -233,3 +243,61 @@ def test_a_closed_engine(toy, gpu):
     engine.close()
     with pytest.raises(Exception, match="the engine is closed"):
         engine(DeviceTensor(gpu.device, batch(2)))
+
+
+class TorchOnTheHost:
+    """Stands for the module torch: its tensors are those of the CPU, and its streams are recorded."""
+
+    def __init__(self, torch) -> None:
+        self.uint8, self.float32, self.int64, self.empty, self.cuda = (
+            torch.uint8,
+            torch.float32,
+            torch.int64,
+            lambda size, dtype, device: torch.empty(size, dtype=dtype),
+            self,
+        )
+        self.used: list[int] = []
+
+    def current_stream(self, device):
+        return types.SimpleNamespace(cuda_stream=0x77)
+
+    def default_stream(self, device):
+        return 0
+
+    def ExternalStream(self, handle, device):  # noqa: N802
+        return handle
+
+    def stream(self, stream):
+        self.used.append(stream)
+        return contextlib.nullcontext()
+
+
+def test_torch_allocates_its_results_on_the_stream_that_uses_them(monkeypatch):
+    torch = pytest.importorskip("torch")
+    stands_in = TorchOnTheHost(torch)
+    monkeypatch.setitem(sys.modules, "torch", stands_in)
+    example = torch.zeros(1)
+    found = DeviceArray(0, (1,), "float32", True, None)
+    assert device_arrays.stream_of(example, found, None) == 0x77
+    assert device_arrays.stream_of(example, found, np.int64(9)) == 9
+    layout = ResultLayout(
+        {
+            "logits": Piece(np.dtype(np.float32), (3,), False),
+            "target": Piece(np.dtype(np.int64), (2,), True),
+            "map": Piece(np.dtype(np.float32), (2, 2), True, planes=2),
+        },
+        5,
+    )
+    for stream in (0, 0x99):
+        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream)
+        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * layout.bytes).from_address(results.address))
+        memory[:] = np.random.default_rng(0).integers(0, 64, layout.bytes)
+        for name in layout:
+            tensor = results.take(*layout.array(name))
+            offset, dtype, shape, strides = layout.array(name)
+            item = np.dtype(dtype).itemsize
+            wanted = np.ndarray(shape, dtype, memory.data, offset, tuple(item * step for step in strides))
+            assert tensor.shape == wanted.shape
+            np.testing.assert_array_equal(tensor.numpy(), wanted)
+        assert results.take(*layout.array("target", 1)).shape == (5, 1)
+    assert stands_in.used == [0, 0x99]
