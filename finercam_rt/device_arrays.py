@@ -9,11 +9,12 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from finercam_rt import arrays
+from finercam_rt import _core, arrays
 from finercam_rt.cuda import Device, Event, Memory
 from finercam_rt.errors import InputError
 
@@ -37,11 +38,11 @@ class DeviceArray(NamedTuple):
 
 
 class Results(NamedTuple):
-    """New memory of the device: its address, and what makes arrays of it once `finish` was called with their event."""
+    """New memory of the device: its address, what makes arrays of it, and what is called once they are queued."""
 
     address: int
     take: Take
-    finish: Callable[[Event], None]
+    finish: Callable[[], None]
 
 
 def is_on_device(array: Any) -> bool:
@@ -109,12 +110,17 @@ def allocate(example: Any, size: int, device: Device, stream: int) -> Results:
         return _of_cupy(cupy, size, device, stream)
     memory, ready = device.memory(size), list[Event]()
 
+    def finish() -> None:
+        event = device.event()
+        device.stream(stream).record(event)
+        ready.append(event)
+
     def take(offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Any:
         return _to_framework(
             _Owned(memory, device, ready, offset, dtype, tuple(shape), tuple(strides), stream), example
         )
 
-    return Results(memory.address, take, ready.append)
+    return Results(memory.address, take, finish)
 
 
 class _Owned:
@@ -143,6 +149,12 @@ class _Owned:
             "stream": stream or 1,  # 0 is not allowed there, and 1 is the same stream
             "version": 3,
         }
+
+    def __del__(self) -> None:
+        """The memory may go with this: what writes it has ended then."""
+        for event in self._ready:
+            with suppress(_core.CudaError):
+                event.synchronize()
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         """Ordered with the consumer's stream, as DLPack has it."""
@@ -177,7 +189,7 @@ def _of_torch(torch: Any, example: Any, size: int, stream: int) -> Results:
         typed = getattr(torch, dtype)
         return block.view(typed).as_strided(tuple(shape), tuple(strides), offset // typed.itemsize)
 
-    return Results(block.data_ptr(), take, lambda event: None)
+    return Results(block.data_ptr(), take, _nothing)
 
 
 def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
@@ -190,7 +202,11 @@ def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
         steps = tuple(item * step for step in strides)
         return cupy.ndarray(tuple(shape), dtype, memptr=block.data + offset, strides=steps)
 
-    return Results(block.data.ptr, take, lambda event: None)
+    return Results(block.data.ptr, take, _nothing)
+
+
+def _nothing() -> None:
+    """What pools of memory need: they reuse it in the order of the stream."""
 
 
 def _module(array: Any, name: str) -> Any:

@@ -120,6 +120,7 @@ def _run(
     classes = len(feeds[EMBEDDINGS]) if EMBEDDINGS in feeds else 0
     layout = backend.results(found.shape[0], classes, wanted, names)
     made = device_arrays.allocate(batch, layout.bytes, backend.gpu, caller)
-    made.finish(backend.run_on_device(found.address, feeds, wanted, caller, layout, made.address))
+    backend.run_on_device(found.address, feeds, wanted, caller, layout, made.address)
+    made.finish()
     results = {name: made.take(*layout.array(name, several if layout.has_contrasts(name) else None)) for name in layout}
     return layout, made.address, results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from finercam_rt.cuda import Device
 
 _ALIGNMENT = 256
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Such as "float32"; NumPy makes it up each time, which is slower than all else here."""
+    return dtype.name
 
 
 class Piece(NamedTuple):
@@ -74,7 +81,7 @@ class ResultLayout:
             strides.insert(1, self._count * strides[0])
         if several is not None:
             shape = (shape[0], several, *shape[2:])
-        return self._offsets[name], piece.dtype.name, shape, tuple(strides)
+        return self._offsets[name], dtype_name(piece.dtype), shape, tuple(strides)
 
     def read(self, name: str, results: int, device: Device, caller: int) -> NDArray[Any]:
         """One of them as a NumPy array, from results at an address that are used on a stream; waits for it."""

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core
+from finercam_rt.backends.device_results import dtype_name
 from finercam_rt.backends.protocol import RunTimes
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT
 from finercam_rt.cuda import DEFAULT_STREAMS, Device, Event, Graph, Memory, Pinned, Stream
@@ -90,7 +91,7 @@ class Block:
         """One of them as an array of the device, or a part of it that begins at an element and has these strides."""
         dtype, whole = self.values[name]
         offset = self._offsets[name] + first * dtype.itemsize
-        return self.memory.view(dtype.name, whole if shape is None else shape, offset, strides)
+        return self.memory.view(dtype_name(dtype), whole if shape is None else shape, offset, strides)
 
     def host(self) -> dict[str, NDArray[Any]]:
         """The mirror, which the copies below read and write."""

@@ -149,6 +149,14 @@ def test_what_is_under_way_is_finished_before_the_memory_goes(toy, gpu, closing)
         same(found, Engine(toy.path)(batch(2, step)), gpu.device)
 
 
+def test_results_that_nobody_reads(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    given = DeviceTensor(gpu.device, batch(2))
+    for _ in range(4):
+        engine(given)
+    same(engine(given), Engine(toy.path)(batch(2)), gpu.device)
+
+
 def test_the_logits_alone(make_toy, gpu):
     for toy in (make_toy(), make_toy("many.onnx", contrasts=2)):
         engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
