@@ -17,6 +17,7 @@ RUNTIME, EXPORT, CSRC = ROOT / "finercam_rt", ROOT / "export", ROOT / "csrc"
 ALLOWED_ANYWHERE = {"numpy", "PIL", "finercam_rt"}
 ALLOWED_IN = {
     "backends/onnxruntime.py": {"onnxruntime"},
+    "backends/onnxruntime_gpu.py": {"onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx"},
     "backends/openvino.py": {"openvino"},
     "cli/progress.py": {"tqdm"},
     "evaluation/evaluate.py": {"jinja2", "matplotlib"},

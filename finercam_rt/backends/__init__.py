@@ -19,6 +19,8 @@ from finercam_rt.threads import physical_cores_granted
 OF_GRAPHS = ("onnxruntime", "openvino")
 """The runtimes of .onnx files; the one that others are held to comes first."""
 BACKENDS = ("auto", *OF_GRAPHS)
+OF_GPUS = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+"""Those of .onnx files that need a GPU; onnxruntime runs on one where the device says so."""
 OF_PLANS = "tensorrt"
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 COMPUTES = ("f32", "bf16")
@@ -39,16 +41,16 @@ def open_backend(
 ) -> Backend:
     """Load the engine into a runtime; a plan goes to the TensorRT that built it, on a GPU.
 
-    Of an ONNX file, "auto" is what FINERCAM_BACKEND says, else the only runtime that is installed, else the faster one:
-    that is measured the first time an engine meets a processor, a number of threads and these versions, and then
-    remembered.
+    Of an ONNX file on a GPU, "auto" is ONNX Runtime with its CUDA provider. On the CPU it is what FINERCAM_BACKEND
+    says, else the only runtime that is installed, else the faster one: that is measured the first time an engine meets
+    a processor, a number of threads and these versions, and then remembered.
 
     Raises:
         BackendError: an unknown, missing or unsupported runtime, device, number of threads or way to compute.
         EngineError: a graph that the runtime cannot load, or whose inputs and outputs differ from the manifest.
     """
     for what, value, known in (
-        ("backend", backend, (*BACKENDS, OF_PLANS)),
+        ("backend", backend, (*BACKENDS, *OF_GPUS, OF_PLANS)),
         ("device", "cuda:N" if device_index(device) is not None else device, DEVICES),
         ("compute", compute, COMPUTES),
     ):
@@ -60,11 +62,8 @@ def open_backend(
         return _open_plan(path, manifest, backend, device, compute, cuda_graphs)
     if backend == OF_PLANS:
         raise BackendError(f"{path} is no TensorRT plan; make one of it with `finercam build`.")
-    if device not in ("auto", "cpu"):
-        raise BackendError(
-            "this version runs ONNX files on the CPU only; use device='cpu' or 'auto', or make a plan for the GPU with "
-            "`finercam build`."
-        )
+    if backend in OF_GPUS or device not in ("auto", "cpu"):
+        return _open_on_gpu(path, manifest, backend, device, compute, cuda_graphs)
     granted = physical_cores_granted() if threads is None else threads
 
     # Loaded here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.
@@ -106,9 +105,22 @@ def _open_plan(path: Path, manifest: Manifest, backend: str, device: str, comput
         raise BackendError(f"{path} is a TensorRT plan, which runs on a GPU; run its ONNX file on the CPU.")
     if compute != "f32":
         raise BackendError(f"{path} computes in what it was built for; leave compute={compute!r} out.")
-    from finercam_rt.backends.tensorrt import TensorRTBackend
+    from finercam_rt.backends.tensorrt import open_plan
 
-    return TensorRTBackend(path, manifest, device=device, cuda_graphs=cuda_graphs)
+    return open_plan(path, manifest, device=device, cuda_graphs=cuda_graphs)
+
+
+def _open_on_gpu(path: Path, manifest: Manifest, backend: str, device: str, compute: str, cuda_graphs: bool) -> Backend:
+    if device == "cpu":
+        raise BackendError(f"{backend} runs on a GPU; use device='auto', or backend='onnxruntime' on the CPU.")
+    if backend == "openvino":
+        raise BackendError("openvino runs on the CPU; use device='cpu', or backend='onnxruntime' on the GPU.")
+    if compute != "f32":
+        raise BackendError(f"compute={compute!r} is OpenVINO's; export the engine with --precision for a GPU.")
+    from finercam_rt.backends.onnxruntime_gpu import open_session
+
+    name = "onnxruntime" if backend == "auto" else backend
+    return open_session(path, manifest, backend=name, device=device, cuda_graphs=cuda_graphs)
 
 
 def open_graph(path: Path, *, backend: str, threads: int | None) -> Run:

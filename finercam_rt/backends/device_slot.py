@@ -46,6 +46,10 @@ class Executor(Protocol):
     def bytes(self) -> int:
         """Of the GPU's memory that it takes."""
 
+    @property
+    def rebindable(self) -> bool:
+        """Whether an address may change from run to run, where runs are not captured here."""
+
     def bind(self, name: str, address: int) -> None:
         """Say where an input or output lies."""
 
@@ -247,7 +251,7 @@ class DeviceSlot:
         stream = self._enter(caller)
         rows = self.images.values["images"][1][0]
         size = self.images.bytes_of("images") // rows * count
-        if self.no_graph and images % _ALIGNMENT == 0 and count == rows:
+        if self.no_graph and self._executor.rebindable and images % _ALIGNMENT == 0 and count == rows:
             self._bind_images(images)  # no copy; a graph would hold on to the address
         else:
             self._bind_images(self.images.address("images"))

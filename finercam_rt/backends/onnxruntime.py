@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.backends.interface import Interface, Sizes, Value, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.interface import Interface, Sizes, checked_interface, fixed_batch, sizes_of
+from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value_of
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import sums_of_int8_saturate
 
-_ONLY_FATAL = 4
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _BOUND_IN_PLACE = ("images", EMBEDDINGS)
 """Inputs that are read where the caller has them; the others are small, and copied."""
 
@@ -63,8 +62,8 @@ class OnnxRuntimeBackend:
                 "backend='openvino', or export it with --precision fp32 or int8."
             )
         session = _session(path, threads=threads, spinning=spinning)
-        inputs = {value.name: _value(value) for value in session.get_inputs()}
-        outputs = {value.name: _value(value) for value in session.get_outputs()}
+        inputs = {value.name: value_of(value) for value in session.get_inputs()}
+        outputs = {value.name: value_of(value) for value in session.get_outputs()}
         interface = checked_interface(inputs, outputs, manifest, path)
         for name in _BOUND_IN_PLACE:  # they need no buffer
             interface.inputs.pop(name, None)
@@ -95,7 +94,7 @@ class OnnxRuntimeBackend:
             slot.bind(feeds)
             session.run_with_iobinding(slot.binding)
         except Exception as error:  # see _session
-            raise BackendError(f"ONNX Runtime failed ({_reason(error)}).") from None
+            raise BackendError(f"ONNX Runtime failed ({reason_of(error)}).") from None
         return slot.outputs
 
     def close(self) -> None:
@@ -113,7 +112,7 @@ def open_graph(path: Path, threads: int) -> Run:
         try:
             return dict(zip(names, session.run(names, dict(feeds)), strict=True))
         except Exception as error:  # see _session
-            raise BackendError(f"ONNX Runtime failed ({_reason(error)}).") from None
+            raise BackendError(f"ONNX Runtime failed ({reason_of(error)}).") from None
 
     return run
 
@@ -132,19 +131,8 @@ def _session(path: Path, *, threads: int, spinning: bool) -> Any:
     # Without VNNI, sums of two products of uint8 and int8 saturate in 16 bits (24 % off in the logits of an int8
     # MobileNet). The exact kernels take twice as long, with VNNI too, which does not need them.
     options.add_session_config_entry("session.x64quantprecision", "1" if sums_of_int8_saturate() else "0")
-    options.log_severity_level = _ONLY_FATAL
+    options.log_severity_level = ONLY_FATAL
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a dozen types, RuntimeError and ValueError among them
-        raise EngineError(f"{path}: ONNX Runtime cannot load it ({_reason(error)}); export it again.") from None
-
-
-def _value(value: Any) -> Value:
-    return Value(_DTYPES.get(value.type, value.type), value.shape)
-
-
-def _reason(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without its "[ONNXRuntimeError] : 1 : FAIL : " and its source path."""
-    text = " ".join(str(error).split())
-    text = text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text
-    return text[:300].rstrip(". ") or type(error).__name__
+        raise EngineError(f"{path}: ONNX Runtime cannot load it ({reason_of(error)}); export it again.") from None

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from finercam_rt import _core
-from finercam_rt.backends import COMPUTES
 from finercam_rt.backends.protocol import RunTimes
+from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.cuda import device_index
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
@@ -75,10 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--iterations", metavar="N", type=int, default=ITERATIONS, help=f"runs at least (default: {ITERATIONS})"
     )
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument(
-        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
-    )
+    add_runtime(parser)
     parser.add_argument(
         "--method", choices=METHODS, help="how maps are drawn, for engines of head taps (default: the engine's own)"
     )
@@ -108,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
     with Engine(
-        args.engine, threads=threads, compute=args.compute, class_embeddings=embeddings, method=args.method
+        args.engine,
+        **(runtime_of(args) | {"threads": threads}),
+        compute=args.compute,
+        class_embeddings=embeddings,
+        method=args.method,
     ) as engine:
         load = time.perf_counter() - began
         shape = (args.batch, 3, *engine.manifest.input.size)

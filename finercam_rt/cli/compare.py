@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
+from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.comparison import Agreement, compare_explained, mean_agreement
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
@@ -60,10 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how the maps of both are drawn, for engines of head taps (default: their own)",
     )
     parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument(
-        "--compute", choices=COMPUTES, default="f32", help="arithmetic of B, which may be A's file (default: f32)"
-    )
+    add_runtime(parser, compute="arithmetic of B, which may be A's file (default: f32)")
     for name in (*_MEASURES, "class_agreement"):
         flag = f"--min-{name.replace('_', '-')}"
         parser.add_argument(flag, metavar="X", type=float, help=f"exit with 1 where the mean {name} is below X")
@@ -77,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Explain all photographs with both engines, and print how far they agree."""
     files = list(find_photographs(args.images, None))
-    shared = {"threads": args.threads, "class_embeddings": args.class_embeddings, "method": args.method}
+    shared = {**runtime_of(args), "class_embeddings": args.class_embeddings, "method": args.method}
     with (
         Engine(args.a, **shared) as a,
         Engine(args.b, compute=args.compute, **shared) as b,

@@ -9,8 +9,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from finercam_rt.backends import COMPUTES
 from finercam_rt.cli.progress import Progress, progress
+from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.engine import DEFAULT_BATCH_SIZE
 from finercam_rt.methods.rise import DEFAULT_MASKS
 
@@ -91,10 +91,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=DEFAULT_BATCH_SIZE, help="(default: %(default)s)"
     )
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument(
-        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
-    )
+    add_runtime(parser)
     parser.add_argument("--fresh", action="store_true", help="drop what an interrupted evaluation left in OUT")
     parser.add_argument("--json", action="store_true", help="print what results.json holds but for the images")
     parser.set_defaults(run=run)
@@ -144,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
             out=args.output,
             fresh=args.fresh,
             batch_size=args.batch_size,
-            threads=args.threads,
+            **runtime_of(args),
             compute=args.compute,
             class_embeddings=args.class_embeddings,
             tails=args.tail,

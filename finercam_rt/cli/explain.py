@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finercam_rt import colormaps
-from finercam_rt.backends import COMPUTES
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.pictures import NotDrawnError, Style, write_pictures, write_sheet
 from finercam_rt.cli.progress import Progress, progress
+from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.contrast import Contrast, top_classes, why_not
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
@@ -103,10 +103,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--batch-size", metavar="N", type=int, help=f"images a run (default: {DEFAULT_BATCH_SIZE}, or the engine's own)"
     )
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the physical cores granted)")
-    parser.add_argument(
-        "--compute", choices=COMPUTES, default="f32", help="arithmetic; bf16 needs OpenVINO (default: f32)"
-    )
+    add_runtime(parser)
     parser.add_argument("--colormap", choices=colormaps.NAMES, default="turbo", help="colours (default: turbo)")
     parser.add_argument("--opacity", type=float, default=0.5, help="the map's share of the overlay (default: 0.5)")
     parser.add_argument(
@@ -150,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         check_output_folder(args.output)
     with Engine(
         args.engine,
-        threads=args.threads,
+        **runtime_of(args),
         compute=args.compute,
         class_embeddings=args.class_embeddings,
         method=args.method,

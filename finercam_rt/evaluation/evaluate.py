@@ -66,6 +66,8 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    backend: str = "auto",
+    device: str = "auto",
     threads: int | None = None,
     compute: str = "f32",
     class_embeddings: EmbeddingsSource | None = None,
@@ -90,7 +92,7 @@ def evaluate(
             None: nothing is written.
         fresh: begin anew even so.
         batch_size: photographs a run.
-        threads, compute, class_embeddings: see `Engine`.
+        backend, device, threads, compute, class_embeddings: see `Engine`.
         tails: files of `finercam export --tail`, for ablationcam; each belongs to one of the engines.
         command: as it is shown in the report.
         on_progress: called with the maps measured and in all, a map an image and row.
@@ -112,7 +114,7 @@ def evaluate(
         _check_report()
     with ExitStack() as stack:
         opened = [
-            stack.enter_context(Engine(p, threads=threads, compute=compute, class_embeddings=class_embeddings))
+            stack.enter_context(Engine(p, backend, device, threads, compute=compute, class_embeddings=class_embeddings))
             for p in paths
         ]
         _check_comparable(opened)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finercam_rt.backends.device_slot import Values
 from finercam_rt.backends.interface import Value
 from finercam_rt.cuda import Device, Memory
 from finercam_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError
@@ -84,7 +84,7 @@ class LoadedPlan:
         least, _, most = engine.get_tensor_profile_shape(name, 0)
         return int(least[0]), int(most[0])
 
-    def context(self, shapes: Mapping[str, tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]) -> PlanContext:
+    def context(self, inputs: Values, outputs: Values) -> PlanContext:
         """A context for inputs of these shapes, whose outputs must have those; it has memory of its own.
 
         Raises:
@@ -103,7 +103,7 @@ class LoadedPlan:
             if context is None:
                 raise self.failure("a context")
             made: ExecutionContext = context
-            for name, shape in shapes.items():
+            for name, (_, shape) in inputs.items():
                 if not made.set_input_shape(name, shape):
                     reason = self._log.take_reason(_UNSAID)
                     raise InputError(
@@ -111,7 +111,7 @@ class LoadedPlan:
                     )
             if missing := made.infer_shapes():
                 raise BackendError(f"{self._plan}: {self.name} wants shapes for {', '.join(missing)}; build it again.")
-            for name, shape in outputs.items():
+            for name, (_, shape) in outputs.items():
                 if tuple(made.get_tensor_shape(name)) != shape:
                     raise EngineError(
                         f"{self._plan}: its output {name} is {tuple(made.get_tensor_shape(name))} and not {shape}, as "
@@ -168,6 +168,8 @@ class PlanContext:
     def bytes(self) -> int:
         """Of the memory that it computes in."""
         return self._memory.bytes
+
+    rebindable = True
 
     def bind(self, name: str, address: int) -> None:
         """Say where an input or output lies, a multiple of 256."""

@@ -52,5 +52,13 @@ class Gpu:
                     path = self.plan(path, (count,) * 3)
             return opened(path, manifest, **options)
 
+        self._open_by(open_backend)
+
+    def serve_sessions(self) -> None:
+        """Every engine file that is opened is run by ONNX Runtime on the GPU."""
+        opened = backends.open_backend
+        self._open_by(lambda path, manifest, **options: opened(path, manifest, **(options | {"device": "cuda"})))
+
+    def _open_by(self, open_backend: Any) -> None:
         self._monkeypatch.setattr(backends, "open_backend", open_backend)
         self._monkeypatch.setattr(engine, "open_backend", open_backend)

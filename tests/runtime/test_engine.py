@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, EngineError, InputError, ops
+from finercam_rt import BackendError, Engine, EngineError, InputError, _core, ops
 
 from .conftest import batch, photographs
 
@@ -233,9 +233,9 @@ def test_closed_engine(toy):
     engine.close()
 
 
-def test_backends_and_devices(toy, backend_name):
-    if backend_name == "tensorrt":
-        pytest.skip("those of a plan are in tests/tensorrt")
+def test_backends_and_devices(toy, backend_name, on_gpu):
+    if on_gpu:
+        pytest.skip("those of GPUs are in tests/tensorrt and test_onnxruntime_gpu.py")
     engine = Engine(toy.path, backend=backend_name, device="cpu", threads=1, spinning=True)
     assert (engine.backend, engine.device, engine.compute) == (backend_name, "cpu", "f32")
     assert "toy" in repr(engine)
@@ -243,15 +243,16 @@ def test_backends_and_devices(toy, backend_name):
         Engine(toy.path, backend="tensorflow")
     with pytest.raises(BackendError, match="no device 'tpu'"):
         Engine(toy.path, device="tpu")
-    with pytest.raises(BackendError, match="CPU only"):
-        Engine(toy.path, device="cuda")
+    if not _core.cuda_status()[0]:
+        with pytest.raises(BackendError, match="there is no CUDA device here"):
+            Engine(toy.path, device="cuda")
     with pytest.raises(BackendError, match="threads is 0"):
         Engine(toy.path, threads=0)
 
 
-def test_without_the_runtime(toy, backend_name, monkeypatch):
-    if backend_name == "tensorrt":
-        pytest.skip("tests/tensorrt/test_serve.py has it")
+def test_without_the_runtime(toy, backend_name, on_gpu, monkeypatch):
+    if on_gpu:
+        pytest.skip("those of GPUs are in tests/tensorrt and test_onnxruntime_gpu.py")
     monkeypatch.setitem(sys.modules, backend_name, None)
     extra = {"onnxruntime": r"finercam-rt\[cpu\]", "openvino": r"finercam-rt\[openvino\]"}[backend_name]
     with pytest.raises(BackendError, match=extra):

@@ -10,7 +10,7 @@ import pytest
 
 from finercam_rt import BackendError, Engine, InputError, top_classes
 from finercam_rt.backends import device_slot
-from finercam_rt.backends.tensorrt import _second
+from finercam_rt.backends.gpu import _second
 from finercam_rt.errors import DeviceMemoryError
 from finercam_rt.manifest import LayerInfo
 from finercam_rt.tensorrt.library import RTX
