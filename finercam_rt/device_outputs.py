@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -113,7 +113,7 @@ def _run(
     feeds: Mapping[str, NDArray[Any]],
     wanted: Wanted,
     caller: int,
-    names: Sequence[str] | None,
+    names: tuple[str, ...] | None,
     several: int | None,
 ) -> tuple[ResultLayout, int, dict[str, Any]]:
     """How the results lie, where, and they themselves."""
