@@ -9,12 +9,11 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from finercam_rt import _core, arrays
+from finercam_rt import arrays
 from finercam_rt.cuda import Device, Event, Memory
 from finercam_rt.errors import InputError
 
@@ -139,22 +138,20 @@ class _Owned:
     ) -> None:
         self._memory, self._device, self._ready, self._offset = memory, device, ready, offset
         self.dtype, self.shape, self.element_strides = np.dtype(dtype), shape, strides
-        self.address = memory.address + offset
+        self.address, self._stream = memory.address + offset, stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Ready on the stream that it names."""
         item = self.dtype.itemsize
-        self.__cuda_array_interface__ = {
-            "shape": shape,
+        return {
+            "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (self.address, False),
-            "strides": tuple(item * step for step in strides),
-            "stream": stream or 1,  # 0 is not allowed there, and 1 is the same stream
+            "strides": tuple(item * step for step in self.element_strides),
+            "stream": self._stream or 1,  # 0 is not allowed there, and 1 is the same stream
             "version": 3,
         }
-
-    def __del__(self) -> None:
-        """The memory may go with this: what writes it has ended then."""
-        for event in self._ready:
-            with suppress(_core.CudaError):
-                event.synchronize()
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         """Ordered with the consumer's stream, as DLPack has it."""

@@ -60,6 +60,10 @@ class FakeMemory:
             self._device.taken -= 0 if self.pinned else self.bytes
 
     def __del__(self) -> None:
+        """As cudaFree does, it waits. `release` does not, so that those who call it must have."""
+        if self.address in self._device.live and self._device.lost is None:
+            for stream in list(self._device.streams.values()):
+                stream.drain(len(stream._work))
         self.release()
 
 

@@ -59,6 +59,7 @@ def same(outputs, wanted, device) -> None:
 def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
     engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
     made_on = 0 if stream == "default" else gpu.device.stream().handle
+    kept = []  # freeing them would wait
     for step in range(6):
         images = batch(2, step)
         given = DeviceTensor(gpu.device, images, 0 if stream == "given" else made_on)
@@ -68,6 +69,7 @@ def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
         asked = {} if step % 2 else {"target": step, "references": [6, 5]}
         del gpu.device.journal[:]
         found = engine(given, **asked, **options)
+        kept.append((given, found))
         assert gpu.device.streams[made_on].ended < len(gpu.device.streams[made_on]._work), "nothing has waited"
         sizes = [size for what, size in gpu.device.journal if what == "copy"]
         assert (images.nbytes in sizes) == cuda_graphs, "without a graph they are read where they lie"
