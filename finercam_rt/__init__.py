@@ -11,6 +11,7 @@ from finercam_rt.contrast import why_not as why_not
 from finercam_rt.embeddings import ClassEmbeddings as ClassEmbeddings
 from finercam_rt.engine import Engine as Engine
 from finercam_rt.errors import BackendError as BackendError
+from finercam_rt.errors import DeviceMemoryError as DeviceMemoryError
 from finercam_rt.errors import EngineError as EngineError
 from finercam_rt.errors import ExportError as ExportError
 from finercam_rt.errors import FinerCAMError as FinerCAMError
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "ClassEmbeddings",
     "Contrast",
+    "DeviceMemoryError",
     "Engine",
     "EngineError",
     "Explanation",

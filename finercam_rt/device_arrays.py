@@ -6,6 +6,7 @@ the memory is ours.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -36,11 +37,11 @@ class DeviceArray(NamedTuple):
 
 
 class Results(NamedTuple):
-    """New memory of the device: its address, and what makes arrays of it once `finish` was called with their event."""
+    """New memory of the device: its address, what makes arrays of it, and what is called once they are queued."""
 
     address: int
     take: Take
-    finish: Callable[[Event], None]
+    finish: Callable[[], None]
 
 
 def is_on_device(array: Any) -> bool:
@@ -81,9 +82,18 @@ def device_of(array: Any) -> int | None:
 
 
 def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:
-    """The stream to be ordered with: the caller's, else torch's current one, else the one that the array names."""
+    """The stream to be ordered with: the caller's, else torch's current one, else the one that the array names.
+
+    Raises:
+        InputError: `stream` is no integer.
+    """
     if stream is not None:
-        return stream
+        try:
+            return operator.index(stream)
+        except TypeError:
+            raise InputError(
+                f"the stream is of type {type(stream).__name__}; give its handle, such as torch's stream.cuda_stream."
+            ) from None
     torch = _module(array, "torch")
     if torch is not None:
         return int(torch.cuda.current_stream(array.device).cuda_stream)
@@ -99,12 +109,17 @@ def allocate(example: Any, size: int, device: Device, stream: int) -> Results:
         return _of_cupy(cupy, size, device, stream)
     memory, ready = device.memory(size), list[Event]()
 
+    def finish() -> None:
+        event = device.event()
+        device.stream(stream).record(event)
+        ready.append(event)
+
     def take(offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Any:
         return _to_framework(
             _Owned(memory, device, ready, offset, dtype, tuple(shape), tuple(strides), stream), example
         )
 
-    return Results(memory.address, take, ready.append)
+    return Results(memory.address, take, finish)
 
 
 class _Owned:
@@ -123,14 +138,18 @@ class _Owned:
     ) -> None:
         self._memory, self._device, self._ready, self._offset = memory, device, ready, offset
         self.dtype, self.shape, self.element_strides = np.dtype(dtype), shape, strides
-        self.address = memory.address + offset
+        self.address, self._stream = memory.address + offset, stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Ready on the stream that it names."""
         item = self.dtype.itemsize
-        self.__cuda_array_interface__ = {
-            "shape": shape,
+        return {
+            "shape": self.shape,
             "typestr": self.dtype.str,
             "data": (self.address, False),
-            "strides": tuple(item * step for step in strides),
-            "stream": stream or 1,  # 0 is not allowed there, and 1 is the same stream
+            "strides": tuple(item * step for step in self.element_strides),
+            "stream": self._stream or 1,  # 0 is not allowed there, and 1 is the same stream
             "version": 3,
         }
 
@@ -167,7 +186,7 @@ def _of_torch(torch: Any, example: Any, size: int, stream: int) -> Results:
         typed = getattr(torch, dtype)
         return block.view(typed).as_strided(tuple(shape), tuple(strides), offset // typed.itemsize)
 
-    return Results(block.data_ptr(), take, lambda event: None)
+    return Results(block.data_ptr(), take, _nothing)
 
 
 def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
@@ -180,7 +199,11 @@ def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
         steps = tuple(item * step for step in strides)
         return cupy.ndarray(tuple(shape), dtype, memptr=block.data + offset, strides=steps)
 
-    return Results(block.data.ptr, take, lambda event: None)
+    return Results(block.data.ptr, take, _nothing)
+
+
+def _nothing() -> None:
+    """What pools of memory need: they reuse it in the order of the stream."""
 
 
 def _module(array: Any, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -113,13 +113,14 @@ def _run(
     feeds: Mapping[str, NDArray[Any]],
     wanted: Wanted,
     caller: int,
-    names: Sequence[str] | None,
+    names: tuple[str, ...] | None,
     several: int | None,
 ) -> tuple[ResultLayout, int, dict[str, Any]]:
     """How the results lie, where, and they themselves."""
     classes = len(feeds[EMBEDDINGS]) if EMBEDDINGS in feeds else 0
     layout = backend.results(found.shape[0], classes, wanted, names)
     made = device_arrays.allocate(batch, layout.bytes, backend.gpu, caller)
-    made.finish(backend.run_on_device(found.address, feeds, wanted, caller, layout, made.address))
+    backend.run_on_device(found.address, feeds, wanted, caller, layout, made.address)
+    made.finish()
     results = {name: made.take(*layout.array(name, several if layout.has_contrasts(name) else None)) for name in layout}
     return layout, made.address, results

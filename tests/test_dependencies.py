@@ -123,7 +123,7 @@ def test_runtime_does_not_import_the_export_stage_or_the_command_line(name):
             assert name.startswith("cli/"), f"{name} imports {module}"
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt"])
 def test_backends_are_loaded_only_when_chosen(backend):
     for module, at_import in imports(RUNTIME / "backends" / f"{backend}.py"):
         assert not (at_import and module.partition(".")[0] == backend)

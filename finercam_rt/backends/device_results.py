@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,12 @@ from numpy.typing import NDArray
 from finercam_rt.cuda import Device
 
 _ALIGNMENT = 256
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Such as "float32"; NumPy makes it up each time, which is slower than all else here."""
+    return dtype.name
 
 
 class Piece(NamedTuple):
@@ -44,6 +51,7 @@ class ResultLayout:
             self._offsets[name] = end
             end += -(-self._bytes(piece) * piece.planes * count // _ALIGNMENT) * _ALIGNMENT
         self.bytes = max(end, _ALIGNMENT)
+        self._arrays: dict[tuple[str, int | None], tuple[int, str, tuple[int, ...], tuple[int, ...]]] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -64,6 +72,8 @@ class ResultLayout:
 
     def array(self, name: str, several: int | None = None) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
         """Offset in bytes, dtype, shape (N, ...) and strides in elements; `several` contrasts of those there are."""
+        if (known := self._arrays.get((name, several))) is not None:
+            return known
         piece = self._pieces[name]
         strides = [1]
         for size in reversed(piece.shape):
@@ -74,7 +84,9 @@ class ResultLayout:
             strides.insert(1, self._count * strides[0])
         if several is not None:
             shape = (shape[0], several, *shape[2:])
-        return self._offsets[name], piece.dtype.name, shape, tuple(strides)
+        found = self._offsets[name], dtype_name(piece.dtype), shape, tuple(strides)
+        self._arrays[name, several] = found
+        return found
 
     def read(self, name: str, results: int, device: Device, caller: int) -> NDArray[Any]:
         """One of them as a NumPy array, from results at an address that are used on a stream; waits for it."""

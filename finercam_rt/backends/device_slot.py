@@ -7,7 +7,7 @@ slot's work is ordered: on the stream that it has, or on the caller's.
 from __future__ import annotations
 
 import logging
-import math
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -20,19 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core
+from finercam_rt.backends.device_block import ALIGNMENT, Block, Values
 from finercam_rt.backends.protocol import RunTimes
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT
-from finercam_rt.cuda import DEFAULT_STREAMS, Device, Event, Graph, Memory, Pinned, Stream
+from finercam_rt.cuda import DEFAULT_STREAMS, Device, Event, Graph, Pinned, Stream
 from finercam_rt.errors import BackendError, DeviceMemoryError
 
 MEMORY_KEPT = 4 << 30
 """Bytes of the GPU that the slots of one thread keep at most, but for the one in use."""
-_ALIGNMENT = 256
 _STAGED = 4
 """How many runs of device arrays may be queued before the host waits for the first of them."""
-
-Values = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""Dtype and shape by name."""
 
 _logger = logging.getLogger("finercam_rt")
 
@@ -64,70 +61,6 @@ class Executor(Protocol):
         """Give the memory back; its runs have ended."""
 
 
-class Block:
-    """Arrays one behind the other in the device's memory, and mirrored in the host's where that is asked for."""
-
-    def __init__(self, device: Device, values: Values) -> None:
-        """For these values, whose names keep their order."""
-        self.values, self._offsets, end = values, dict[str, int](), 0
-        for name, (dtype, shape) in values.items():
-            self._offsets[name] = end
-            end += max(1, -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT)) * _ALIGNMENT
-        self.bytes = end
-        self.memory: Memory = device.memory(self.bytes)
-        self._device = device
-        self._mirror: tuple[Pinned, dict[str, NDArray[Any]]] | None = None
-
-    def address(self, name: str) -> int:
-        """Where one of them begins."""
-        return self.memory.address + self._offsets[name]
-
-    def bytes_of(self, name: str) -> int:
-        """The size of one of them."""
-        dtype, shape = self.values[name]
-        return math.prod(shape) * dtype.itemsize
-
-    def view(
-        self, name: str, shape: Sequence[int] | None = None, first: int = 0, strides: Sequence[int] | None = None
-    ) -> Any:
-        """One of them as an array of the device, or a part of it that begins at an element and has these strides."""
-        dtype, whole = self.values[name]
-        offset = self._offsets[name] + first * dtype.itemsize
-        return self.memory.view(dtype.name, whole if shape is None else shape, offset, strides)
-
-    def host(self) -> dict[str, NDArray[Any]]:
-        """The mirror, which the copies below read and write."""
-        return self._mirrored()[1]
-
-    def upload(self, stream: Stream) -> None:
-        """Queue the copy of the mirror to the device."""
-        stream.copy(self.memory.address, self._mirrored()[0].address, self.bytes)
-
-    def download(self, stream: Stream, names: Sequence[str] | None = None) -> None:
-        """Queue the copy of all, or of some, to the mirror."""
-        mirror = self._mirrored()[0].address
-        if names is None:
-            stream.copy(mirror, self.memory.address, self.bytes)
-        for name in names or ():
-            stream.copy(mirror + self._offsets[name], self.address(name), self.bytes_of(name))
-
-    def staged(self) -> tuple[Pinned, dict[str, NDArray[Any]]]:
-        """Another mirror, and its arrays by name."""
-        pinned = self._device.pinned(self.bytes)
-        raw = pinned.array()
-        raw[:] = 0  # what a run of the logits does not feed, and they do not depend on
-        arrays = {
-            name: raw[start : start + self.bytes_of(name)].view(self.values[name][0]).reshape(self.values[name][1])
-            for name, start in self._offsets.items()
-        }
-        return pinned, arrays
-
-    def _mirrored(self) -> tuple[Pinned, dict[str, NDArray[Any]]]:
-        if self._mirror is None:
-            self._mirror = self.staged()
-        return self._mirror
-
-
 class DeviceSlot:
     """Everything for runs of one size by one thread.
 
@@ -152,7 +85,7 @@ class DeviceSlot:
 
         Args:
             device: where.
-            executor: runs the graph; it is closed with the slot, and where this raises.
+            executor: runs the graph; it is closed with the slot.
             inputs, outputs: of the graph.
             taps: names of the outputs that few callers read.
             embeddings: name of the input that is the same for many runs.
@@ -164,28 +97,24 @@ class DeviceSlot:
         self._runs, self.no_graph = 0, "" if graphs else "they are turned off"
         self._graph: Graph | None = None
         self._open = False
-        try:
-            alone = ("images", embeddings)
-            self.images = Block(device, {"images": inputs["images"]})
-            self.questions = Block(device, {name: value for name, value in inputs.items() if name not in alone})
-            self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
-            small = {name: value for name, value in outputs.items() if name not in taps}
-            self.answers = Block(device, {**small, **drawn})
-            self.taps = Block(device, {name: outputs[name] for name in taps}) if taps else None
-            for block in self._blocks():
-                for name in block.values:
-                    if name in inputs or name in outputs:
-                        executor.bind(name, block.address(name))
-            self._images_at = self.images.address("images")
-            self.stream: Stream = device.stream()
-            self._done: Event = device.event()
-            self._entered: Event = device.event()
-            for block in (self.questions, self.images):  # rows that no image has filled must be finite
-                self.stream.fill(block.memory.address, 0, block.bytes)
-            self.stream.record(self._done)
-        except BaseException:
-            executor.close()
-            raise
+        alone = ("images", embeddings)
+        self.images = Block(device, {"images": inputs["images"]})
+        self.questions = Block(device, {name: value for name, value in inputs.items() if name not in alone})
+        self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
+        small = {name: value for name, value in outputs.items() if name not in taps}
+        self.answers = Block(device, {**small, **drawn})
+        self.taps = Block(device, {name: outputs[name] for name in taps}) if taps else None
+        for block in self._blocks():
+            for name in block.values:
+                if name in inputs or name in outputs:
+                    executor.bind(name, block.address(name))
+        self._images_at = self.images.address("images")
+        self.stream: Stream = device.stream()
+        self._done: Event = device.event()
+        self._entered: Event = device.event()
+        for block in (self.questions, self.images):  # rows that no image has filled must be finite
+            self.stream.fill(block.memory.address, 0, block.bytes)
+        self.stream.record(self._done)
         self._open = True
         self._last = self.stream.handle
         self._embedded: Any = None
@@ -253,7 +182,7 @@ class DeviceSlot:
         stream = self._enter(caller)
         rows = self.images.values["images"][1][0]
         size = self.images.bytes_of("images") // rows * count
-        if self.no_graph and self._executor.rebindable and images % _ALIGNMENT == 0 and count == rows:
+        if self.no_graph and self._executor.rebindable and images % ALIGNMENT == 0 and count == rows:
             self._bind_images(images)  # no copy; a graph would hold on to the address
         else:
             self._bind_images(self.images.address("images"))
@@ -270,8 +199,9 @@ class DeviceSlot:
         return self._done
 
     def __del__(self) -> None:
-        """Of a thread that has ended, or of a closed engine."""
-        self.close()
+        """Of a thread that has ended, or of a closed engine; at the interpreter's end the driver takes all back."""
+        if not sys.is_finalizing():
+            self.close()
 
     def close(self) -> None:
         """Give everything back once its work has ended."""
@@ -384,11 +314,8 @@ class DeviceSlots(threading.local):
         """The slot of this key, made where there is none; the others make room where memory is short."""
         slot = self._slots.get(key)
         if slot is None:
-            try:
-                slot = make()
-            except (_core.CudaMemoryError, DeviceMemoryError):
-                if not self._slots:
-                    raise
+            slot = self._fitting(make)
+            if slot is None:
                 while self._slots:
                     self._drop()
                 slot = make()
@@ -397,6 +324,18 @@ class DeviceSlots(threading.local):
                 self._drop()
         self._slots.move_to_end(key)
         return slot
+
+    def _fitting(self, make: Callable[[], DeviceSlot]) -> DeviceSlot | None:
+        """None where memory is short and the others could make room.
+
+        A function of its own: while an error is handled, what had been allocated when it came is still held.
+        """
+        try:
+            return make()
+        except (_core.CudaMemoryError, DeviceMemoryError):
+            if not self._slots:
+                raise
+            return None
 
     def _bytes(self) -> int:
         return sum(slot.bytes for slot in self._slots.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core, cuda, ops
+from finercam_rt.backends.device_block import Values
 from finercam_rt.backends.device_results import Piece, ResultLayout
-from finercam_rt.backends.device_slot import DeviceSlot, DeviceSlots, Executor, Values
+from finercam_rt.backends.device_slot import DeviceSlot, DeviceSlots, Executor
 from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch, sizes_of
 from finercam_rt.backends.protocol import RunTimes, Wanted
 from finercam_rt.cuda import Device, Event, Stream
@@ -25,6 +26,8 @@ DRAWN_HERE = ("gradcam",)
 _MAP = "saliency_map"
 _STATUS = "status"
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
+
+_LAYOUTS_KEPT = 64
 
 Result = TypeVar("Result")
 
@@ -82,6 +85,7 @@ class GpuBackend:
         self._classes = loaded.sizes(EMBEDDINGS) if EMBEDDINGS in inputs else None
         self._loaded = loaded
         self._slots = DeviceSlots()
+        self._layouts: dict[tuple[Any, ...], ResultLayout] = {}
 
     def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
@@ -127,7 +131,7 @@ class GpuBackend:
         """See DeviceBackend.gpu."""
         return self._device
 
-    def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
+    def results(self, count: int, classes: int, wanted: Wanted, names: tuple[str, ...] | None) -> ResultLayout:
         """See DeviceBackend.results."""
         manifest = self._manifest
         if names is None and manifest.taps is not None and not self._draws(wanted):
@@ -135,6 +139,9 @@ class GpuBackend:
                 f"maps by {wanted.method} are drawn on the host, and the batch lies on {self.device}; give an array of "
                 f"the host, or export the engine with --method {wanted.method}."
             )
+        key = count, classes, wanted.taps, names
+        if (known := self._layouts.get(key)) is not None:
+            return known
         some = manifest.contrasts > 1
         several = (manifest.contrasts,) if some else ()
         alike = ("logits", ACTIVATIONS, *(manifest.taps.carried_outputs if manifest.taps else ()))  # for all contrasts
@@ -149,7 +156,10 @@ class GpuBackend:
         pieces[_STATUS] = Piece(_UINT8, () if planes > 1 else several, some, planes)
         left_out = () if wanted.taps else self._taps()
         chosen = [name for name in pieces if name not in left_out] if names is None else names
-        return ResultLayout({name: pieces[name] for name in chosen}, count)
+        if len(self._layouts) >= _LAYOUTS_KEPT:
+            self._layouts.clear()
+        layout = self._layouts[key] = ResultLayout({name: pieces[name] for name in chosen}, count)
+        return layout
 
     def run_on_device(
         self,
@@ -305,6 +315,7 @@ class GpuBackend:
             return call()
         except (_core.CudaError, _core.CudaMemoryError) as error:
             found = cuda.as_backend_error(error, during)
+            error.__traceback__ = None  # whose frames hold what had been allocated
             if getattr(error, "fatal", False):
                 self._lost = found
             raise found from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finercam_rt import cuda
-from finercam_rt.backends.device_slot import Values
+from finercam_rt.backends.device_block import Values
 from finercam_rt.backends.gpu import GpuBackend
 from finercam_rt.backends.interface import Sizes, Value, expected_interface, fixed_batch
 from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -94,7 +94,7 @@ class DeviceBackend(Backend, Protocol):
     def record_times(self, times: list[RunTimes] | None) -> None:
         """From now on, append the times of every run of host arrays; None for no more of that."""
 
-    def results(self, count: int, classes: int, wanted: Wanted, names: Sequence[str] | None) -> ResultLayout:
+    def results(self, count: int, classes: int, wanted: Wanted, names: tuple[str, ...] | None) -> ResultLayout:
         """How the results of `count` images lie: all that is wanted, with "status" and "alpha", or those of `names`.
 
         classes: K where the classes are an input.

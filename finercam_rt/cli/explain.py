@@ -62,7 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote")
+    parser.add_argument(
+        "engine", metavar="ENGINE", type=Path, help="the .onnx file that `finercam export` wrote, or a .plan of `build`"
+    )
     parser.add_argument(
         "paths", metavar="PATH", type=Path, nargs="+", help="an image, or a folder with its sub-folders"
     )

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from finercam_rt.backends.device_slot import Values
+from finercam_rt.backends.device_block import Values
 from finercam_rt.backends.interface import Value
 from finercam_rt.cuda import Device, Memory
 from finercam_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError

@@ -24,10 +24,11 @@ from finercam_rt.export.verify import verify  # noqa: E402
 from finercam_rt.manifest import METHODS, InputSpec, Manifest  # noqa: E402
 from finercam_rt.outputs import Outputs  # noqa: E402
 
+from ..fakes.gpu import Gpu  # noqa: E402
 from .models import SmallCNN  # noqa: E402
 
 SPEC = InputSpec((32, 48), (0.5,) * 3, (0.5,) * 3)
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 
 
 class Nhwc(torch.nn.Module):
@@ -122,8 +123,13 @@ def autograd(made: Made, batch: np.ndarray, outputs: Any) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_taps_equal_autograd_and_serve_every_method(make: Make, name: str, backend: str) -> None:
-    pytest.importorskip(backend)
+def test_taps_equal_autograd_and_serve_every_method(
+    make: Make, name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "tensorrt":
+        Gpu(monkeypatch).serve_graphs()
+    else:
+        pytest.importorskip(backend)
     made = make(name, **FULL)
     layer, contrasts = made.manifest.layers[0], MODELS[name].contrasts
     assert (layer.layout, layer.prefix_tokens) == (name, 1 if name == "tokens" else 0)
@@ -146,9 +152,12 @@ def test_taps_equal_autograd_and_serve_every_method(make: Make, name: str, backe
                 assert difference(of_contrast, wanted) < (1e-4 if "eigen" in method else 2e-6), method
 
 
+@pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("name", ["nchw", "tokens"])
-def test_maps_equal_those_of_head_graph(make: Make, name: str) -> None:
-    """From the gradients, and from the channel weights."""
+def test_maps_equal_those_of_head_graph(make: Make, name: str, planned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the gradients, and from the channel weights; a plan's are drawn behind its run."""
+    if planned:
+        Gpu(monkeypatch).serve_graphs()
     batch, several = images(), MODELS[name].contrasts > 1
     with Engine(make(name).path) as engine:
         wanted = engine(batch)

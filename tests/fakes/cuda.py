@@ -28,6 +28,12 @@ def cuda_error(message: str, *, fatal: bool = False) -> _core.CudaError:
     return error
 
 
+def memory_error(size: int) -> _core.CudaMemoryError:
+    error = _core.CudaMemoryError(f"[cuda] allocating {size} bytes of cuda:0 failed: out of memory")
+    error.bytes = size
+    return error
+
+
 class FakeMemory:
     """Of the device, or of the host where `pinned`."""
 
@@ -38,6 +44,7 @@ class FakeMemory:
         self.raw = raw[start : start + size]
         self.address = self.raw.ctypes.data
         device.live[self.address] = self.raw
+        device.taken += 0 if pinned else size
 
     def view(self, dtype: str, shape: Any, offset: int = 0, strides: Any = None) -> np.ndarray:
         item = np.dtype(dtype).itemsize
@@ -50,8 +57,13 @@ class FakeMemory:
     def release(self) -> None:
         if self._device.live.pop(self.address, None) is not None:
             self.raw[:] = 0xDD
+            self._device.taken -= 0 if self.pinned else self.bytes
 
     def __del__(self) -> None:
+        """As cudaFree does, it waits. `release` does not, so that those who call it must have."""
+        if self.address in self._device.live and self._device.lost is None:
+            for stream in list(self._device.streams.values()):
+                stream.drain(len(stream._work))
         self.release()
 
 
@@ -179,6 +191,7 @@ class FakeDevice:
         self.lock = threading.RLock()
         self.clock = 0
         self.limit: int | None = None
+        self.taken = 0  # bytes of the device alone
         self.refuses_captures = False
         self.lost: Exception | None = None
         self.live: dict[int, np.ndarray] = {}
@@ -206,14 +219,13 @@ class FakeDevice:
         raise self.lost
 
     def used(self) -> int:
+        """Bytes of the device and of the host."""
         return sum(len(raw) for raw in self.live.values())
 
     def memory(self, size: int) -> FakeMemory:
         self.check()
-        if self.limit is not None and self.used() + size > self.limit:
-            error = _core.CudaMemoryError(f"[cuda] allocating {size} bytes of cuda:0 failed: out of memory")
-            error.bytes = size
-            raise error
+        if self.limit is not None and self.taken + size > self.limit:
+            raise memory_error(size)  # of no variable here, whose frame the error would then hold
         self.log("memory", size)
         return FakeMemory(self, size, pinned=False)
 

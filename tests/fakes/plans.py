@@ -269,7 +269,6 @@ class RunningRtx(RunningTensorRT):
         super().__init__(device)
         self.capturable = True
         self.cache = b""
-        self.compiled = 0
 
     def create_builder_config(self) -> _RtxConfig:
         self.config = _RtxConfig(self)
@@ -313,7 +312,8 @@ class FakeRtxContext(FakeContext):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.runs == 0:
-            self._engine.trt.cache += f"{self._shapes['images']};".encode()
+            compiled = f"{self._shapes['images']};".encode()
+            self._engine.trt.cache += b"" if compiled in self._engine.trt.cache else compiled
         return super().execute_async_v3(stream_handle)
 
 

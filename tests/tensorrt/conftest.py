@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from finercam_rt.tensorrt import library
 from finercam_rt.tensorrt.library import RTX, TENSORRT, Library
 
+from ..fakes.gpu import Gpu
 from ..fakes.tensorrt import FakeTensorRT
 
 
@@ -27,3 +29,23 @@ def tensorrt(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Library:
     """The fake, as TensorRT on a machine with a GPU."""
     monkeypatch.setattr(library, "compute_capability", lambda device=0: "SM90")
     return Library(TENSORRT, fake.__version__, fake)
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Gpu:
+    return Gpu(monkeypatch)
+
+
+@pytest.fixture
+def rtx_gpu(monkeypatch) -> Gpu:
+    return Gpu(monkeypatch, RTX)
+
+
+def batch(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 3, 32, 48)).astype(np.float32)
+
+
+def same(found, wanted) -> None:
+    for name, a, b in zip(found._fields, found, wanted, strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -138,8 +138,8 @@ def test_ctrl_c_ends_a_build_and_writes_nothing(toy, tmp_path):
     script = f"""
 import signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from fake import FakeTensorRT
+sys.path.append({str(Path(__file__).parents[2])!r})
+from tests.fakes.tensorrt import FakeTensorRT
 from finercam_rt.tensorrt import library
 from finercam_rt.tensorrt.build import build_plan
 from finercam_rt.tensorrt.builder import BuildOptions

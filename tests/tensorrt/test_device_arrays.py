@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
+import types
+
 import numpy as np
 import pytest
 
-from finercam_rt import Engine, InputError, top_classes
+from finercam_rt import Engine, InputError, device_arrays, top_classes
+from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.contrast import Contrast
+from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.ops import Status
 
+from ..fakes.cuda import FakeDevice
 from ..fakes.frameworks import DeviceTensor, Given, install
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
@@ -51,6 +59,7 @@ def same(outputs, wanted, device) -> None:
 def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
     engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
     made_on = 0 if stream == "default" else gpu.device.stream().handle
+    kept = []  # freeing them would wait
     for step in range(6):
         images = batch(2, step)
         given = DeviceTensor(gpu.device, images, 0 if stream == "given" else made_on)
@@ -60,6 +69,7 @@ def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
         asked = {} if step % 2 else {"target": step, "references": [6, 5]}
         del gpu.device.journal[:]
         found = engine(given, **asked, **options)
+        kept.append((given, found))
         assert gpu.device.streams[made_on].ended < len(gpu.device.streams[made_on]._work), "nothing has waited"
         sizes = [size for what, size in gpu.device.journal if what == "copy"]
         assert (images.nbytes in sizes) == cuda_graphs, "without a graph they are read where they lie"
@@ -87,9 +97,10 @@ def test_of_every_head_and_several_contrasts(make_toy, gpu, contrasts, head, cud
         same(engine(DeviceTensor(gpu.device, images), **asked), reference(images, **asked), gpu.device)
 
 
-def test_host_and_gpu_and_several_streams_in_turn(toy, gpu):
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_host_and_gpu_and_several_streams_in_turn(toy, gpu, cuda_graphs):
     """They share buffers: each must wait for the one before."""
-    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
     streams = [0, gpu.device.stream().handle, gpu.device.stream().handle]
     kept = []
     for step in range(9):
@@ -116,6 +127,38 @@ def test_many_calls_before_anything_is_done(toy, gpu):
         same(found, wanted, gpu.device)
 
 
+def test_a_capture_waits_for_the_run_before(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    given = [DeviceTensor(gpu.device, batch(2, step)) for step in range(2)]
+    kept = [engine(one) for one in given]
+    assert len(gpu.device.graphs) == 1
+    for found, step in zip(kept, range(2), strict=True):
+        same(found, Engine(toy.path)(batch(2, step)), gpu.device)
+
+
+@pytest.mark.parametrize("closing", ["closed", "evicted"])
+def test_what_is_under_way_is_finished_before_the_memory_goes(toy, gpu, closing):
+    engine = Engine(gpu.plan(toy.path))
+    stream = gpu.device.stream().handle
+    kept = [engine(DeviceTensor(gpu.device, batch(2, step), stream)) for step in range(3)]
+    if closing == "closed":
+        engine.close()
+        gc.collect()
+    else:
+        for count in range(3, 9):
+            engine(batch(count))
+    for step, found in enumerate(kept):
+        same(found, Engine(toy.path)(batch(2, step)), gpu.device)
+
+
+def test_results_that_nobody_reads(toy, gpu):
+    engine = Engine(gpu.plan(toy.path))
+    given = DeviceTensor(gpu.device, batch(2))
+    for _ in range(4):
+        engine(given)
+    same(engine(given), Engine(toy.path)(batch(2)), gpu.device)
+
+
 def test_the_logits_alone(make_toy, gpu):
     for toy in (make_toy(), make_toy("many.onnx", contrasts=2)):
         engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
@@ -134,6 +177,11 @@ def test_of_a_zero_shot_model(make_toy, gpu):
     reference = Engine(toy.path, class_embeddings=embeddings)
     for step in range(3):
         same(engine(DeviceTensor(gpu.device, batch(2, step))), reference(batch(2, step)), gpu.device)
+    names = tuple("abc")
+    several = [ClassEmbeddings(toy.weight[k : k + 3], names) for k in range(4)]
+    kept = [engine.with_classes(one)(DeviceTensor(gpu.device, batch(2))) for one in several]
+    for found, one in zip(kept, several, strict=True):
+        same(found, reference.with_classes(one)(batch(2)), gpu.device)
 
 
 @pytest.mark.parametrize("contrasts", [1, 2])
@@ -185,6 +233,10 @@ def test_batches_that_are_refused(toy, gpu):
         engine(elsewhere)
     with pytest.raises(InputError, match="a stream is for a batch on the engine's GPU"):
         engine(batch(2), stream=7)
+    with pytest.raises(
+        InputError, match=r"the stream is of type object; give its handle, such as torch's stream\.cuda_"
+    ):
+        engine(DeviceTensor(gpu.device, batch(2)), stream=object())
     with pytest.raises(InputError, match="another device than the engine, which computes on the CPU"):
         Engine(toy.path)(DeviceTensor(gpu.device, batch(2)))
 
@@ -201,3 +253,61 @@ def test_a_closed_engine(toy, gpu):
     engine.close()
     with pytest.raises(Exception, match="the engine is closed"):
         engine(DeviceTensor(gpu.device, batch(2)))
+
+
+class TorchOnTheHost:
+    """Stands for the module torch: its tensors are those of the CPU, and its streams are recorded."""
+
+    def __init__(self, torch) -> None:
+        self.uint8, self.float32, self.int64, self.empty, self.cuda = (
+            torch.uint8,
+            torch.float32,
+            torch.int64,
+            lambda size, dtype, device: torch.empty(size, dtype=dtype),
+            self,
+        )
+        self.used: list[int] = []
+
+    def current_stream(self, device):
+        return types.SimpleNamespace(cuda_stream=0x77)
+
+    def default_stream(self, device):
+        return 0
+
+    def ExternalStream(self, handle, device):  # noqa: N802
+        return handle
+
+    def stream(self, stream):
+        self.used.append(stream)
+        return contextlib.nullcontext()
+
+
+def test_torch_allocates_its_results_on_the_stream_that_uses_them(monkeypatch):
+    torch = pytest.importorskip("torch")
+    stands_in = TorchOnTheHost(torch)
+    monkeypatch.setitem(sys.modules, "torch", stands_in)
+    example = torch.zeros(1)
+    found = DeviceArray(0, (1,), "float32", True, None)
+    assert device_arrays.stream_of(example, found, None) == 0x77
+    assert device_arrays.stream_of(example, found, np.int64(9)) == 9
+    layout = ResultLayout(
+        {
+            "logits": Piece(np.dtype(np.float32), (3,), False),
+            "target": Piece(np.dtype(np.int64), (2,), True),
+            "map": Piece(np.dtype(np.float32), (2, 2), True, planes=2),
+        },
+        5,
+    )
+    for stream in (0, 0x99):
+        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream)
+        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * layout.bytes).from_address(results.address))
+        memory[:] = np.random.default_rng(0).integers(0, 64, layout.bytes)
+        for name in layout:
+            tensor = results.take(*layout.array(name))
+            offset, dtype, shape, strides = layout.array(name)
+            item = np.dtype(dtype).itemsize
+            wanted = np.ndarray(shape, dtype, memory.data, offset, tuple(item * step for step in strides))
+            assert tensor.shape == wanted.shape
+            np.testing.assert_array_equal(tensor.numpy(), wanted)
+        assert results.take(*layout.array("target", 1)).shape == (5, 1)
+    assert stands_in.used == [0, 0x99]

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, EngineError, InputError, _core, top_classes
+from finercam_rt import BackendError, Engine, InputError, top_classes
 from finercam_rt.backends import device_slot
+from finercam_rt.backends.gpu import _second
 from finercam_rt.errors import DeviceMemoryError
+from finercam_rt.manifest import LayerInfo
 from finercam_rt.tensorrt.library import RTX
 
-from ..fakes.cuda import FakeDevice, cuda_error
+from ..fakes.cuda import FakeDevice
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
-
-
-@pytest.fixture
-def gpu(monkeypatch) -> Gpu:
-    return Gpu(monkeypatch)
-
-
-@pytest.fixture
-def rtx_gpu(monkeypatch) -> Gpu:
-    return Gpu(monkeypatch, RTX)
-
-
-def batch(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, 3, 32, 48)).astype(np.float32)
-
-
-def same(found, wanted) -> None:
-    for name, a, b in zip(found._fields, found, wanted, strict=True):
-        if isinstance(a, np.ndarray):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+from .conftest import batch, same
 
 
 def test_the_stand_in_is_lazy_and_replays():
@@ -200,13 +182,20 @@ def test_the_memory_of_a_thread_is_bounded(toy, gpu, monkeypatch):
 
 
 def test_too_little_memory(toy, gpu):
-    engine = Engine(gpu.plan(toy.path))
+    other, engine = Engine(gpu.plan(toy.path)), Engine(gpu.plan(toy.path))
+    before = gpu.device.taken
+    other(batch(8))
+    needed = gpu.device.taken - before
+    other.close()
     engine(batch(1))
-    gpu.device.limit = gpu.device.used() + 200_000
+    gpu.device.limit = gpu.device.taken + needed - 1000
     same(engine(batch(8)), engine(batch(8)))  # the slot of 1 made room
+    assert len(gpu.trt.contexts) == 4, "one of them was made twice"
+    taken = gpu.device.taken
     with pytest.raises(DeviceMemoryError, match="does not suffice for a run of 16 images: ") as caught:
         engine(batch(16))
     assert isinstance(caught.value, MemoryError)
+    assert gpu.device.taken < taken, "nothing is held, neither by the error"
     assert caught.value.bytes > 0
     assert "\n" not in str(caught.value)
     gpu.device.limit = None
@@ -230,84 +219,6 @@ def test_a_thread_gives_its_memory_back(toy, gpu):
     assert gpu.device.used() < 3 * used + 100_000
 
 
-def test_a_capture_that_fails(toy, gpu, caplog):
-    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
-    gpu.device.refuses_captures = True
-    with caplog.at_level(logging.WARNING, "finercam_rt"):
-        for step in range(4):
-            same(engine(batch(2, step)), reference(batch(2, step)))
-    assert caplog.text.count("runs are not captured in a CUDA graph") == 1
-    assert "capturing a graph on cuda:0 failed" in caplog.text
-    assert gpu.device.count("capture") == 1, "it is not tried again"
-    gpu.device.refuses_captures = False
-    engine(batch(1))
-    engine(batch(1))
-    assert len(gpu.device.graphs) == 1, "other sizes are"
-
-
-def test_a_plan_that_cannot_be_captured(toy, rtx_gpu, caplog):
-    rtx_gpu.trt.capturable = False
-    engine, reference = Engine(rtx_gpu.plan(toy.path)), Engine(toy.path)
-    for step in range(3):
-        same(engine(batch(2, step)), reference(batch(2, step)))
-    assert rtx_gpu.device.count("capture") == 0
-    assert "cannot be captured" in caplog.text
-
-
-def test_a_library_that_fails(toy, gpu):
-    engine = Engine(gpu.plan(toy.path), cuda_graphs=False)
-    engine(batch(1))
-    gpu.trt.failing = "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime\n(invalid argument)."
-    with pytest.raises(BackendError) as caught:
-        engine(batch(1))
-    assert str(caught.value) == (
-        "tensorrt 11.4.0.106 failed in a run (IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid "
-        "argument))."
-    )
-    gpu.trt.failing = None
-    assert np.isfinite(engine(batch(1)).logits).all(), "it works on"
-    gpu.trt.context_failing = "Requested size was 123456 bytes: Out of memory"
-    with pytest.raises(DeviceMemoryError, match="does not suffice for a context") as caught:
-        engine(batch(3))
-    assert caught.value.bytes == 123456
-
-
-def test_a_plan_that_the_library_refuses(toy, gpu):
-    plan = gpu.plan(toy.path)
-    gpu.trt.load_failing = "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed"
-    with pytest.raises(EngineError, match=r"toy\.plan: tensorrt 11\.4\.0\.106 does not take it \(Serialization"):
-        Engine(plan)
-    gpu.trt.load_failing = "[defaultAllocator] Requested size was 7 bytes: CUDA out of memory."
-    with pytest.raises(DeviceMemoryError, match="does not suffice for"):
-        Engine(plan)
-
-
-def test_an_error_that_takes_the_gpu_away(toy, gpu):
-    engine, other = Engine(gpu.plan(toy.path)), Engine(gpu.plan(toy.path))
-    other(batch(1))
-    engine(batch(1))
-    gpu.device.lost = cuda_error("waiting failed: an illegal memory access was encountered", fatal=True)
-    for one in (engine, engine, other):
-        with pytest.raises(BackendError, match="nothing of this process can use the GPU any more; start it again"):
-            one(batch(1))
-    engine.close()
-    gc.collect()
-
-
-def test_a_failure_of_the_library_that_takes_the_gpu_away(toy, gpu):
-    engine = Engine(gpu.plan(toy.path), cuda_graphs=False)
-    engine(batch(1))
-    gpu.trt.failing = "Error Code 1: Cuda Runtime (an illegal memory access was encountered)"
-
-    def lose(handle=None):
-        gpu.device.lost = cuda_error("waiting failed: an illegal memory access was encountered", fatal=True)
-        raise gpu.device.lost
-
-    gpu.device.stream = lose
-    with pytest.raises(BackendError, match="can use the GPU any more"):
-        engine(batch(1))
-
-
 def test_kernels_that_rtx_compiles_are_kept(toy, rtx_gpu, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plan = rtx_gpu.plan(toy.path)
@@ -324,8 +235,11 @@ def test_kernels_that_rtx_compiles_are_kept(toy, rtx_gpu, tmp_path, monkeypatch)
     assert len(list(file.parent.iterdir())) == 1
     stored = file.read_bytes()
     rtx_gpu.trt.cache = b""
-    Engine(plan)
+    written = file.stat().st_mtime_ns
+    again = Engine(plan)
     assert rtx_gpu.trt.cache == stored, "the next process begins with them"
+    again(batch(2))
+    assert file.stat().st_mtime_ns == written
     file.write_bytes(b"of another GPU")
     rtx_gpu.trt.cache = b""
     assert np.isfinite(Engine(plan)(batch(1)).logits).all()
@@ -347,45 +261,6 @@ def test_version_compatible_plans_may_bring_code(toy, gpu):
     assert gpu.trt.host_code_allowed
 
 
-def test_what_a_plan_does_not_take(toy, gpu):
-    plan = gpu.plan(toy.path)
-    for arguments, says in (
-        ({"backend": "onnxruntime"}, "is a TensorRT plan, which onnxruntime does not run; use backend='auto'"),
-        ({"device": "cpu"}, "runs on a GPU; run its ONNX file on the CPU"),
-        ({"device": "gpu"}, "there is no device 'gpu'; choose one of auto, cpu, cuda, cuda:N"),
-        ({"device": "cuda:1"}, "there is none here"),
-        ({"compute": "bf16"}, "computes in what it was built for"),
-        ({"threads": 0}, "threads is 0"),
-    ):
-        with pytest.raises(BackendError, match=says):
-            Engine(plan, **arguments)
-    with pytest.raises(BackendError, match="is no TensorRT plan; make one of it with `finercam build`"):
-        Engine(toy.path, backend="tensorrt")
-    for device in ("cuda", "cuda:0"):
-        assert Engine(plan, backend="tensorrt", device=device).device == "cuda:0"
-        with pytest.raises(BackendError, match="has no CUDAExecutionProvider; install onnxruntime-gpu"):
-            Engine(toy.path, device=device)
-
-
-def test_a_plan_that_is_not_what_its_manifest_says(make_toy, gpu):
-    with pytest.raises(EngineError, match="its input references is int64"):
-        Engine(gpu.plan(make_toy(manifest={"references": 2}).path))
-
-
-def test_the_real_library_without_a_gpu(toy, rtx, gpu, monkeypatch):
-    """TensorRT-RTX itself is asked, by its own signatures, as far as it goes where there is no GPU."""
-    if _core.cuda_status()[0]:
-        pytest.skip("there is a GPU, and tests/tensorrt/test_gpu.py")
-    gpu.library, gpu.capability = rtx, "SM89"
-    with pytest.raises((EngineError, BackendError)) as caught:
-        Engine(gpu.plan(toy.path))
-    text = str(caught.value)
-    assert "tensorrt-rtx 1.7" in text
-    assert "it does not say why" not in text
-    assert "\n" not in text
-    print(text)
-
-
 def test_closing_frees_what_other_threads_hold(toy, gpu):
     engine = Engine(gpu.plan(toy.path))
     ran, closed = threading.Event(), threading.Event()
@@ -404,3 +279,23 @@ def test_closing_frees_what_other_threads_hold(toy, gpu):
     assert gpu.device.used() == 0
     closed.set()
     worker.join()
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("nchw", (5, 2, 3)), ("nhwc", (2, 3, 5)), ("tokens", (7, 5))])
+@pytest.mark.parametrize("name", ["channel_weights", "gradients"])
+def test_where_the_gradients_of_a_contrast_lie(layout, shape, name):
+    """Of every layout; the toy has one."""
+    images, contrasts, channels = 2, 3, 5
+    layer = LayerInfo("layer", layout, (2, 3), prefix_tokens=1 if layout == "tokens" else 0)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(images, contrasts, *((channels,) if name == "channel_weights" else shape)))
+    for contrast in range(contrasts):
+        first, strides = _second(name, (images, *shape), layer, contrasts, contrast)
+        steps = tuple(values.itemsize * step for step in strides)
+        found = np.lib.stride_tricks.as_strided(values.ravel()[first:], (images, *shape), steps)
+        wanted = values[:, contrast]
+        if name == "channel_weights":
+            wanted = (
+                wanted[:, :, None, None] if layout == "nchw" else wanted.reshape(images, *[1] * (len(shape) - 1), 5)
+            )
+        np.testing.assert_array_equal(found, np.broadcast_to(wanted, (images, *shape)))
