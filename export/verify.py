@@ -88,8 +88,8 @@ def run_eagerly(
 ) -> Run:
     """What eager autograd says for the targets, references and alphas of `outputs`."""
     layers, count = manifest.layers, len(images)
-    # PyTorch 2.14.1 gives other derivatives for one image than for two of the same, of a 1x1 convolution whose output
-    # is read as tokens: by strides that say nothing of one image it mistakes the cotangent's memory format
+    # PyTorch 2.14.1 mixes up the channels in the derivative of a batch norm of one image whose output becomes tokens:
+    # the strides of the cotangent, which say nothing where there is one image, are taken for another memory format
     copies = images.repeat(2, 1, 1, 1) if count == 1 else images
     activations, logits = run_with_gradients(model, [layer.name for layer in layers], copies)
     logits = logits[:count]
