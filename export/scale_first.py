@@ -29,7 +29,7 @@ def scale_first(traced: fx.GraphModule) -> fx.GraphModule:
         if not isinstance(expanded, fx.Node) or expanded.target is not aten.expand.default:
             continue
         value = expanded.args[0].meta.get("val")  # type: ignore[union-attr]
-        if value.dtype != node.meta["val"].dtype:  # a whole number divided
+        if value is None or value.dtype != node.meta["val"].dtype:  # a whole number divided
             continue
         with traced.graph.inserting_before(node):
             scaled = traced.graph.call_function(node.target, (expanded.args[0], node.args[1]))

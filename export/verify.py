@@ -87,23 +87,27 @@ def run_eagerly(
     class_embeddings: ClassEmbeddings | None = None,
 ) -> Run:
     """What eager autograd says for the targets, references and alphas of `outputs`."""
-    layers = manifest.layers
-    activations, logits = run_with_gradients(model, [layer.name for layer in layers], images)
+    layers, count = manifest.layers, len(images)
+    # PyTorch 2.14.1 mixes up the channels in the derivative of a batch norm of one image whose output becomes tokens:
+    # the strides of the cotangent, which say nothing where there is one image, are taken for another memory format
+    copies = images.repeat(2, 1, 1, 1) if count == 1 else images
+    activations, logits = run_with_gradients(model, [layer.name for layer in layers], copies)
+    logits = logits[:count]
     if isinstance(model, ZeroShot) and class_embeddings is not None:
         logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
     found, taps = [], []
     for target, references, alpha in _contrasts(outputs):
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
-        gradients = torch.autograd.grad(value, activations, retain_graph=True)
+        gradients = [g[:count] for g in torch.autograd.grad(value, activations, retain_graph=True)]
         maps = []
-        for layer, a, g in zip(layers, activations, gradients, strict=True):
+        for layer, a, g in zip(layers, (a[:count] for a in activations), gradients, strict=True):
             with torch.no_grad():
                 raw = raw_map(a, g, layer, manifest.method)
                 # what the ReLU hides: A and G of the other sign have the negative part of the same scores, mostly
                 hidden = raw_map(a, -g, layer, manifest.method)
             maps.append(Expected(raw, (raw.square() + hidden.square()).flatten(1).sum(1).sqrt()))
         found.append(maps if len(maps) == 1 else [_whole(maps, manifest.grid), *maps])
-        taps.append(_taps(manifest, activations[0].detach(), gradients[0]))
+        taps.append(_taps(manifest, activations[0][:count].detach(), gradients[0]))
     return Run(logits.detach(), found, taps)
 
 
