@@ -81,7 +81,7 @@ BIRDS = (
         "label",
         32,
         24,
-        (METHODS[:2], METHODS[:1]),
+        (METHODS[:2], METHODS[:2]),
     ),
 )
 
