@@ -19,6 +19,7 @@ from finercam_rt.errors import ExportError, InputError, WrongTypeError
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.readings import LayoutRequest
 from finercam_rt.manifest import LayerInfo
+from finercam_rt.ops import Status
 from finercam_rt.outputs import Outputs
 
 CACHE = EngineCache()
@@ -82,6 +83,8 @@ class Explainer:
         self, images: Images, facts: Facts, count: int, alpha: float, target: int | Sequence[int] | None = None
     ) -> Answer:
         """`target` (the predicted class, one class, or one an image) against the `count` classes nearest to it."""
+        if _has_one_position(facts):
+            return self._constant(images)
         engine = self._engine(images, facts, _OPEN, count)
         row = [AUTOMATIC] * count + [UNUSED] * (engine.manifest.references - count)
         outputs = engine(images, target=target, references=np.array([row] * len(images), np.int64), alpha=alpha)
@@ -89,6 +92,8 @@ class Explainer:
 
     def ask(self, images: Images, facts: Facts, questions: Sequence[Question] | None) -> Answer:
         """One question an image; None is each image's predicted class, against nothing."""
+        if questions is None and _has_one_position(facts):
+            return self._constant(images)
         if questions is None:
             engine = self._engine(images, facts, _OPEN, 0)
             target = 0 if facts.num_classes == 1 else None
@@ -103,6 +108,8 @@ class Explainer:
         most = max(len(question.references) for question in questions)
         if most >= max(2, facts.num_classes):
             raise InputError(f"a target has {most} comparison classes, and the model {facts.num_classes} classes.")
+        if _has_one_position(facts):
+            return self._constant(images)
         (kind,), (objective,) = scores, objectives or {_OPEN}
         engine = self._engine(images, facts, str(objective), most, kind)
         # scores other than logits stand behind them
@@ -159,9 +166,22 @@ class Explainer:
                 "or leave it out."
             )
 
+    def _constant(self, images: Images) -> Answer:
+        """Of layers whose map has one position for images of this size: there is nothing to compile."""
+        with torch.no_grad():
+            logits = np.asarray(self.model(torch.from_numpy(np.ascontiguousarray(images))), np.float32)
+        finite = np.isfinite(logits).all(axis=1) & np.isfinite(images).all(axis=(1, 2, 3))
+        status = np.where(finite, Status.CONSTANT, Status.NON_FINITE).astype(np.uint8)
+        return Answer(logits, [np.zeros((len(images), 1, 1), np.float32) for _ in self.layers], status)
+
     def _answer(self, engine: Engine, outputs: Outputs, facts: Facts) -> Answer:
         maps = [outputs.layer_maps[layer.name] for layer in engine.manifest.layers] if outputs.layer_maps else []
         return Answer(outputs.logits[:, : facts.num_classes], maps or [outputs.saliency_map], outputs.status)
+
+
+def _has_one_position(facts: Facts) -> bool:
+    """Whether all layers give (N,C,1,1)."""
+    return all(len(shape) == 4 and shape[2:] == (1, 1) for shape in facts.shapes)
 
 
 def checked_images(images: object, name: str) -> Images:

@@ -290,3 +290,27 @@ def test_mistakes_in_the_model(images: Any) -> None:
 def test_another_size_is_another_engine(cnn: Any) -> None:
     batch = blobs(2, (48, 40))
     _check(ours.GradCAM(cnn, [cnn[1]])(batch), public.GradCAM(cnn, [cnn[1]])(batch, None))
+
+
+def test_a_map_of_one_position_is_the_originals_and_said() -> None:
+    """Zeros, as grad-cam gives them for its own test's images of 32 x 32 pixels, but not silently."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 6, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(6, 5)
+    )
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    targets = [public_targets.ClassifierOutputTarget(index) for index in (0, 2, 4)]
+    for mine, theirs, arguments in (
+        (ours.GradCAM, public.GradCAM, {"targets": targets}),
+        (ours.LayerCAM, public.LayerCAM, {"targets": None, "eigen_smooth": True}),
+        (ours.FinerCAM, public.FinerCAM, {"targets": None, "alpha": 0.6}),
+    ):
+        with mine(model=model, target_layers=[model[3]]) as a, theirs(model, [model[3]]) as b:
+            with pytest.warns(RuntimeWarning, match=r"explains nothing for image 0 \(constant\)"):
+                found = a(input_tensor=images, **arguments)
+            wanted = b(input_tensor=images, **arguments)
+            assert found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found, wanted)
+            torch.testing.assert_close(a.outputs, model(images).detach(), rtol=1e-5, atol=1e-6)
+            assert a.status == ("constant",) * 3
+    with ours.GradCAM(model=model, target_layers=[model[3]]) as a, pytest.raises(InputError, match="index 5 is out of bounds"):
+        a(images, [public_targets.ClassifierOutputTarget(5)] * 3)
