@@ -312,5 +312,5 @@ def test_a_map_of_one_position_is_the_originals_and_said() -> None:
             np.testing.assert_array_equal(found, wanted)
             torch.testing.assert_close(a.outputs, model(images).detach(), rtol=1e-5, atol=1e-6)
             assert a.status == ("constant",) * 3
-    with ours.GradCAM(model=model, target_layers=[model[3]]) as a, pytest.raises(InputError, match="index 5 is out of bounds"):
+    with ours.GradCAM(model=model, target_layers=[model[3]]) as a, pytest.raises(InputError, match="index 5 is out"):
         a(images, [public_targets.ClassifierOutputTarget(5)] * 3)
