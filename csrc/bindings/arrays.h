@@ -36,5 +36,6 @@ void bind_cuda(nanobind::module_& module);
 void bind_perturb(nanobind::module_& module);
 void bind_preprocess(nanobind::module_& module);
 void bind_render(nanobind::module_& module);
+void bind_seed(nanobind::module_& module);
 
 }  // namespace finercam

@@ -7,5 +7,6 @@ NB_MODULE(_core, module) {
   finercam::bind_render(module);
   finercam::bind_perturb(module);
   finercam::bind_preprocess(module);
+  finercam::bind_seed(module);
   finercam::bind_cuda(module);
 }

@@ -256,13 +256,19 @@ __device__ __forceinline__ void draw(SummedMethod<Term>, const CamInputs<T>& in,
   });
 }
 
+// Blocks of a multiprocessor that the registers leave room for: with three the weighted methods would need a stack.
+template <typename Method>
+constexpr int kBlocks = 2;
+template <typename Term>
+constexpr int kBlocks<SummedMethod<Term>> = 3;
+
 // Floats of shared memory for the sums of across_rows.
 template <typename T>
 constexpr int kScratch = 2 * kThreads * kVector<T>;
 
 // parts: (N, P, chunks, positions) float; finished: (N, P) zeroed counters. Both are unused with one chunk.
 template <typename Method, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<Method>)
     cam_kernel(const __grid_constant__ CamInputs<T> in, float* __restrict__ parts, unsigned* __restrict__ finished,
                float* __restrict__ map) {
   __shared__ __align__(16) float weights[kMaxChunk + kChunkStep];

@@ -86,14 +86,10 @@ struct Valid {
 // Calls use(e) for each valid column of a vector.
 template <int V, typename Use>
 __device__ __forceinline__ void for_valid(const Valid& valid, const Use& use) {
-  if (V == 1 || valid.last - valid.first == V) {
+  const unsigned mask = (1u << valid.last) - (1u << valid.first);
 #pragma unroll
-    for (int e = 0; e < V; ++e) use(e);
-  } else {
-#pragma unroll
-    for (int e = 0; e < V; ++e) {
-      if (e >= valid.first && e < valid.last) use(e);
-    }
+  for (int e = 0; e < V; ++e) {
+    if (V == 1 || (mask >> e & 1u) != 0) use(e);
   }
 }
 
@@ -107,18 +103,20 @@ __device__ __forceinline__ Raw<T, V> fetch(const Matrix<T, kPlanar>& in, int row
   } else {
     const T* start = in.data + row * in.row_stride() + column;
     if (hangs_into_rows || valid.last == V) return __ldg(reinterpret_cast<const uint4*>(start));
-    unsigned words[4] = {};
-    constexpr int kPerWord = V / 4;
-#pragma unroll
-    for (int e = 0; e < V; ++e) {
-      if (e < valid.first || e >= valid.last) continue;
-      if constexpr (kPerWord == 1) {
-        words[e] = __float_as_uint(start[e]);
+    uint4 raw = make_uint4(0, 0, 0, 0);
+    // From the last to the first, each shifted in: an index that is not known when compiling would put them on a stack.
+#pragma unroll 1
+    for (int e = V - 1; e >= 0; --e) {
+      const bool wanted = e >= valid.first && e < valid.last;
+      if constexpr (std::is_same_v<T, float>) {
+        raw = make_uint4(wanted ? __float_as_uint(start[e]) : 0u, raw.x, raw.y, raw.z);
       } else {
-        words[e / kPerWord] |= static_cast<unsigned>(start[e].bits) << (e % kPerWord * 16);
+        const unsigned bits = wanted ? start[e].bits : 0u;
+        raw = make_uint4(raw.x << 16 | bits, __funnelshift_l(raw.x, raw.y, 16), __funnelshift_l(raw.y, raw.z, 16),
+                         __funnelshift_l(raw.z, raw.w, 16));
       }
     }
-    return make_uint4(words[0], words[1], words[2], words[3]);
+    return raw;
   }
 }
 
@@ -128,6 +126,7 @@ __device__ __forceinline__ Raw<T, V> fetch(const Matrix<T, kPlanar>& in, int row
 template <int V, int kSums, int kInputs, bool kPlanar, typename T, typename Use, typename Write>
 __device__ __forceinline__ void along_rows(const Matrix<T, kPlanar> (&in)[kInputs], int rows, int columns,
                                            const Use& use, const Write& write) {
+  constexpr int kCount = kBatch / kInputs;
   const int vectors = (columns + 2 * V - 2) / V;
   const int lanes = vectors >= kWarp ? kWarp : 1 << (32 - __clz(vectors - 1));
   const int lane = threadIdx.x % lanes;
@@ -161,29 +160,29 @@ __device__ __forceinline__ void along_rows(const Matrix<T, kPlanar> (&in)[kInput
     if (lane == 0 && row < rows) write(row, sums);
   };
 
-  if (vectors <= lanes) {  // a batch of rows at once
-    for (int start = group; start - group < rows; start += kBatch * groups) {
-      Raw<T, V> raw[kBatch][kInputs];
+  // A batch is of rows where a row takes one step, else of vectors of one row.
+  const bool of_rows = vectors <= lanes;
+  const int row_step = of_rows ? groups : 0;
+  const int vector_step = of_rows ? 0 : kWarp;
+  for (int row = group; row - group < rows; row += of_rows ? kCount * groups : groups) {
+    float sums[kCount][kSums] = {};
+    for (int vector = lane; vector < vectors; vector += kCount * kWarp) {
+      Raw<T, V> raw[kCount][kInputs];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) read(start + b * groups, lane, raw[b]);
+      for (int b = 0; b < kCount; ++b) read(row + b * row_step, vector + b * vector_step, raw[b]);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        float sums[kSums] = {};
-        add(start + b * groups, lane, raw[b], sums);
-        finish(start + b * groups, sums);
-      }
+      for (int b = 0; b < kCount; ++b) add(row + b * row_step, vector + b * vector_step, raw[b], sums[b]);
     }
-  } else {  // a batch of vectors of one row at once
-    for (int row = group; row < rows; row += groups) {
-      float sums[kSums] = {};
-      for (int vector = lane; vector < vectors; vector += kBatch * kWarp) {
-        Raw<T, V> raw[kBatch][kInputs];
+    if (of_rows) {
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) read(row, vector + b * kWarp, raw[b]);
+      for (int b = 0; b < kCount; ++b) finish(row + b * groups, sums[b]);
+    } else {
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) add(row, vector + b * kWarp, raw[b], sums);
+      for (int b = 1; b < kCount; ++b) {
+#pragma unroll
+        for (int s = 0; s < kSums; ++s) sums[0][s] += sums[b][s];
       }
-      finish(row, sums);
+      finish(row, sums[0]);
     }
   }
 }
@@ -199,6 +198,7 @@ template <int V, int kSums, int kInputs, bool kPlanar, typename T, typename Prep
 __device__ __forceinline__ void across_rows(const Matrix<T, kPlanar> (&in)[kInputs], int rows, int columns, int folds,
                                             float* scratch, const Prepare& prepare, const Use& use,
                                             const Write& write) {
+  constexpr int kCount = kBatch / kInputs;
   const int folded = columns * folds;
   const int folded_rows = (rows + folds - 1) / folds;
   const int last_columns = folded - (folded_rows * folds - rows) * columns;
@@ -215,10 +215,10 @@ __device__ __forceinline__ void across_rows(const Matrix<T, kPlanar> (&in)[kInpu
       const auto valid_of = [&](int row) {
         return Valid{0, min(V, (row < folded_rows - 1 ? folded : last_columns) - column)};
       };
-      for (int row = group; row < folded_rows; row += kBatch * groups) {
-        Raw<T, V> raw[kBatch][kInputs];
+      for (int row = group; row < folded_rows; row += kCount * groups) {
+        Raw<T, V> raw[kCount][kInputs];
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
+        for (int b = 0; b < kCount; ++b) {
           const int own = row + b * groups;
           if (own >= folded_rows || valid_of(own).last <= 0) continue;
 #pragma unroll
@@ -227,7 +227,7 @@ __device__ __forceinline__ void across_rows(const Matrix<T, kPlanar> (&in)[kInpu
           }
         }
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
+        for (int b = 0; b < kCount; ++b) {
           const int own = row + b * groups;
           if (own >= folded_rows || valid_of(own).last <= 0) continue;
           float values[kInputs][V];
