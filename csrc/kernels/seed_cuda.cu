@@ -11,6 +11,7 @@ namespace finercam {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of a multiprocessor; left to itself the compiler makes room for more, with a stack
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
@@ -34,7 +35,7 @@ __device__ __forceinline__ ClassKey next(int classes, bool any, ClassKey last, c
   return best;
 }
 
-__global__ void __launch_bounds__(kThreads) seed_kernel(const __grid_constant__ SeedArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks) seed_kernel(const __grid_constant__ SeedArgs args) {
   const SeedRow row = seed_row(args, blockIdx.x);
   const int classes = static_cast<int>(args.classes);
   std::int64_t target = args.target[row.number];

@@ -16,7 +16,7 @@ import pytest
 from finercam_rt import _core
 
 CMAKE = Path(__file__).parents[2] / "CMakeLists.txt"
-KERNELS = {"cam_kernel": 24, "mask_kernel": 1, "remove_kernel": 2, "render_kernel": 7, "seed_kernel": 1}
+KERNELS = {"cam_kernel": 24, "mask_kernel": 1, "remove_kernel": 2, "render_kernel": 8, "seed_kernel": 1}
 """How many instances of each kernel there are: eight methods of three dtypes, a vector and a scalar form, ..."""
 DISASSEMBLED = ["80", "90", "120"]
 WITHOUT_CUDA = "this build of finercam-rt has no CUDA kernels"
