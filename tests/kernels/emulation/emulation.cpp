@@ -1,7 +1,6 @@
 #include "emulation.h"
 
 #include <ucontext.h>
-
 #include <vector>
 
 #include "kernels/cam.h"
@@ -123,8 +122,16 @@ extern "C" std::int64_t emulated_cam(int method, int dtype, const void* a, const
   args.method = static_cast<Method>(method);
   args.contrasts = sizes[1];
   args.contrast_stride = g_strides[1];
-  args.activations = {a,        static_cast<DType>(dtype), sizes[0],     sizes[2],     sizes[3],
-                      sizes[4], a_strides[0],              a_strides[1], a_strides[2], a_strides[3]};
+  args.activations = {a,
+                      static_cast<DType>(dtype),
+                      sizes[0],
+                      sizes[2],
+                      sizes[3],
+                      sizes[4],
+                      a_strides[0],
+                      a_strides[1],
+                      a_strides[2],
+                      a_strides[3]};
   const bool weights = args.method == Method::kChannelWeights;
   args.gradients = {g,
                     static_cast<DType>(dtype),
