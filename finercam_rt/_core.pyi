@@ -25,13 +25,27 @@ class Layout(enum.Enum):
     TOKENS = 2
 
 class Method(enum.Enum):
-    """How activations and gradients become a map."""
+    """How activations and gradients, or channel weights, become a map."""
 
-    GRADCAM = 0
+    CHANNEL_WEIGHTS = 0
+
+    GRADCAM = 1
+
+    GRADCAM_PLUS_PLUS = 2
+
+    XGRADCAM = 3
+
+    FEM = 4
+
+    LAYERCAM = 5
+
+    HIRESCAM = 6
+
+    GRADCAM_ELEMENTWISE = 7
 
 def cam(
     activations: object,
-    gradients: object,
+    gradients: object | None,
     out: object,
     *,
     method: Method,
@@ -40,7 +54,9 @@ def cam(
     threads: int,
     stream: int,
 ) -> None:
-    """Write the raw map of (N, h, w) into out; its h and w are the grid."""
+    """
+    Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w are the grid.
+    """
 
 def map_status(
     maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
@@ -159,6 +175,32 @@ def preprocess(
     Write photographs resized, cropped, normalised; a frame is (resized height, resized width, top, left).
     """
 
+class Objective(enum.Enum):
+    """What the seed is the derivative of."""
+
+    WEIGHTED = 0
+
+    MEAN = 1
+
+def seed(
+    logits: object,
+    target: object,
+    references: object,
+    alpha: object,
+    target_class: object,
+    reference_classes: object,
+    seed_classes: object,
+    values: object,
+    dense: object | None,
+    *,
+    objective: Objective,
+    threads: int,
+    stream: int,
+) -> None:
+    """
+    Write the seed of the logits (N, K) for targets and alphas (N,) or (N, P), references (N, R) or (N, P, R).
+    """
+
 def cuda_status() -> tuple[int, str]:
     """Number of usable CUDA devices, and why there is none."""
 
@@ -183,6 +225,10 @@ def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[Any, dict(d
     """An uninitialised int32 array that owns memory of a CUDA device."""
 
 def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
+def cuda_empty_int64(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.int64], dict(device="cuda")]:
+    """An uninitialised int64 array that owns memory of a CUDA device."""
+
+def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
     """An uninitialised uint8 array that owns memory of a CUDA device."""
 
 class CudaError(RuntimeError):

@@ -97,7 +97,12 @@ def allocate(dtype: str, shape: tuple[int, ...], like: Array) -> Any:
     if like.device == "cpu":
         return np.empty(shape, dtype)
     device = int(like.device.removeprefix("cuda:"))
-    make = {"float32": _core.cuda_empty_float32, "int32": _core.cuda_empty_int32, "uint8": _core.cuda_empty_uint8}
+    make = {
+        "float32": _core.cuda_empty_float32,
+        "int32": _core.cuda_empty_int32,
+        "int64": _core.cuda_empty_int64,
+        "uint8": _core.cuda_empty_uint8,
+    }
     return make[dtype](shape, device)
 
 

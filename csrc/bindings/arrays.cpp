@@ -53,7 +53,7 @@ nb::object describe(nb::handle object) {
 }  // namespace
 
 ArrayView array_view(const AnyArray& array, const char* op) {
-  FINERCAM_CHECK(array.ndim() <= 4, op, "expected at most 4 axes, got ", array.ndim());
+  FINERCAM_CHECK(array.ndim() <= 5, op, "expected at most 5 axes, got ", array.ndim());
   ArrayView view{};
   view.data = array.data();
   if (is_type(array.dtype(), nb::dlpack::dtype_code::Float, 32)) {

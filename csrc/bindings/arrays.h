@@ -10,7 +10,7 @@ namespace finercam {
 
 using AnyArray = nanobind::ndarray<nanobind::ro>;
 
-// Throws std::invalid_argument for a dtype other than float32, float16 and bfloat16, or more than four axes.
+// Throws std::invalid_argument for a dtype other than float32, float16 and bfloat16, or more than five axes.
 ArrayView array_view(const AnyArray& array, const char* op);
 
 // Where an array's kernel runs: on the CPU, or on its CUDA device and the given stream. Throws for other devices.
@@ -37,5 +37,6 @@ void bind_graph(nanobind::module_& module);
 void bind_perturb(nanobind::module_& module);
 void bind_preprocess(nanobind::module_& module);
 void bind_render(nanobind::module_& module);
+void bind_seed(nanobind::module_& module);
 
 }  // namespace finercam

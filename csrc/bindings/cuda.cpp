@@ -52,6 +52,8 @@ void bind_cuda(nb::module_& module) {
              "An uninitialised float32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised int32 array that owns memory of a CUDA device.");
+  module.def("cuda_empty_int64", &empty<std::int64_t>, nb::arg("shape"), nb::arg("device"),
+             "An uninitialised int64 array that owns memory of a CUDA device.");
   module.def("cuda_empty_uint8", &empty<std::uint8_t>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised uint8 array that owns memory of a CUDA device.");
 }

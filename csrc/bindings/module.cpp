@@ -7,6 +7,7 @@ NB_MODULE(_core, module) {
   finercam::bind_render(module);
   finercam::bind_perturb(module);
   finercam::bind_preprocess(module);
+  finercam::bind_seed(module);
   finercam::bind_cuda(module);
   finercam::bind_graph(module);
   // A program may end with an engine open: it then holds streams and memory, which the driver takes back.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/clones.h"
+#include "core/lanes.h"
 
 #ifdef FINERCAM_HAS_TARGET_CLONES
 #include <immintrin.h>
@@ -11,27 +12,6 @@
 
 namespace finercam {
 namespace {
-
-// Sixteen partial sums: the same order of additions on every instruction set.
-typedef float Lanes __attribute__((vector_size(64)));
-typedef float Lanes8 __attribute__((vector_size(32)));
-typedef float Lanes4 __attribute__((vector_size(16)));
-constexpr std::int64_t kLanes = 16;
-
-// Additions into one float lane before it moves to a double: bounds the rounding error whatever the length.
-constexpr std::int64_t kSpan = 4 * kLanes * 32;
-
-// The sum of the lanes, by halves.
-inline double total(const Lanes& lanes) {
-  Lanes8 eight[2];
-  std::memcpy(eight, &lanes, sizeof eight);
-  eight[0] += eight[1];
-  Lanes4 four[2];
-  std::memcpy(four, eight, sizeof four);
-  four[0] += four[1];
-  return (static_cast<double>(four[0][0]) + static_cast<double>(four[0][1])) +
-         (static_cast<double>(four[0][2]) + static_cast<double>(four[0][3]));
-}
 
 #ifdef FINERCAM_HAS_TARGET_CLONES
 // The processor's own conversion: compilers do not find it in the portable loop.
@@ -55,31 +35,6 @@ void widen(const Half* in, float* out, std::int64_t count) {
 
 FINERCAM_CLONES void widen(const BFloat16* in, float* out, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = to_float(in[i]);
-}
-
-FINERCAM_CLONES void add_row_sums(const float* block, std::int64_t stride, std::int64_t rows, std::int64_t length,
-                                  double* sums) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float* row = block + r * stride;
-    for (std::int64_t start = 0; start < length; start += kSpan) {
-      const std::int64_t end = std::min(start + kSpan, length);
-      Lanes sum[4] = {};
-      std::int64_t i = start;
-      for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
-        Lanes values[4];
-        std::memcpy(values, row + i, sizeof values);
-        for (int j = 0; j < 4; ++j) sum[j] += values[j];
-      }
-      for (; i + kLanes <= end; i += kLanes) {
-        Lanes values;
-        std::memcpy(&values, row + i, sizeof values);
-        sum[0] += values;
-      }
-      double rest = 0;
-      for (; i < end; ++i) rest += static_cast<double>(row[i]);
-      sums[r] += total((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest;
-    }
-  }
 }
 
 FINERCAM_CLONES void add_row_products(const float* block, std::int64_t stride, std::int64_t rows, std::int64_t length,

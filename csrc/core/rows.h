@@ -11,9 +11,6 @@ namespace finercam {
 void widen(const Half* in, float* out, std::int64_t count);
 void widen(const BFloat16* in, float* out, std::int64_t count);
 
-// sums[r] += sum_i block[r][i], i < length
-void add_row_sums(const float* block, std::int64_t stride, std::int64_t rows, std::int64_t length, double* sums);
-
 // sums[r] += sum_i weights[i] * block[r][i], i < length
 void add_row_products(const float* block, std::int64_t stride, std::int64_t rows, std::int64_t length,
                       const float* weights, double* sums);

@@ -8,13 +8,13 @@
 
 namespace finercam {
 
-// An array as a framework hands it over: up to four axes.
+// An array as a framework hands it over: up to five axes.
 struct ArrayView {
   const void* data;
   DType dtype;
   int rank;
-  std::array<std::int64_t, 4> sizes;
-  std::array<std::int64_t, 4> strides;
+  std::array<std::int64_t, 5> sizes;
+  std::array<std::int64_t, 5> strides;
 };
 
 // Activations or gradients, whatever their layout: element (n, c, y, x) lies at

@@ -1,21 +1,27 @@
-// Class activation maps from activations A and gradients G of a target layer.
+// Class activation maps from activations A and gradients G of a target layer, or from given channel weights.
 #pragma once
 
 #include "core/view.h"
+#include "kernels/cam_methods.h"
 
 namespace finercam {
 
-enum class Method { kGradCam };
+// map (N, P, h, w), contiguous: for each of P contrasts the raw map of the method. NaN stays NaN.
+// gradients: those of the first contrast; contrast p lies p * contrast_stride elements further. Sizes and dtype are
+// those of the activations, strides their own. Of kChannelWeights they are the weights, with one position; kFem does
+// not look at them.
+struct CamArgs {
+  Method method;
+  FeatureView activations, gradients;
+  std::int64_t contrasts, contrast_stride;
+  float* map;
+};
 
-// map (N, h, w), contiguous: the raw map, ReLU(sum_k w_k A_k), where the method makes w_k from G. NaN stays NaN.
-// A and G have the same sizes and dtype; each may have strides of its own.
-void cam(Method method, const FeatureView& activations, const FeatureView& gradients, float* map,
-         const Execution& execution);
+void cam(const CamArgs& args, const Execution& execution);
 
-void cam_cpu(Method method, const FeatureView& activations, const FeatureView& gradients, float* map, int threads);
+void cam_cpu(const CamArgs& args, int threads);
 
 // Queues the kernel on stream (a cudaStream_t) of the device and returns; throws where the build has no CUDA.
-void cam_cuda(Method method, const FeatureView& activations, const FeatureView& gradients, float* map, int device,
-              void* stream);
+void cam_cuda(const CamArgs& args, int device, void* stream);
 
 }  // namespace finercam

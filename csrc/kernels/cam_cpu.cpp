@@ -1,10 +1,13 @@
-// Two passes: pool reads G once and writes the weights (N, C); weighted_sum reads A once and writes the map.
+// Weighted methods: passes over A, G or both give the weights (N, C), then A is read once more for the map. Summed
+// methods: one pass over A and G writes the map.
 //
 // Each pass has two forms, by which axis of the input is contiguous: planar (positions: nchw) or interleaved
-// (channels: nhwc, tokens, and torch's channels_last). Anything else is packed to planar first. Partial sums are cut
-// by the shapes alone, so that the result does not depend on the number of threads; they are float inside a chunk and
-// double across chunks, which keeps the error near that of one rounding for maps of any size.
+// (channels: nhwc, tokens, and torch's channels_last). Anything else is packed to planar first, and so are two inputs
+// of different forms that are read together. Partial sums are cut by the shapes alone, so that the result does not
+// depend on the number of threads; they are float inside a chunk and double across chunks, which keeps the error near
+// that of one rounding for maps of any size.
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -12,7 +15,7 @@
 #include "core/parallel.h"
 #include "core/rows.h"
 #include "kernels/cam.h"
-#include "kernels/cam_methods.h"
+#include "kernels/cam_rows.h"
 
 namespace finercam {
 namespace {
@@ -70,101 +73,144 @@ Matrices<T> matrices(const FeatureView& view) {
   return pack<T>(view);
 }
 
-// Calls use(block, stride, first_row, rows, first_column, columns) for float blocks that cover rows x columns of T in
-// order, at most tile columns at a time; float input is passed on as it lies, anything else is converted into scratch.
-template <typename T, typename Use>
-void for_blocks(const T* data, std::int64_t stride, std::int64_t rows, std::int64_t columns, std::int64_t tile,
+struct Shape {
+  std::int64_t batch, channels, positions;
+};
+
+// What a pass reads together: the rows from `first` of one image of each input.
+template <typename T, std::size_t kInputs>
+struct Rows {
+  std::array<const T*, kInputs> data;
+  std::array<std::int64_t, kInputs> strides;
+};
+
+template <typename T, std::size_t kInputs>
+using Inputs = std::array<const Matrices<T>*, kInputs>;
+
+template <typename T, std::size_t kInputs>
+Rows<T, kInputs> rows_of(const Inputs<T, kInputs>& inputs, std::int64_t image, std::int64_t first) {
+  Rows<T, kInputs> rows;
+  for (std::size_t i = 0; i < kInputs; ++i) {
+    rows.data[i] = inputs[i]->row(image, first);
+    rows.strides[i] = inputs[i]->row_stride;
+  }
+  return rows;
+}
+
+// Calls use(blocks, first_row, rows, first_column, columns) for float blocks that cover rows x columns of T in order,
+// at most tile columns at a time; float input is passed on as it lies, anything else is converted into scratch.
+template <typename T, std::size_t kInputs, typename Use>
+void for_blocks(const Rows<T, kInputs>& in, std::int64_t rows, std::int64_t columns, std::int64_t tile,
                 const Use& use) {
-  [[maybe_unused]] float scratch[std::is_same_v<T, float> ? 1 : kScratch];
+  [[maybe_unused]] float scratch[kInputs][std::is_same_v<T, float> ? 1 : kScratch];
+  FloatRows blocks[kInputs];
   for (std::int64_t column = 0; column < columns; column += tile) {
     const std::int64_t width = std::min(tile, columns - column);
     if constexpr (std::is_same_v<T, float>) {
-      use(data + column, stride, 0, rows, column, width);
+      for (std::size_t i = 0; i < kInputs; ++i) blocks[i] = {in.data[i] + column, in.strides[i]};
+      use(blocks, std::int64_t{0}, rows, column, width);
     } else {
       const std::int64_t step = std::max<std::int64_t>(kScratch / width, 1);
       for (std::int64_t row = 0; row < rows; row += step) {
         const std::int64_t height = std::min(step, rows - row);
-        const T* block = data + row * stride + column;
-        if (stride == width) {
-          widen(block, scratch, height * width);
-        } else {
-          for (std::int64_t r = 0; r < height; ++r) widen(block + r * stride, scratch + r * width, width);
+        for (std::size_t i = 0; i < kInputs; ++i) {
+          const std::int64_t stride = in.strides[i];
+          const T* block = in.data[i] + row * stride + column;
+          if (stride == width) {
+            widen(block, scratch[i], height * width);
+          } else {
+            for (std::int64_t r = 0; r < height; ++r) widen(block + r * stride, scratch[i] + r * width, width);
+          }
+          blocks[i] = {scratch[i], width};
         }
-        use(scratch, width, row, height, column, width);
+        use(blocks, row, height, column, width);
       }
     }
   }
 }
 
-struct Shape {
-  std::int64_t batch, channels, positions;
-};
-
-template <typename Policy>
-void weights_from_sums(const double* sums, std::int64_t count, std::int64_t positions, float* weights) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    weights[i] = static_cast<float>(Policy::weight(sums[i], static_cast<double>(positions)));
+template <typename Pass>
+void finish(const double* sums, std::int64_t sum_stride, std::int64_t channel_stride, std::int64_t count,
+            std::int64_t positions, float* states) {
+  constexpr int kSums = Pass::Statistic::kSums;
+  for (std::int64_t c = 0; c < count; ++c) {
+    double of_channel[kSums];
+    for (int s = 0; s < kSums; ++s) of_channel[s] = sums[s * sum_stride + c * channel_stride];
+    states[c] =
+        static_cast<float>(Pass::finish(of_channel, static_cast<double>(positions), static_cast<double>(states[c])));
   }
 }
 
-// weights (N, C) from planar gradients: a channel is a row.
-template <typename Policy, typename T>
-void pool_planar(const Matrices<T>& gradients, const Shape& shape, float* weights, int threads) {
+// The next states (N, C), from planar inputs: a channel is a row.
+template <typename Pass, typename T, std::size_t kInputs>
+void pool_planar(const Inputs<T, kInputs>& inputs, const Shape& shape, float* states, int threads) {
+  using Statistic = typename Pass::Statistic;
+  constexpr int kSums = Statistic::kSums;
   const std::int64_t chunks = chunks_of(shape.channels, kChannelChunk);
   parallel_for(shape.batch * chunks, threads, [&](std::int64_t unit) {
     const std::int64_t image = unit / chunks;
     const std::int64_t first = unit % chunks * kChannelChunk;
     const std::int64_t count = std::min(kChannelChunk, shape.channels - first);
-    double sums[kChannelChunk] = {};
-    for_blocks(gradients.row(image, first), gradients.row_stride, count, shape.positions, kScratch,
-               [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t,
-                   std::int64_t width) { add_row_sums(block, stride, rows, width, sums + row); });
-    weights_from_sums<Policy>(sums, count, shape.positions, weights + image * shape.channels + first);
+    float* own = states + image * shape.channels + first;
+    double sums[kChannelChunk * kSums] = {};
+    for_blocks(rows_of(inputs, image, first), count, shape.positions, kScratch,
+               [&](const FloatRows* blocks, std::int64_t row, std::int64_t rows, std::int64_t, std::int64_t width) {
+                 add_along(Statistic{}, blocks, rows, width, own + row, sums + row * kSums);
+               });
+    finish<Pass>(sums, 1, kSums, count, shape.positions, own);
   });
 }
 
-// weights (N, C) from interleaved gradients: a position is a row, so chunks of positions give partial sums per channel.
-template <typename Policy, typename T>
-void pool_interleaved(const Matrices<T>& gradients, const Shape& shape, float* weights, int threads) {
+// The next states (N, C), from interleaved inputs: a position is a row, so chunks of positions give partial sums.
+template <typename Pass, typename T, std::size_t kInputs>
+void pool_interleaved(const Inputs<T, kInputs>& inputs, const Shape& shape, float* states, int threads) {
+  using Statistic = typename Pass::Statistic;
+  constexpr int kSums = Statistic::kSums;
   const std::int64_t chunks = chunks_of(shape.positions, kPositionChunk);
-  std::vector<float> partial(static_cast<std::size_t>(shape.batch * chunks * shape.channels));
-  float ones[kPositionChunk];
-  std::fill_n(ones, kPositionChunk, 1.0f);
+  const std::int64_t part = kSums * shape.channels;
+  std::vector<float> partial(static_cast<std::size_t>(shape.batch * chunks * part));
   parallel_for(shape.batch * chunks, threads, [&](std::int64_t unit) {
+    const std::int64_t image = unit / chunks;
     const std::int64_t first = unit % chunks * kPositionChunk;
     const std::int64_t count = std::min(kPositionChunk, shape.positions - first);
-    float* sums = partial.data() + unit * shape.channels;
-    for_blocks(gradients.row(unit / chunks, first), gradients.row_stride, count, shape.channels, kTile,
-               [&](const float* block, std::int64_t stride, std::int64_t, std::int64_t rows, std::int64_t column,
-                   std::int64_t width) { add_weighted_rows(block, stride, ones, rows, width, sums + column); });
+    for_blocks(rows_of(inputs, image, first), count, shape.channels, kTile,
+               [&](const FloatRows* blocks, std::int64_t, std::int64_t rows, std::int64_t column, std::int64_t width) {
+                 add_across(Statistic{}, blocks, rows, width, states + image * shape.channels + column,
+                            partial.data() + unit * part + column, shape.channels);
+               });
   });
-  std::vector<double> sums(static_cast<std::size_t>(shape.channels));
+  std::vector<double> sums(static_cast<std::size_t>(part));
   for (std::int64_t image = 0; image < shape.batch; ++image) {
     std::fill(sums.begin(), sums.end(), 0.0);
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const float* row = partial.data() + (image * chunks + chunk) * shape.channels;
-      for (std::int64_t c = 0; c < shape.channels; ++c)
-        sums[static_cast<std::size_t>(c)] += static_cast<double>(row[c]);
+      const float* row = partial.data() + (image * chunks + chunk) * part;
+      for (std::int64_t c = 0; c < part; ++c) sums[static_cast<std::size_t>(c)] += static_cast<double>(row[c]);
     }
-    weights_from_sums<Policy>(sums.data(), shape.channels, shape.positions, weights + image * shape.channels);
+    finish<Pass>(sums.data(), shape.channels, 1, shape.channels, shape.positions, states + image * shape.channels);
   }
 }
 
-// map (N, positions) from planar activations: chunks of channels give partial maps.
-template <typename T>
-void weighted_sum_planar(const Matrices<T>& activations, const Shape& shape, const float* weights, float* map,
-                         int threads) {
+// A map of each image, `stride` floats apart.
+struct Maps {
+  float* data;
+  std::int64_t stride;
+};
+
+// map (positions) from planar inputs: chunks of channels give partial maps. accumulate(blocks, image, channel, rows,
+// width, sum) adds to sum what the rows from this channel on contribute.
+template <typename T, std::size_t kInputs, typename Accumulate>
+void map_planar(const Inputs<T, kInputs>& inputs, const Shape& shape, const Maps& maps, int threads,
+                const Accumulate& accumulate) {
   const std::int64_t chunks = chunks_of(shape.channels, kChannelChunk);
   std::vector<float> partial(static_cast<std::size_t>(shape.batch * chunks * shape.positions));
   parallel_for(shape.batch * chunks, threads, [&](std::int64_t unit) {
     const std::int64_t image = unit / chunks;
     const std::int64_t first = unit % chunks * kChannelChunk;
     const std::int64_t count = std::min(kChannelChunk, shape.channels - first);
-    const float* factors = weights + image * shape.channels + first;
     float* sum = partial.data() + unit * shape.positions;
-    for_blocks(activations.row(image, first), activations.row_stride, count, shape.positions, kTile,
-               [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t column,
-                   std::int64_t width) { add_weighted_rows(block, stride, factors + row, rows, width, sum + column); });
+    for_blocks(rows_of(inputs, image, first), count, shape.positions, kTile,
+               [&](const FloatRows* blocks, std::int64_t row, std::int64_t rows, std::int64_t column,
+                   std::int64_t width) { accumulate(blocks, image, first + row, rows, width, sum + column); });
   });
   parallel_for(shape.batch, threads, [&](std::int64_t image) {
     const float* part = partial.data() + image * chunks * shape.positions;
@@ -172,57 +218,150 @@ void weighted_sum_planar(const Matrices<T>& activations, const Shape& shape, con
       double sum = 0;
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk)
         sum += static_cast<double>(part[chunk * shape.positions + p]);
-      map[image * shape.positions + p] = rectify(static_cast<float>(sum));
+      maps.data[image * maps.stride + p] = rectify(static_cast<float>(sum));
     }
   });
 }
 
-// map (N, positions) from interleaved activations: one product of a row and the weights per position.
-template <typename T>
-void weighted_sum_interleaved(const Matrices<T>& activations, const Shape& shape, const float* weights, float* map,
-                              int threads) {
+// map (positions) from interleaved inputs: a position is a row. accumulate(blocks, image, rows, column, width, sums)
+// adds to the rows' sums what their channels from this column on contribute.
+template <typename T, std::size_t kInputs, typename Accumulate>
+void map_interleaved(const Inputs<T, kInputs>& inputs, const Shape& shape, const Maps& maps, int threads,
+                     const Accumulate& accumulate) {
   const std::int64_t chunks = chunks_of(shape.positions, kPositionChunk);
   parallel_for(shape.batch * chunks, threads, [&](std::int64_t unit) {
     const std::int64_t image = unit / chunks;
     const std::int64_t first = unit % chunks * kPositionChunk;
     const std::int64_t count = std::min(kPositionChunk, shape.positions - first);
-    const float* factors = weights + image * shape.channels;
     double sums[kPositionChunk] = {};
-    for_blocks(activations.row(image, first), activations.row_stride, count, shape.channels, kTile,
-               [&](const float* block, std::int64_t stride, std::int64_t row, std::int64_t rows, std::int64_t column,
-                   std::int64_t width) { add_row_products(block, stride, rows, width, factors + column, sums + row); });
-    float* out = map + image * shape.positions + first;
+    for_blocks(rows_of(inputs, image, first), count, shape.channels, kTile,
+               [&](const FloatRows* blocks, std::int64_t row, std::int64_t rows, std::int64_t column,
+                   std::int64_t width) { accumulate(blocks, image, rows, column, width, sums + row); });
+    float* out = maps.data + image * maps.stride + first;
     for (std::int64_t i = 0; i < count; ++i) out[i] = rectify(static_cast<float>(sums[i]));
   });
 }
 
-template <typename Policy, typename T>
-void pooled_cam(const FeatureView& activations, const FeatureView& gradients, float* map, int threads) {
-  const Shape shape{activations.batch, activations.channels, activations.positions()};
-  std::vector<float> weights(static_cast<std::size_t>(shape.batch * shape.channels));
-  const Matrices<T> g = matrices<T>(gradients);
-  if (g.planar) {
-    pool_planar<Policy>(g, shape, weights.data(), threads);
-  } else {
-    pool_interleaved<Policy>(g, shape, weights.data(), threads);
-  }
-  const Matrices<T> a = matrices<T>(activations);
+template <typename T>
+void weighted_sum(const Matrices<T>& a, const Shape& shape, const float* weights, const Maps& maps, int threads) {
+  const Inputs<T, 1> inputs{&a};
   if (a.planar) {
-    weighted_sum_planar(a, shape, weights.data(), map, threads);
+    map_planar(inputs, shape, maps, threads,
+               [&](const FloatRows* blocks, std::int64_t image, std::int64_t channel, std::int64_t rows,
+                   std::int64_t width, float* sum) {
+                 add_weighted_rows(blocks->data, blocks->stride, weights + image * shape.channels + channel, rows,
+                                   width, sum);
+               });
   } else {
-    weighted_sum_interleaved(a, shape, weights.data(), map, threads);
+    map_interleaved(inputs, shape, maps, threads,
+                    [&](const FloatRows* blocks, std::int64_t image, std::int64_t rows, std::int64_t column,
+                        std::int64_t width, double* sums) {
+                      add_row_products(blocks->data, blocks->stride, rows, width,
+                                       weights + image * shape.channels + column, sums);
+                    });
+  }
+}
+
+// A, and G of one contrast.
+template <typename T>
+struct Features {
+  const CamArgs& args;
+  Shape shape;
+  Matrices<T> activations, gradients;
+
+  explicit Features(const CamArgs& from)
+      : args(from),
+        shape{from.activations.batch, from.activations.channels, from.activations.positions()},
+        activations(matrices<T>(from.activations)) {}
+
+  FeatureView gradient_view(std::int64_t contrast) const {
+    FeatureView view = args.gradients;
+    view.data = static_cast<const T*>(view.data) + contrast * args.contrast_stride;
+    return view;
+  }
+  Maps maps(std::int64_t contrast) const {
+    return {args.map + contrast * shape.positions, args.contrasts * shape.positions};
+  }
+  // Both in one form, to be read together.
+  Inputs<T, 2> together(std::int64_t contrast) {
+    if (activations.planar != gradients.planar) {
+      if (!activations.planar) activations = pack<T>(args.activations);
+      if (!gradients.planar) gradients = pack<T>(gradient_view(contrast));
+    }
+    return {&activations, &gradients};
+  }
+};
+
+template <typename Pass, typename T>
+void pool(Features<T>& features, std::int64_t contrast, float* states, int threads) {
+  const auto run = [&](const auto& inputs) {
+    if (inputs[0]->planar) {
+      pool_planar<Pass, T>(inputs, features.shape, states, threads);
+    } else {
+      pool_interleaved<Pass, T>(inputs, features.shape, states, threads);
+    }
+  };
+  if constexpr (Pass::kInput == Input::kBoth) {
+    run(features.together(contrast));
+  } else {
+    run(Inputs<T, 1>{Pass::kInput == Input::kActivations ? &features.activations : &features.gradients});
+  }
+}
+
+template <typename T, typename... Passes>
+void draw(PassList<Passes...>, Features<T>& features, std::int64_t contrast, int threads) {
+  const Shape& shape = features.shape;
+  std::vector<float> weights(static_cast<std::size_t>(shape.batch * shape.channels));
+  if constexpr (((Passes::kInput != Input::kActivations) || ...)) {
+    features.gradients = matrices<T>(features.gradient_view(contrast));
+  }
+  (pool<Passes>(features, contrast, weights.data(), threads), ...);
+  weighted_sum(features.activations, shape, weights.data(), features.maps(contrast), threads);
+}
+
+template <typename T>
+void draw(GivenWeights, Features<T>& features, std::int64_t contrast, int threads) {
+  const Shape& shape = features.shape;
+  const FeatureView given = features.gradient_view(contrast);
+  std::vector<float> weights;
+  weights.reserve(static_cast<std::size_t>(shape.batch * shape.channels));
+  for (std::int64_t n = 0; n < shape.batch; ++n) {
+    for (std::int64_t c = 0; c < shape.channels; ++c) {
+      const T weight = static_cast<const T*>(given.data)[n * given.batch_stride + c * given.channel_stride];
+      if constexpr (std::is_same_v<T, float>) {
+        weights.push_back(weight);
+      } else {
+        weights.push_back(to_float(weight));
+      }
+    }
+  }
+  weighted_sum(features.activations, shape, weights.data(), features.maps(contrast), threads);
+}
+
+template <typename T, typename Term>
+void draw(SummedMethod<Term>, Features<T>& features, std::int64_t contrast, int threads) {
+  features.gradients = matrices<T>(features.gradient_view(contrast));
+  const Inputs<T, 2> inputs = features.together(contrast);
+  if (inputs[0]->planar) {
+    map_planar(inputs, features.shape, features.maps(contrast), threads,
+               [](const FloatRows* blocks, std::int64_t, std::int64_t, std::int64_t rows, std::int64_t width,
+                  float* sum) { add_across(Term{}, blocks, rows, width, nullptr, sum, 0); });
+  } else {
+    map_interleaved(inputs, features.shape, features.maps(contrast), threads,
+                    [](const FloatRows* blocks, std::int64_t, std::int64_t rows, std::int64_t, std::int64_t width,
+                       double* sums) { add_along(Term{}, blocks, rows, width, nullptr, sums); });
   }
 }
 
 }  // namespace
 
-void cam_cpu(Method method, const FeatureView& activations, const FeatureView& gradients, float* map, int threads) {
-  visit_dtype(activations.dtype, "cam", [&](auto zero) {
+void cam_cpu(const CamArgs& args, int threads) {
+  visit_dtype(args.activations.dtype, "cam", [&](auto zero) {
     using T = decltype(zero);
-    switch (method) {
-      case Method::kGradCam:
-        return pooled_cam<GradCam, T>(activations, gradients, map, threads);
-    }
+    visit_method(args.method, [&](auto method) {
+      Features<T> features(args);
+      for (std::int64_t contrast = 0; contrast < args.contrasts; ++contrast) draw(method, features, contrast, threads);
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 
 namespace finercam {
 
-void cam_cuda(Method, const FeatureView&, const FeatureView&, float*, int, void*) {
+void cam_cuda(const CamArgs&, int, void*) {
   FINERCAM_CHECK(false, "cam", "expected CPU arrays, got CUDA arrays in a build without CUDA");
 }
 

@@ -14,6 +14,8 @@ namespace finercam {
 namespace {
 
 constexpr int kThreads = 256;
+// Of a multiprocessor. Left to itself the compiler makes room for five on some devices, with a stack.
+constexpr int kBlocks = 4;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kSharedCells = 4096;  // maps of up to 64 x 64 are kept in 16 KiB of shared memory
@@ -92,7 +94,7 @@ __device__ void write_masked(const MaskArgs& args, const Map& map) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ MaskArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocks) mask_kernel(const __grid_constant__ MaskArgs args) {
   __shared__ float cells[kSharedCells];
   const Strides& strides = args.map_strides;
   const float* map =

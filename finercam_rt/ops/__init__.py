@@ -1,5 +1,6 @@
 """The kernels by themselves: `cam` makes a raw map, `render` makes it visible, `status` says what it is worth.
-`rank`, `remove` and `mask` make perturbed copies of images, `preprocess` makes photographs a classifier's batch.
+`rank`, `remove` and `mask` make perturbed copies of images, `preprocess` makes photographs a classifier's batch, `seed`
+what its gradients are asked for.
 
 Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
 come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
@@ -22,3 +23,6 @@ from finercam_rt.ops.rendering import Rendered as Rendered
 from finercam_rt.ops.rendering import Status as Status
 from finercam_rt.ops.rendering import render as render
 from finercam_rt.ops.rendering import status as status
+from finercam_rt.ops.seeding import MAX_REFERENCES as MAX_REFERENCES
+from finercam_rt.ops.seeding import Seed as Seed
+from finercam_rt.ops.seeding import seed as seed

@@ -24,7 +24,15 @@ from finercam_rt.kernel_arrays import (
 from finercam_rt.manifest import METHODS
 from finercam_rt.ops.host_methods import host_map
 
-_KERNELS = {"gradcam": _core.Method.GRADCAM}
+_KERNELS = {
+    "gradcam": _core.Method.GRADCAM,
+    "gradcam++": _core.Method.GRADCAM_PLUS_PLUS,
+    "xgradcam": _core.Method.XGRADCAM,
+    "fem": _core.Method.FEM,
+    "layercam": _core.Method.LAYERCAM,
+    "hirescam": _core.Method.HIRESCAM,
+    "gradcamelementwise": _core.Method.GRADCAM_ELEMENTWISE,
+}
 _LAYOUTS = {
     "nchw": (_core.Layout.NCHW, ("N", "C", "h", "w")),
     "nhwc": (_core.Layout.NHWC, ("N", "h", "w", "C")),
@@ -82,8 +90,8 @@ def cam(
         gradients: G, of the same shape, dtype and device. For P contrasts an axis P follows N: (N,P,C,h,w), ...
         channel_weights: in place of the gradients, for methods that need only their means: w, (N,C) or (N,P,C), of the
             same dtype and device.
-        method: one of manifest.METHODS. "gradcam" is a kernel; the others, and P contrasts, are for float32 and
-            float16 on the CPU, where NumPy computes the others in float32.
+        method: one of manifest.METHODS. "eigencam", "eigengradcam" and those that end in "-eigen" need a principal
+            component: they are for float32 and float16 on the CPU, where NumPy computes them in float32.
         layout: "nchw", "nhwc" or "tokens".
         prefix_tokens: how many tokens (CLS, registers) come before the h*w patch tokens; they take no part.
         grid: (h, w) of the patch tokens; by default the square of their number. For "tokens" only.
@@ -109,46 +117,31 @@ def cam(
     a = describe(activations, "activations", _FLOATS, axes)
     height, width = _grid(a.shape, layout, prefix_tokens, grid)
     second, several = _second(gradients, channel_weights, method, layout, a)
-    workers = workers_for(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2))
-    shape = (a.shape[0], height, width)
-
-    def run(gradients: Any, result: Any) -> None:
+    shape = (a.shape[0], height, width) if several is None else (a.shape[0], several, height, width)
+    if method not in _KERNELS and a.device != "cpu":
+        raise InputError(f"{method} is for the CPU, and the activations lie on {a.device}; move the arrays there.")
+    result = output(out, "out", "float32", shape, a)
+    if method in _KERNELS:
+        given = channel_weights is not None and METHODS[method] == "pooled"
         _core.cam(
             activations,
-            gradients,
+            second,
             result,
-            method=_KERNELS[method],
+            method=_core.Method.CHANNEL_WEIGHTS if given else _KERNELS[method],
             layout=code,
             prefix_tokens=prefix_tokens,
-            threads=workers,
+            threads=workers_for(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2)),
             stream=stream_of(stream, activations, a),
         )
-
-    if method in _KERNELS and several is None:
-        result = output(out, "out", "float32", shape, a)
-        run(second if channel_weights is None else _spread(second, layout, a.shape), result)
-        return result if out is not None else to_caller(result, activations)
-
-    if a.device != "cpu":
-        raise InputError(f"on {a.device} there is 'gradcam' of one contrast alone; move the arrays to the CPU.")
-    values, others = arrays.to_numpy(activations, "activations"), arrays.to_numpy(second, "gradients")
-    if several is None:
-        others = others[:, None]
-    if out is not None and not isinstance(out, np.ndarray):
-        raise InputError("out is for one contrast of 'gradcam', or a NumPy array; leave it out.")
-    result = output(out, "out", "float32", shape if several is None else (a.shape[0], several, height, width), a)
-    if method in _KERNELS:
-        maps = np.empty((several or 1, *shape), np.float32)
-        for contrast, target in enumerate(maps):
-            one = others[:, contrast]
-            run(one if channel_weights is None else _spread(one, layout, a.shape), target)
-        maps = maps.swapaxes(0, 1)
     else:
+        values, others = arrays.to_numpy(activations, "activations"), arrays.to_numpy(second, "gradients")
+        if several is None:
+            others = others[:, None]
         if channel_weights is None:
             others = _by_channel(others, layout, prefix_tokens)
             others = others.mean(-1) if METHODS[method] == "pooled" else others
         maps = host_map(method, _by_channel(values, layout, prefix_tokens), others.astype(np.float32, copy=False))
-    result[...] = maps.reshape(result.shape)
+        arrays.to_numpy(result, "out")[...] = maps.reshape(shape)
     return result if out is not None else to_caller(result, activations)
 
 
@@ -171,15 +164,6 @@ def _second(gradients: Any, weights: Any, method: str, layout: str, a: Array) ->
         raise InputError(f"the {name} are {g.dtype} and the activations {a.dtype}; convert one of them.")
     check_same_device(g, a)
     return given, g.shape[1] if several else None
-
-
-def _spread(weights: Any, layout: str, shape: tuple[int, ...]) -> Any:
-    """Gradients whose mean the weights (N,C) are: the weight at every position, of which there is one in memory."""
-    if not hasattr(weights, "expand"):
-        weights = arrays.to_numpy(weights, "channel weights")
-    ones = (None,) * (len(shape) - 2)
-    view = weights[(slice(None), slice(None), *ones) if layout == "nchw" else (slice(None), *ones, slice(None))]
-    return view.expand(shape) if hasattr(view, "expand") else np.broadcast_to(view, shape)
 
 
 def _by_channel(values: NDArray[Any], layout: str, prefix_tokens: int) -> NDArray[np.float32]:

@@ -1,5 +1,5 @@
-"""Methods that have no kernel yet, by NumPy. Formulas: as in the compiled graph (export/method.py), which the tests and
-the verification of each export hold against these.
+"""Methods by the first principal component, which needs a matrix's powers and so has no kernel, by NumPy. Formulas: as
+in the compiled graph (export/method.py), which the tests and the verification of each export hold against these.
 
 A is (N,C,L) over the map's positions, G (N,P,C,L), its channel weights (N,P,C), for P contrasts; scores are (N,P,L).
 """
@@ -34,11 +34,6 @@ def host_map(method: str, activations: Values, second: Values) -> Values:
 
 def _relu(values: Values) -> Values:
     return np.maximum(values, 0)
-
-
-def _weighted_sum(a: Values, weights: Values) -> Values:
-    """sum_k w_k A_k."""
-    return weights @ a
 
 
 def _plus_plus_weights(a: Values, g: Values) -> Values:
@@ -76,14 +71,6 @@ def _scaled(a: Values, weights: Values) -> Values:
     return weights[..., None] * a[:, None]
 
 
-def _by(weights: Score) -> Score:
-    return lambda a, g: _weighted_sum(a, weights(a, g))
-
-
-def _sum(terms: Score) -> Score:
-    return lambda a, g: terms(a, g).sum(-2)
-
-
 def _principal(terms: Score) -> Score:
     return lambda a, second: _principal_scores(terms(a, second))
 
@@ -112,27 +99,13 @@ def _eigencam(a: Values, second: Values) -> Values:
     return _for_all(_principal_scores(a), second)
 
 
-def _fem(a: Values, second: Values) -> Values:
-    """w_k = share of positions where A > mean + 2 (population) standard deviations."""
-    mean = a.mean(-1, keepdims=True)
-    deviation = np.sqrt(np.square(a - mean).mean(-1, keepdims=True))
-    weights = (a > mean + 2 * deviation).mean(-1, dtype=np.float32)
-    return _for_all((weights[:, None] @ a)[:, 0], second)
-
-
 def _for_all(scores: Values, second: Values) -> Values:
     """Scores (N,L) that no contrast changes, for each of them."""
     return np.repeat(scores[:, None], second.shape[1], axis=1)
 
 
 SCORES: dict[str, Score] = {
-    "gradcam++": _by(_plus_plus_weights),
-    "xgradcam": _by(_xgradcam_weights),
-    "layercam": _sum(_layercam_terms),
-    "hirescam": _sum(_hirescam_terms),
-    "gradcamelementwise": _sum(_elementwise_terms),
     "eigengradcam": _principal(_hirescam_terms),
-    "fem": _fem,
     "eigencam": _eigencam,
     "gradcam-eigen": _principal(_scaled),
     "gradcam++-eigen": _principal(lambda a, g: _scaled(a, _plus_plus_weights(a, g))),

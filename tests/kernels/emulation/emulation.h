@@ -1,0 +1,109 @@
+// Enough of CUDA's language for the kernels' code to run on a CPU, one block at a time: the threads of a block are
+// fibers of one thread, which a barrier switches between. Loads by 16 bytes are checked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#include "core/dtype.h"
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+using std::max;
+using std::min;
+
+struct dim3 {
+  unsigned x, y;
+  dim3(unsigned columns = 1, unsigned rows = 1) : x(columns), y(rows) {}
+};
+extern dim3 threadIdx, blockIdx, gridDim;
+
+struct uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct __half {
+  std::uint16_t bits;
+};
+
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float __uint_as_float(unsigned bits) { return finercam::float_from_bits(bits); }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline float __half2float(__half half) { return finercam::to_float(finercam::Half{half.bits}); }
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value)); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<std::uint64_t>(high) << 32 | low) << shift >> 32);
+}
+
+// Counts the load, and whether it is not aligned or leaves the inputs.
+uint4 __ldg(const uint4* address);
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* sum, unsigned value) {
+  const unsigned former = *sum;
+  *sum += value;
+  return former;
+}
+void __syncthreads();
+void warp_barrier();
+extern std::uint64_t exchanged[1024];
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int step) {
+  std::memcpy(&exchanged[threadIdx.x], &value, sizeof value);
+  warp_barrier();
+  std::memcpy(&value, &exchanged[threadIdx.x ^ static_cast<unsigned>(step)], sizeof value);
+  warp_barrier();
+  return value;
+}
+
+// kernel<<<grid, threads>>>()
+void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel);
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+enum { cudaSuccess, cudaDevAttrMultiProcessorCount };
+extern int processors;
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = processors;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
+  *memory = std::memset(std::malloc(bytes), 0xff, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+#define FINERCAM_CUDA_CHECK(call) static_cast<void>(call)
+
+namespace finercam {
+struct DeviceScope {
+  explicit DeviceScope(int) {}
+};
+}  // namespace finercam

@@ -1,0 +1,143 @@
+"""The code of the CUDA kernel of `cam`, run on the CPU thread by thread: its indices, its barriers, its reductions."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .test_cam import arranged, features
+from .test_cam_taps import oracle
+
+CSRC = Path(__file__).parents[2] / "csrc"
+EMULATION = Path(__file__).parent / "emulation"
+METHODS = ["channel weights", "gradcam", "gradcam++", "xgradcam", "fem", "layercam", "hirescam", "gradcamelementwise"]
+"""In the order of the enumeration Method."""
+SIZES = {
+    "one of all": (1, 1, 1, 1),
+    "planes that do not start on 16 bytes": (2, 67, 7, 7),
+    "planes that do": (1, 40, 12, 16),
+    "planes of more vectors than a block has threads": (1, 9, 33, 35),
+    "one position": (2, 300, 1, 1),
+    "fewer positions than a vector has values": (1, 530, 3, 1),
+    "several chunks": (1, 200, 5, 9),
+}
+
+
+@pytest.fixture(scope="module")
+def cam(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """cam_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("emulation")
+    (folder / "kernels").mkdir()
+    kernel = (CSRC / "kernels" / "cam_cuda.cu").read_text()
+    launch = re.compile(r"(cam_kernel<.*?>)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
+    kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
+    assert launches == 1
+    (folder / "cam.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+    loops = (CSRC / "kernels" / "cam_cuda.cuh").read_text()
+    (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
+    library = folder / "emulation.so"
+    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
+    subprocess.run([*command, folder / "cam.cpp", EMULATION / "emulation.cpp", "-o", library], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.emulated_cam.restype = ctypes.c_int64
+    return loaded
+
+
+def seen(array: np.ndarray, layout: str, size: tuple[int, ...], prefix_tokens: int) -> np.ndarray:
+    """An array of a layout as (...,C,h,w), in the same memory."""
+    if layout == "nchw":
+        return array
+    if layout == "tokens":
+        patches = array[..., prefix_tokens:, :]
+        array = patches.reshape(*patches.shape[:-2], *size[2:], size[1])
+        assert np.shares_memory(array, patches)
+    return np.moveaxis(array, -1, -3)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The same values and strides from an address on 16 bytes."""
+    memory = np.empty(array.nbytes + 16, np.uint8)
+    start = -memory.ctypes.data % 16
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def numbers(values) -> ctypes.Array:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def run(library: ctypes.CDLL, method: str, a: np.ndarray, g: np.ndarray, processors: int) -> tuple[np.ndarray, int]:
+    """The map (N,P,h,w), and how many 16-byte loads it took."""
+    n, channels, height, width = a.shape
+    maps = np.full((n, g.shape[1], height, width), -7, np.float32)
+
+    def described(x):
+        last = x.ctypes.data + sum((s - 1) * t for s, t in zip(x.shape, x.strides, strict=True)) + x.itemsize
+        return ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(last), numbers([t // x.itemsize for t in x.strides])
+
+    loads = library.emulated_cam(
+        METHODS.index(method),
+        ["float32", "float16"].index(str(a.dtype)),
+        *described(a),
+        *described(g),
+        numbers([n, g.shape[1], channels, height, width]),
+        processors,
+        ctypes.c_void_p(maps.ctypes.data),
+    )
+    return maps, loads
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "tokens"])
+@pytest.mark.parametrize("case", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_emulated_kernel_equals_the_formulas(cam, method, case, layout):
+    size = SIZES[case]
+    for dtype, contrasts, processors in (("float32", 1, 1), ("float16", 2, 40)):
+        a, first = features(size, dtype)
+        second = features(size, dtype, seed=1)[1]
+        if method in ("gradcam++", "xgradcam"):  # whose denominators nearly cancel otherwise
+            a, first, second = (np.abs(x) + x.dtype.type(0.1) for x in (a, first, second))
+        prefix = 3 if layout == "tokens" else 0
+        wanted = [oracle("gradcam" if method == "channel weights" else method, a, g) for g in (first, second)]
+        gradients = np.stack([arranged(g, layout, prefix) for g in (first, second)[:contrasts]], 1)
+        given = seen(aligned(gradients), layout, size, prefix)
+        if method == "channel weights":
+            means = np.stack([first, second][:contrasts], 1).astype(np.float64).mean((3, 4)).astype(dtype)
+            given = means[..., None, None]
+            wanted = [oracle("gradcam", a, np.broadcast_to(means[:, p, :, None, None], size)) for p in range(contrasts)]
+        found, loads = run(
+            cam, method, seen(aligned(arranged(a, layout, prefix)), layout, size, prefix), given, processors
+        )
+        assert loads >= 0, "a load by 16 bytes is not aligned, or leaves the input"
+        for p in range(contrasts):
+            np.testing.assert_allclose(found[:, p], wanted[p], rtol=0, atol=2e-5 * max(wanted[p].max(), 1e-3))
+
+
+def test_small_planes_and_tokens_are_read_by_sixteen_bytes(cam):
+    """Nearly all of a 7 x 7 map's planes, and of tokens; each input as often as the method says."""
+    a, g = (aligned(x) for x in features((2, 64, 7, 7), "float32"))
+    vectors = a.size // 4
+    passes = {"hirescam": 2, "channel weights": 1}
+    for method, times in passes.items():
+        given = g[:, None] if method == "hirescam" else g[:, :, :1, :1][:, None]
+        for x, y in ((a, given), (a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2), given)):
+            if method == "hirescam" and x is not a:
+                y = aligned(g.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)[:, None]
+            _, loads = run(cam, method, aligned_view(x), y, 1)
+            assert loads == times * vectors
+
+
+def aligned_view(x: np.ndarray) -> np.ndarray:
+    """Aligned memory behind a view of contiguous memory with its axes in another order."""
+    order = np.argsort([-s for s in x.strides], kind="stable")
+    return aligned(x.transpose(order)).transpose(np.argsort(order))
