@@ -224,11 +224,10 @@ def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[Any, dict
 def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int32", device="cuda")]:
     """An uninitialised int32 array that owns memory of a CUDA device."""
 
-def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
-def cuda_empty_int64(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.int64], dict(device="cuda")]:
+def cuda_empty_int64(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int64", device="cuda")]:
     """An uninitialised int64 array that owns memory of a CUDA device."""
 
-def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[NDArray[numpy.uint8], dict(device="cuda")]:
+def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
     """An uninitialised uint8 array that owns memory of a CUDA device."""
 
 class CudaError(RuntimeError):
