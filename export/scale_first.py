@@ -36,6 +36,12 @@ def scale_first(traced: fx.GraphModule) -> fx.GraphModule:
             scaled.meta["val"] = value
             again = traced.graph.call_function(expanded.target, (scaled, *expanded.args[1:]))
             again.meta["val"] = node.meta["val"]
+            if any(user.target is aten.view.default for user in node.users):
+                # the product lay in one piece, which a view asks for and an expanded value does not
+                again = traced.graph.call_function(
+                    aten.clone.default, (again,), {"memory_format": torch.contiguous_format}
+                )
+                again.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(again)
         changed = True
     if changed:

@@ -35,6 +35,7 @@ class LinearProbe(SharedNames):
         super().__init__(backbone)
         self.__dict__["_modules"] = {**backbone._modules, "linear_head": head}
         self.__dict__["_probe"] = (features, pool)
+        self.__dict__["num_classes"] = head.out_features  # the backbone's own is 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N,3,H,W) -> (N,K)."""
