@@ -52,8 +52,9 @@ class Engine:
     Args:
         path: the .onnx file that `finercam export` wrote, or the .plan of `finercam build`.
         backend: "onnxruntime", "openvino", or "auto": the faster one of those installed, see `backends.open_backend`.
-            A plan is run by the library that built it: "auto" or "tensorrt".
-        device: "auto" or "cpu"; of a plan "auto", "cuda" or "cuda:N".
+            On a GPU also "onnxruntime-tensorrt" and "onnxruntime-tensorrt-rtx". A plan is run by the library that
+            built it: "auto" or "tensorrt".
+        device: "auto" (the CPU; a GPU for plans and for backends that need one), "cpu", "cuda" or "cuda:N".
         threads: threads of one run; None is the number of physical cores granted to this process.
         spinning: whether idle threads of ONNX Runtime spin, for a lower latency at the price of a busy core each.
         compute: "f32", or "bf16": what OpenVINO computes in, on processors that can. Never chosen unasked, because
@@ -61,7 +62,7 @@ class Engine:
         class_embeddings: the classes of an engine of a zero-shot model; see `with_classes`.
         method: how the map is drawn, one of manifest.METHODS; None is the engine's own. Engines of head "taps" have a
             choice, see `with_method`.
-        cuda_graphs: of a plan, whether runs of one size are captured the second time and then replayed in one launch.
+        cuda_graphs: on a GPU, whether runs of one size are captured and then replayed in one launch.
 
     Raises:
         EngineError: not an engine, a damaged one, or one that this version cannot run.
