@@ -42,13 +42,10 @@ class Block:
         dtype, shape = self.values[name]
         return math.prod(shape) * dtype.itemsize
 
-    def view(
-        self, name: str, shape: Sequence[int] | None = None, first: int = 0, strides: Sequence[int] | None = None
-    ) -> Any:
-        """One of them as an array of the device, or a part of it that begins at an element and has these strides."""
+    def view(self, name: str, shape: Sequence[int] | None = None) -> Any:
+        """One of them as an array of the device, or its beginning in another shape."""
         dtype, whole = self.values[name]
-        offset = self._offsets[name] + first * dtype.itemsize
-        return self.memory.view(dtype_name(dtype), whole if shape is None else shape, offset, strides)
+        return self.memory.view(dtype_name(dtype), whole if shape is None else shape, self._offsets[name])
 
     def host(self) -> dict[str, NDArray[Any]]:
         """The mirror, which the copies below read and write."""

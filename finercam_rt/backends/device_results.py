@@ -22,23 +22,11 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 class Piece(NamedTuple):
-    """One result of N images: `shape` is that of an image; with planes it lies as (planes, N, *shape) in memory.
-
-    contrasts: whether the planes, or else the first axis of `shape`, are those of the contrasts.
-    """
+    """One result of N images: `shape` is that of an image; contrasts: whether its first axis is theirs."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     contrasts: bool
-    planes: int = 1
-
-
-class Span(NamedTuple):
-    """Bytes to copy: from an offset in what a run of `rows` images left, to an offset in the results."""
-
-    source: int
-    to: int
-    bytes: int
 
 
 class ResultLayout:
@@ -49,7 +37,7 @@ class ResultLayout:
         self._pieces, self._count, self._offsets, end = pieces, count, dict[str, int](), 0
         for name, piece in pieces.items():
             self._offsets[name] = end
-            end += -(-self._bytes(piece) * piece.planes * count // _ALIGNMENT) * _ALIGNMENT
+            end += -(-self._bytes(piece) * count // _ALIGNMENT) * _ALIGNMENT
         self.bytes = max(end, _ALIGNMENT)
         self._arrays: dict[tuple[str, int | None], tuple[int, str, tuple[int, ...], tuple[int, ...]]] = {}
 
@@ -61,14 +49,10 @@ class ResultLayout:
         """Whether contrasts are the second axis of a result."""
         return self._pieces[name].contrasts
 
-    def spans(self, name: str, rows: int, start: int, count: int) -> list[Span]:
-        """Where `count` images of a run of `rows` go, the first of them to row `start`."""
-        piece = self._pieces[name]
-        size = self._bytes(piece)
-        return [
-            Span(plane * rows * size, self._offsets[name] + (plane * self._count + start) * size, count * size)
-            for plane in range(piece.planes)
-        ]
+    def span(self, name: str, start: int, count: int) -> tuple[int, int]:
+        """Offset and size in bytes of the rows of `count` images, the first of them row `start`."""
+        size = self._bytes(self._pieces[name])
+        return self._offsets[name] + start * size, count * size
 
     def array(self, name: str, several: int | None = None) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
         """Offset in bytes, dtype, shape (N, ...) and strides in elements; `several` contrasts of those there are."""
@@ -79,9 +63,6 @@ class ResultLayout:
         for size in reversed(piece.shape):
             strides.insert(0, strides[0] * size)
         shape: tuple[int, ...] = (self._count, *piece.shape)
-        if piece.planes > 1:
-            shape = (self._count, piece.planes, *piece.shape)
-            strides.insert(1, self._count * strides[0])
         if several is not None:
             shape = (shape[0], several, *shape[2:])
         found = self._offsets[name], dtype_name(piece.dtype), shape, tuple(strides)
@@ -90,17 +71,14 @@ class ResultLayout:
 
     def read(self, name: str, results: int, device: Device, caller: int) -> NDArray[Any]:
         """One of them as a NumPy array, from results at an address that are used on a stream; waits for it."""
-        offset, dtype, shape, strides = self.array(name)
-        piece = self._pieces[name]
-        size = self._bytes(piece) * piece.planes * self._count
+        offset, dtype, shape, _ = self.array(name)
+        size = self._bytes(self._pieces[name]) * self._count
         pinned, stream = device.pinned(size), device.stream(caller)
         stream.copy(pinned.address, results + offset, size)
         stream.synchronize()
-        item = piece.dtype.itemsize
-        values = pinned.array()[:size].view(dtype)
-        return np.lib.stride_tricks.as_strided(values, shape, tuple(item * step for step in strides)).copy()
+        return pinned.array()[:size].view(dtype).reshape(shape).copy()
 
     @staticmethod
     def _bytes(piece: Piece) -> int:
-        """Of one image and plane."""
+        """Of one image."""
         return math.prod(piece.shape) * piece.dtype.itemsize

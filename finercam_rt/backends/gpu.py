@@ -19,7 +19,7 @@ from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixe
 from finercam_rt.backends.protocol import RunTimes, Wanted
 from finercam_rt.cuda import Device, Event, Stream
 from finercam_rt.errors import BackendError, InputError
-from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, LayerInfo, Manifest
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, Manifest
 
 DRAWN_HERE = ("gradcam",)
 """Methods whose kernel runs on the GPU; for the others the taps are copied to the host."""
@@ -105,8 +105,6 @@ class GpuBackend:
             found = dict(slot.answers.host())
             if taps and slot.taps is not None:
                 found |= slot.taps.host()
-            if draws and self._manifest.contrasts > 1:
-                found[_MAP] = found[_MAP].swapaxes(0, 1)
             return found
 
         return self._guarded(run, f"a run of {sizes.batch} images")
@@ -150,10 +148,9 @@ class GpuBackend:
             for name, (dtype, shape) in self._interface.outputs.items()
         }
         pieces["alpha"] = Piece(_FLOAT32, several, some)
-        planes = manifest.contrasts if manifest.taps is not None else 1
         if manifest.taps is not None:
-            pieces[_MAP] = Piece(_FLOAT32, manifest.grid, some, planes)
-        pieces[_STATUS] = Piece(_UINT8, () if planes > 1 else several, some, planes)
+            pieces[_MAP] = Piece(_FLOAT32, (*several, *manifest.grid), some)
+        pieces[_STATUS] = Piece(_UINT8, several, some)
         left_out = () if wanted.taps else self._taps()
         chosen = [name for name in pieces if name not in left_out] if names is None else names
         if len(self._layouts) >= _LAYOUTS_KEPT:
@@ -210,8 +207,8 @@ class GpuBackend:
                 self._queue_status(slot, stream, images, count)
             for name in layout:
                 block = next(b for b in (slot.answers, slot.questions, slot.taps) if b is not None and name in b.values)
-                for span in layout.spans(name, sizes.batch, start, count):
-                    stream.copy(results + span.to, block.address(name) + span.source, span.bytes)
+                offset, size = layout.span(name, start, count)
+                stream.copy(results + offset, block.address(name), size)
 
         return slot.run_device(images, count, feeds, caller, collect)
 
@@ -221,10 +218,7 @@ class GpuBackend:
         shape = slot.answers.values[_STATUS][1]
         maps = slot.answers.view(_MAP, (math.prod(shape), *manifest.grid))
         flat = slot.answers.view(_STATUS, (math.prod(shape),))
-        rows, planes = slot.images.values["images"][1][0], manifest.contrasts
-        # (N,P), of which `count` rows are looked at; drawn here, the maps of a contrast lie together
-        strides = (1, rows) if manifest.taps is not None else (planes, 1)
-        marked = slot.answers.view(_STATUS, (count, planes), 0, strides)
+        marked = slot.answers.view(_STATUS, (count, manifest.contrasts))
         height, width = manifest.input.size
         given = self._device.view(images, "float32", (count, 3 * height * width))
         logits = slot.answers.view("logits", (count, slot.answers.values["logits"][1][1]))
@@ -267,7 +261,7 @@ class GpuBackend:
         several = () if manifest.contrasts == 1 else (manifest.contrasts,)
         drawn: Values = {_STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
         if draws:
-            drawn = {**drawn, _MAP: (_FLOAT32, (*several, sizes.batch, *manifest.grid))}
+            drawn = {**drawn, _MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
         return DeviceSlot(
             self._device,
             loaded.context(inputs, outputs),
@@ -281,31 +275,25 @@ class GpuBackend:
         )
 
     def _queue_maps(self, slot: DeviceSlot, stream: Stream) -> None:
-        """`cam` behind the run, on its stream, one launch a contrast."""
+        """`cam` behind the run, on its stream, one launch for all contrasts."""
         assert slot.taps is not None
         (layer,) = self._manifest.layers
-        contrasts = self._manifest.contrasts
-        activations = slot.taps.view(ACTIVATIONS)
-        shape = slot.taps.values[ACTIVATIONS][1]
+        activations, out = slot.taps.view(ACTIVATIONS), slot.answers.view(_MAP)
         name = GRADIENTS if GRADIENTS in slot.taps.values else CHANNEL_WEIGHTS
-        cells = shape[0] * layer.grid[0] * layer.grid[1]
-        for contrast in range(contrasts):
-            first, strides = _second(name, shape, layer, contrasts, contrast)
-            gradients = slot.taps.view(name, shape, first, strides)
-            drawn = slot.answers.view(_MAP, (shape[0], *layer.grid), contrast * cells)
+        second = {name: slot.taps.view(name)}
 
-            def draw(handle: int, gradients: Any = gradients, drawn: Any = drawn) -> None:
-                ops.cam(
-                    activations,
-                    gradients,
-                    layout=layer.layout,
-                    prefix_tokens=layer.prefix_tokens,
-                    grid=layer.grid if layer.layout == "tokens" else None,
-                    out=drawn,
-                    stream=handle,
-                )
+        def draw(handle: int) -> None:
+            ops.cam(
+                activations,
+                **second,
+                layout=layer.layout,
+                prefix_tokens=layer.prefix_tokens,
+                grid=layer.grid if layer.layout == "tokens" else None,
+                out=out,
+                stream=handle,
+            )
 
-            self._device.queue(stream, draw)
+        self._device.queue(stream, draw)
 
     def _guarded(self, call: Callable[[], Result], during: str) -> Result:
         """The result of `call`, whose CUDA errors become sentences."""
@@ -340,17 +328,3 @@ def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
 
 def _of_sizes(values: Values, sizes: Sizes) -> Values:
     return {name: (dtype, sizes.of(shape)) for name, (dtype, shape) in values.items()}
-
-
-def _second(
-    name: str, shape: tuple[int, ...], layer: LayerInfo, contrasts: int, contrast: int
-) -> tuple[int, tuple[int, ...]]:
-    """Where the gradients of a contrast begin, and their strides, in elements; weights are the same everywhere."""
-    if name == CHANNEL_WEIGHTS:
-        channels = shape[1] if layer.layout == "nchw" else shape[-1]
-        spread = (1, 0, 0) if layer.layout == "nchw" else (*[0] * (len(shape) - 2), 1)
-        return contrast * channels, (contrasts * channels, *spread)
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * size)
-    return contrast * strides[0], (contrasts * strides[0], *strides[1:])

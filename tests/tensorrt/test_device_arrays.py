@@ -294,7 +294,7 @@ def test_torch_allocates_its_results_on_the_stream_that_uses_them(monkeypatch):
         {
             "logits": Piece(np.dtype(np.float32), (3,), False),
             "target": Piece(np.dtype(np.int64), (2,), True),
-            "map": Piece(np.dtype(np.float32), (2, 2), True, planes=2),
+            "map": Piece(np.dtype(np.float32), (2, 2, 2), True),
         },
         5,
     )
