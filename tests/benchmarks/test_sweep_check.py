@@ -151,3 +151,26 @@ def test_a_grid_that_does_not_lie_on_the_image_is_seen(toy: Any, images: torch.T
     wrong = (LayerInfo("turned", "nchw", (4, 6)), LayerInfo("tokens", "tokens", (6, 4)))
     assert all(placement(model, layer, images, 1) > 0.9 for layer in readings)
     assert all(placement(model, layer, images, 1) < records.LEAST_PLACEMENT for layer in wrong)
+
+
+class Upset(nn.Module):
+    """Every position answers to faint changes of its own place, and to strong ones of the opposite place."""
+
+    def __init__(self, toy: Any, images: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.mixed = Patches(toy), nn.Identity()
+        self.strong = float(self.inner.conv(images).detach().abs().max())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.inner.conv(images)
+        found: torch.Tensor = self.mixed(x + 100 * (x.flip(2, 3).abs() - self.strong).relu())
+        return found
+
+
+def test_a_layer_in_which_a_strong_change_upsets_everything_is_placed(
+    toy: Any, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, layer = Upset(toy, images).eval(), LayerInfo("mixed", "nchw", (4, 6))
+    assert placement(model, layer, images, 1) > oracle.PLACED
+    monkeypatch.setattr(oracle, "CHANGES", oracle.CHANGES[:1])
+    assert placement(model, layer, images, 1) < records.LEAST_PLACEMENT
