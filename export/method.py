@@ -172,23 +172,35 @@ def _fem(a: Values, _g: torch.Tensor) -> torch.Tensor:
 
 
 def _eigencam(a: Values, _g: torch.Tensor) -> torch.Tensor:
-    """X v1 of the centred positions-by-channels matrix X; of the two signs the one along the mean activations."""
+    """X v1 of the centred positions-by-channels matrix X; of the two signs the one along the mean activations.
+
+    v1 is the first eigenvector of X'X, and sigma times that of XX' is X v1: the smaller of the two matrices is taken.
+    """
     x = a.data if a.channel == -1 else a.data.transpose(-2, -1)
     mean = x.mean(-2, keepdim=True)
     centred = x - mean
-    gram = centred @ centred.transpose(-2, -1)
+    turned = centred.transpose(-2, -1)
+    if centred.shape[-1] < centred.shape[-2]:
+        v = _first_eigenvector(turned @ centred)
+        sign = torch.where((mean @ v) < 0, -1.0, 1.0)
+        return (sign * (centred @ v)).squeeze(-1)
+    u = _first_eigenvector(centred @ turned)
+    projected = turned @ u  # sigma v1, (N,C,1)
+    sigma = projected.square().sum(-2, keepdim=True).sqrt()
+    sign = torch.where((mean @ projected) < 0, -1.0, 1.0)
+    return (sign * sigma * u).squeeze(-1)
+
+
+def _first_eigenvector(gram: torch.Tensor) -> torch.Tensor:
+    """(...,L,L), symmetric and not negative -> (...,L,1) of length 1, or 0 for a matrix of zeros; by squaring."""
     power = gram
     for _ in range(SQUARINGS):
         # the trace keeps the largest eigenvalue between 1/L and 1
         power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-30)
         power = power @ power
     best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    u = power.gather(-1, best[..., None, None].expand(*power.shape[:-1], 1))
-    u = u / u.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-30)
-    projected = centred.transpose(-2, -1) @ u  # sigma v1, (N,C,1)
-    sigma = projected.square().sum(-2, keepdim=True).sqrt()
-    sign = torch.where((mean @ projected) < 0, -1.0, 1.0)
-    return (sign * sigma * u).squeeze(-1)
+    vector = power.gather(-1, best[..., None, None].expand(*power.shape[:-1], 1))
+    return vector / vector.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-30)
 
 
 SCORES: dict[str, Score] = {

@@ -76,23 +76,38 @@ def _principal(terms: Score) -> Score:
 
 
 def _principal_scores(x: Values) -> Values:
-    """X v1 of the centred positions-by-channels matrix X; of the two signs the one along the mean. x is (...,C,L)."""
+    """X v1 of the centred positions-by-channels matrix X; of the two signs the one along the mean. x is (...,C,L).
+
+    v1 is the first eigenvector of X'X, and sigma times that of XX' is X v1: the smaller of the two matrices is taken.
+    """
     x = x.swapaxes(-2, -1)
     mean = x.mean(-2, keepdims=True)
     centred = x - mean
-    power = centred @ centred.swapaxes(-2, -1)
+    turned = centred.swapaxes(-2, -1)
+    if centred.shape[-1] < centred.shape[-2]:
+        v = _first_eigenvector(turned @ centred)
+        scores = np.where(mean @ v < 0, np.float32(-1), np.float32(1)) * (centred @ v)
+    else:
+        u = _first_eigenvector(centred @ turned)
+        projected = turned @ u  # sigma v1, (...,C,1)
+        sigma = np.sqrt(np.square(projected).sum(-2, keepdims=True))
+        scores = np.where(mean @ projected < 0, np.float32(-1), np.float32(1)) * sigma * u
+    found: Values = scores.squeeze(-1)
+    return found
+
+
+def _first_eigenvector(gram: Values) -> Values:
+    """(...,L,L), symmetric and not negative -> (...,L,1) of length 1, or 0 for a matrix of zeros; by squaring."""
+    power = gram
     for _ in range(_SQUARINGS):
         # the trace keeps the largest eigenvalue between 1/L and 1
         power = power / np.maximum(np.trace(power, axis1=-2, axis2=-1), np.float32(1e-30))[..., None, None]
         power = power @ power
     best = np.diagonal(power, axis1=-2, axis2=-1).argmax(-1)
-    u = np.take_along_axis(power, best[..., None, None], -1)
-    u = u / np.maximum(np.sqrt(np.square(u).sum(-2, keepdims=True)), np.float32(1e-30))
-    projected = centred.swapaxes(-2, -1) @ u  # sigma v1, (...,C,1)
-    sigma = np.sqrt(np.square(projected).sum(-2, keepdims=True))
-    sign = np.where(mean @ projected < 0, np.float32(-1), np.float32(1))
-    scores: Values = (sign * sigma * u).squeeze(-1)
-    return scores
+    vector = np.take_along_axis(power, best[..., None, None], -1)
+    length: Values = np.maximum(np.sqrt(np.square(vector).sum(-2, keepdims=True)), np.float32(1e-30))
+    found: Values = vector / length
+    return found
 
 
 def _eigencam(a: Values, second: Values) -> Values:
