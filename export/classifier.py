@@ -47,11 +47,14 @@ class ClassifierRequest:
     """What the caller says of a model's inputs and outputs.
 
     output: the name or the position of the logits among several outputs; None finds them. inputs: constants for the
-    inputs besides the image, by name; a list or a tensor is that of one image and is repeated for each.
+    inputs besides the image, by name; a list or a tensor is that of one image and is repeated for each. binary: whether
+    the model's one logit z is that of a sigmoid. It becomes two classes, no and yes, of the logits -z/2 and z/2, whose
+    softmax are the same probabilities.
     """
 
     output: str | int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    binary: bool = False
 
 
 def as_classifier(model: object, example: torch.Tensor, request: ClassifierRequest | None = None) -> Classifier:
@@ -80,23 +83,28 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
     image, constants = _bind_inputs(own, request.inputs)
     adapter = _Adapter(own, image, constants)
     output = _run_once(adapter, example)
-    name, logits = _find_logits(output, len(example), request.output)
+    name, logits = _find_logits(output, len(example), request)
     check_finite(logits)
-    adapter.read_from(name)
+    width = logits.numel() // len(example)
+    if request.binary and width != 1:
+        raise ExportError(f"the model has {width} logits, so it has its classes already; leave --binary out.")
+    adapter.read_from(name, binary=request.binary)
     if image is not None:
         notes += [f"classifier: the images are its input {image!r}"]
     notes += [f"classifier: its input {key!r} is the constant {_shown(value)}" for key, value in constants.items()]
     if name:
         notes += [f"classifier: the logits are {name!r} of its {type(output).__name__}"]
+    if request.binary:
+        notes += ["classifier: its one logit z makes two classes, of the logits -z/2 and z/2"]
     if adapter.call().switched_off:
         notes += ["classifier: gradients are taken although its forward switches them off"]
-    return Classifier(adapter, source, logits.flatten(1).shape[1], (*notes, *converted))
+    return Classifier(adapter, source, 2 if request.binary else width, (*notes, *converted))
 
 
 def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
     """It is images -> (N,D) already; a copy of it would still run the towers of the original."""
-    if request.output is not None or request.inputs:
-        raise ExportError("a zero-shot model has one input and one output; leave --logits and --input out.")
+    if request.output is not None or request.inputs or request.binary:
+        raise ExportError("a zero-shot model has one input and one output; leave --logits, --input and --binary out.")
     _check(model)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and value.dtype != torch.float32:
@@ -131,6 +139,7 @@ class _Call:
     image: str | None
     constants: Mapping[str, Any]
     output: str | None = None
+    binary: bool = False
     switched_off: bool = False
 
 
@@ -141,9 +150,10 @@ class _Adapter(SharedNames):
         super().__init__(model)
         self.__dict__["_adapter_call"] = _Call(image, constants)
 
-    def read_from(self, name: str) -> None:
-        """Make the output of this name the logits."""
+    def read_from(self, name: str, *, binary: bool = False) -> None:
+        """Make the output of this name the logits, or the one from which those of two classes are made."""
         self.call().output = name
+        self.call().binary = binary
 
     def call(self) -> _Call:
         """What is the adapter's own."""
@@ -162,8 +172,11 @@ class _Adapter(SharedNames):
         if call.output is None:
             return output
         logits = dict(named_tensors(output))[call.output]
-        logits = logits if logits.ndim == 2 else logits.flatten(1)
-        return logits if logits.dtype == torch.float32 else logits.float()
+        logits = logits if logits.dtype == torch.float32 else logits.float()
+        if call.binary:
+            half = 0.5 * logits.reshape(-1, 1)
+            return torch.cat([-half, half], 1)
+        return logits if logits.ndim == 2 else logits.flatten(1)
 
 
 def _for_each(value: Any, images: torch.Tensor) -> Any:
@@ -317,8 +330,10 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
     return output
 
 
-def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[str, torch.Tensor]:
-    """The name of the logits among the output's tensors, and they: (N,K), or with further axes of size 1."""
+def _find_logits(output: object, count: int, request: ClassifierRequest) -> tuple[str, torch.Tensor]:
+    """The name of the logits among the output's tensors, and they: (N,K), or with further axes of size 1; (N,) too
+    where there is one an image."""
+    wanted, least_axes = request.output, 1 if request.binary else 2
     tensors = dict(named_tensors(output))
     listed = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in tensors.items())
     if not tensors:
@@ -337,14 +352,14 @@ def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[
     elif "logits" in tensors:
         fitting = ["logits"]
     else:
-        fitting = [name for name, value in tensors.items() if _are_logits(value, count)]
+        fitting = [name for name, value in tensors.items() if _are_logits(value, count, least_axes)]
         if len(fitting) > 1:
             some = ", ".join(f"{name!r} {tuple(tensors[name].shape)}" for name in fitting)
             raise ExportError(
                 f"the model returns several tensors that may be the logits, {some}; say which with --logits NAME "
                 "(output in Python)."
             )
-    if not fitting or not _are_logits(tensors[fitting[0]], count):
+    if not fitting or not _are_logits(tensors[fitting[0]], count, least_axes):
         found = f"{listed}, and" if "" not in tensors else f"a tensor of shape {tuple(tensors[''].shape)},"
         raise ExportError(
             f"the model must return logits (N,K), one number a class; it returns {found} not those: wrap it with the "
@@ -353,9 +368,9 @@ def _find_logits(output: object, count: int, wanted: str | int | None) -> tuple[
     return fitting[0], tensors[fitting[0]]
 
 
-def _are_logits(value: torch.Tensor, count: int) -> bool:
+def _are_logits(value: torch.Tensor, count: int, least_axes: int) -> bool:
     """(N,K), (N,K,1,1), (N,1,K) and the like: floating, with at most one axis behind N that is longer than 1."""
-    if not value.is_floating_point() or value.ndim < 2 or value.shape[0] != count:
+    if not value.is_floating_point() or value.ndim < least_axes or value.shape[0] != count:
         return False
     return value.numel() > 0 and sum(size > 1 for size in value.shape[1:]) <= 1
 

@@ -286,7 +286,7 @@ def _explains(rounding: Errors, errors: Errors) -> bool:
 
 
 def _difference(errors: Errors, eager: Run, own: Errors) -> str:
-    """What a difference is due to; own: PyTorch's rounding. A map that float32 cannot hold is refused as a wrong one is.
+    """What a difference is due to; own: PyTorch's rounding. A map float32 cannot hold is refused as a wrong one is.
 
     Two causes are known, both of weights that were never trained or of a layer where nothing is left of the image: a
     map that is a small difference of large terms (behind it a layer norm, before it the same values at all positions),

@@ -90,6 +90,24 @@ def test_outputs_that_are_no_logits(form: Any, output: str | int | None, message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("form", [lambda x, y: y[:, :1], lambda x, y: y[:, 0], lambda x, y: {"z": y[:, :1, None]}])
+def test_one_logit_makes_two_classes_of_the_same_probabilities(form: Any) -> None:
+    model, images = body(form), noise(3, SIZE)
+    classifier = as_classifier(model, images[:2], ClassifierRequest(binary=True))
+    assert classifier.width == 2
+    assert any("one logit z makes two classes" in line for line in classifier.notes)
+    with torch.no_grad():
+        z = model.logits(images)[:, 0]
+        found = classifier.module(images)
+    torch.testing.assert_close(found.softmax(1)[:, 1], z.sigmoid())
+    torch.testing.assert_close(found[:, 1] - found[:, 0], z)
+
+
+def test_binary_is_for_one_logit() -> None:
+    with pytest.raises(ExportError, match="the model has 7 logits, so it has its classes already; leave --binary out"):
+        as_classifier(body(lambda x, y: y), noise(2, SIZE), ClassifierRequest(binary=True))
+
+
 class TwoInputs(Body):
     def forward(self, metadata: torch.Tensor, image: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
         assert metadata.shape == (len(image), 2)
