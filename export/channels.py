@@ -12,8 +12,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.programs import image_channels
-from finercam_rt.manifest import InputSpec
-from finercam_rt.pixels import RGB
+from finercam_rt.manifest import RGB, InputSpec
 
 _Ran = TypeVar("_Ran")
 

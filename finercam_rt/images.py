@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finercam_rt.errors import InputError
-from finercam_rt.pixels import GREY, MODES, RGB, Pixels
+from finercam_rt.manifest import GREY, RGB
+from finercam_rt.pixels import MODES, Pixels
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
 """A file's path, its bytes, an object to read them from, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) or

@@ -102,7 +102,7 @@ def load_batch(
         else:
             positions.append(position)
             names.append(name)
-            originals.append(original_of(photograph, position, geometry, spec.channels))
+            originals.append(original_of(photograph, position, geometry))
         taken += 1
     return LoadedBatch(positions, names, originals, views[: len(positions)], failures, taken)
 

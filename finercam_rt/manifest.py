@@ -54,6 +54,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", *INT8)
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "center_floor", "squash", "border")
+GREY, RGB = 1, 3
+"""The numbers of channels that photographs have; an engine of any other takes arrays."""
 
 DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6, "softmax": 1.0}
 """The contrast strength of each objective where the caller gives none: its public code's, its paper's, the whole
@@ -223,11 +225,15 @@ class Manifest:
         """The outputs that are raw maps of one layer each, by name."""
         return {f"layer_map_{index}": layer for index, layer in enumerate(self.layers) if self.layer_maps}
 
-    def to_json(self) -> str:
-        """The manifest as JSON text with sorted keys."""
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
         fields = asdict(self)
         fields["input"]["channels"] = self.input.channels
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
+        return fields
+
+    def to_json(self) -> str:
+        """The manifest as JSON text with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
 
 
 def map_grid(layers: Sequence[LayerInfo]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from PIL import Image
 from finercam_rt.errors import InputError
 from finercam_rt.geometry import Geometry
 from finercam_rt.images import ImageSource, Photograph, load_photograph, source_name
-from finercam_rt.pixels import as_photograph, checksum, size_of
+from finercam_rt.pixels import as_photograph, channels_of, checksum, size_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Original:
         return {"size": list(self.geometry.size), "box": list(self.geometry.box), "orientation": self.orientation}
 
 
-def original_of(photograph: Photograph, position: int, geometry: Geometry, channels: int) -> Original:
+def original_of(photograph: Photograph, position: int, geometry: Geometry) -> Original:
     """What is kept of a photograph whose crop lies there."""
     image = photograph.image
-    return Original(photograph.source, position, geometry, photograph.orientation, channels, checksum(image))
+    return Original(photograph.source, position, geometry, photograph.orientation, channels_of(image), checksum(image))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-GREY, RGB = 1, 3
+from finercam_rt.manifest import GREY, RGB
+
 MODES = {GREY: "L", RGB: "RGB"}
 """Pillow's mode of the numbers of channels that photographs have."""
 
@@ -24,6 +25,11 @@ def size_of(pixels: Pixels) -> tuple[int, int]:
     if isinstance(pixels, Image.Image):
         return pixels.height, pixels.width
     return pixels.shape[0], pixels.shape[1]
+
+
+def channels_of(pixels: Pixels) -> int:
+    """C."""
+    return len(pixels.getbands()) if isinstance(pixels, Image.Image) else pixels.shape[2]
 
 
 def resized(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:

@@ -19,8 +19,7 @@ from finercam_rt.export.models.request import (
 )
 from finercam_rt.export.models.weights import requested_weights, with_weights
 from finercam_rt.export.refusal import running
-from finercam_rt.manifest import InputSpec
-from finercam_rt.pixels import RGB
+from finercam_rt.manifest import RGB, InputSpec
 
 
 def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:

@@ -21,8 +21,8 @@ from finercam_rt.errors import InputError
 from finercam_rt.evaluation.fidelity import Fidelity, differences
 from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
-from finercam_rt.manifest import METHODS
-from finercam_rt.pixels import MODES, RGB
+from finercam_rt.manifest import METHODS, RGB
+from finercam_rt.pixels import MODES
 
 _BELOW = 1
 _MEASURES = Agreement._fields

@@ -14,8 +14,18 @@ from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import HEADS, INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
-from finercam_rt.pixels import GREY, RGB
+from finercam_rt.manifest import (
+    GREY,
+    HEADS,
+    INTERPOLATIONS,
+    LAYOUTS,
+    METHODS,
+    OBJECTIVES,
+    PRECISIONS,
+    RGB,
+    InputSpec,
+    Manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

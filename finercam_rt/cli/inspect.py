@@ -9,8 +9,7 @@ from typing import Any
 from finercam_rt.backends import describe_auto
 from finercam_rt.engine_file import is_plan, read_manifest
 from finercam_rt.errors import FinerCAMError, InputError
-from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
-from finercam_rt.pixels import GREY, RGB
+from finercam_rt.manifest import DEFAULT_ALPHA, GREY, RGB, Manifest
 from finercam_rt.tensorrt.plan import read_checked_plan
 from finercam_rt.tensorrt.serve import serve
 

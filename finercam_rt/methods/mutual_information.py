@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from finercam_rt import ops
 from finercam_rt.engine import Engine
+from finercam_rt.manifest import RGB
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import Values
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, Together
-from finercam_rt.pixels import RGB
 
 BINS = 32
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
 from finercam_rt.evaluation.metrics.options import MetricOptions
-from finercam_rt.pixels import RGB
+from finercam_rt.manifest import RGB
 
 PERSISTENCE = 0.9
 """p of rank-biased overlap."""
