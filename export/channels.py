@@ -71,7 +71,9 @@ def found_channels(model: object, run: Callable[[int], _Ran], wanted: int | None
 def _likely(model: object, tried: dict[int, ExportError]) -> Iterator[int]:
     """Numbers of channels, each once; those that errors suggest come last."""
     given: set[int] = set()
-    for found in (declared_channels(model), RGB, _of_first_convolution(model)):
+    program = isinstance(model, torch.export.ExportedProgram)
+    declared = image_channels(model) if program else configured_channels(getattr(model, "config", None))
+    for found in (declared, RGB, _of_first_convolution(model)):
         if found is not None and found not in given:
             given.add(found)
             yield found
@@ -92,13 +94,9 @@ _MOST = 1024
 """Channels that an error may suggest: a number of features is no number of channels."""
 
 
-def declared_channels(model: object) -> int | None:
-    """What a program's example or a configuration says, where there is one."""
-    if isinstance(model, torch.export.ExportedProgram):
-        return image_channels(model)
-    config: Any = getattr(model, "config", None)
-    config = getattr(config, "vision_config", config)
-    found = getattr(config, "num_channels", None)
+def configured_channels(config: Any) -> int | None:
+    """What a configuration of transformers says, where it does."""
+    found = getattr(getattr(config, "vision_config", config), "num_channels", None)
     return found if isinstance(found, int) and found > 0 else None
 
 

@@ -147,10 +147,8 @@ def export_model(
     on_stage("finding the target layer")
 
     def adapt(channels: int) -> Classifier:
-        shape = (channels, *input.size)
-        given = images is not None and images.shape[1:] == shape and len(images) > 1
-        shown = images if given and images is not None else verification_images(shape)
-        return as_classifier(model, shown[:2], ClassifierRequest(output, inputs or {}))
+        noise = verification_images((channels, *input.size))
+        return as_classifier(model, noise[:2], ClassifierRequest(output, inputs or {}))
 
     channels, classifier = found_channels(model, adapt, channels)
     input = fitted(input, channels)

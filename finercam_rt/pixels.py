@@ -20,6 +20,13 @@ Pixels: TypeAlias = "Image.Image | NDArray[np.uint8]"
 _SAMPLES = (64, 64)
 
 
+def as_pixels(levels: NDArray[np.uint8]) -> Pixels:
+    """(H,W,C) uint8 as `Pixels`."""
+    if levels.shape[2] not in MODES:
+        return levels
+    return Image.fromarray(np.ascontiguousarray(levels[:, :, 0] if levels.shape[2] == GREY else levels))
+
+
 def size_of(pixels: Pixels) -> tuple[int, int]:
     """(height, width)."""
     if isinstance(pixels, Image.Image):
@@ -35,8 +42,8 @@ def channels_of(pixels: Pixels) -> int:
 def resized(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
     """(height, width, C) uint8 of `size`, (height, width), each channel as Pillow resizes it."""
     if not isinstance(pixels, Image.Image):
-        channels = [np.ascontiguousarray(pixels[:, :, channel]) for channel in range(pixels.shape[2])]
-        return np.stack([resized(Image.fromarray(values), size, resample)[:, :, 0] for values in channels], axis=2)
+        channels = [as_pixels(pixels[:, :, c : c + 1]) for c in range(pixels.shape[2])]
+        return np.concatenate([resized(channel, size, resample) for channel in channels], axis=2)
     image = pixels if size_of(pixels) == size else pixels.resize((size[1], size[0]), resample)
     values = np.asarray(image)
     return values if values.ndim == 3 else values[:, :, None]
