@@ -71,8 +71,10 @@ def found_channels(model: object, run: Callable[[int], _Ran], wanted: int | None
 def _likely(model: object, tried: dict[int, ExportError]) -> Iterator[int]:
     """Numbers of channels, each once; those that errors suggest come last."""
     given: set[int] = set()
-    program = isinstance(model, torch.export.ExportedProgram)
-    declared = image_channels(model) if program else configured_channels(getattr(model, "config", None))
+    if isinstance(model, torch.export.ExportedProgram):
+        declared: int | None = image_channels(model)
+    else:
+        declared = configured_channels(getattr(model, "config", None))
     for found in (declared, RGB, _of_first_convolution(model)):
         if found is not None and found not in given:
             given.add(found)

@@ -64,7 +64,7 @@ def _image(program: torch.export.ExportedProgram) -> Any:
     if len(values) != 1 or len(found) != 1 or found[0].ndim != 4 or not isinstance(found[0].shape[1], int):
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v) for v in values)
         raise ExportError(
-            f"the exported program takes {shapes or 'nothing'}, not images (N,C,H,W) alone; export one that does, with a "
-            "fixed C."
+            f"the exported program takes {shapes or 'nothing'}, not images (N,C,H,W) alone; export one that does, C "
+            "not dynamic."
         )
     return found[0]
