@@ -101,17 +101,18 @@ def test_16_bits_with_little_in_them_are_refused(bits):
 def test_channels_are_prepared_one_by_one(crop_mode):
     """Each as a grey photograph of its own, and that as RGB is: the resize, the crop and the padding."""
     mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.3, 0.4, 0.5, 0.6)
-    spec = InputSpec((32, 48), mean, std, crop_mode=crop_mode)
+    spec = InputSpec((32, 48), mean, std, crop_pct=1.0, crop_mode=crop_mode)
     got, view = np.empty(spec.shape, np.float32), np.empty(spec.view_shape, np.uint8)
     geometry = Preprocessor(spec)(BANDS, got, view, "bands")
     for channel in range(5):
-        one = InputSpec((32, 48), mean[channel : channel + 1], std[channel : channel + 1], crop_mode=crop_mode)
+        levels = mean[channel : channel + 1], std[channel : channel + 1]
+        one = InputSpec((32, 48), *levels, crop_pct=1.0, crop_mode=crop_mode)
         alone, level = np.empty(one.shape, np.float32), np.empty(one.view_shape, np.uint8)
         grey = Image.fromarray(np.ascontiguousarray(BANDS[:, :, channel]))
         assert Preprocessor(one)(grey, alone, level, "band") == geometry
         np.testing.assert_array_equal(got[channel], alone[0])
         np.testing.assert_array_equal(view[:, :, channel], level[:, :, 0])
-        rgb = InputSpec((32, 48), one.mean * 3, one.std * 3, crop_mode=crop_mode)
+        rgb = InputSpec((32, 48), one.mean * 3, one.std * 3, crop_pct=1.0, crop_mode=crop_mode)
         three, levels = np.empty(rgb.shape, np.float32), np.empty(rgb.view_shape, np.uint8)
         Preprocessor(rgb)(grey.convert("RGB"), three, levels, "band")
         np.testing.assert_array_equal(alone[0], three[1])
