@@ -80,8 +80,8 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     name where another has it, nor does one that returns more than that.
 
     Args:
-        model: images (N,3,H,W) -> logits (N,K), in evaluation mode.
-        example: (N,3,H,W) float32.
+        model: images (N,C,H,W) -> logits (N,K), in evaluation mode.
+        example: (N,C,H,W) float32.
 
     Raises:
         ExportError: the model does not run on the example, or its logits are not finite.

@@ -35,7 +35,7 @@ def _(x: torch.Tensor, index: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Captured:
-    """The model as one graph module, images (N,3,H,W) -> logits (N,K), and the nodes that mark the target layers."""
+    """The model as one graph module, images (N,C,H,W) -> logits (N,K), and the nodes that mark the target layers."""
 
     graph_module: torch.fx.GraphModule
     marks: tuple[torch.fx.Node, ...]
@@ -51,7 +51,7 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
     Args:
         model: images -> logits (N,K), as `as_classifier` gives it.
         layers: names of the target layers' modules; of an output with several values the feature map is marked.
-        example: (N,3,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
+        example: (N,C,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
 
     Raises:
         ExportError: torch.export cannot trace the model, or a layer does not run exactly once.

@@ -1,4 +1,4 @@
-"""Stage 0: what the user has becomes images (N,3,H,W) -> logits (N,K), under the names of the user's own layers."""
+"""Stage 0: what the user has becomes images (N,C,H,W) -> logits (N,K), under the names of the user's own layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 class Classifier:
     """A model with one image input and one output of logits.
 
-    module: images (N,3,H,W) float32 -> logits (N,K) float32, with the children, parameters and buffers of the user's
+    module: images (N,C,H,W) float32 -> logits (N,K) float32, with the children, parameters and buffers of the user's
     model under the same names; of a ZeroShot, itself. source: the user's model without wrappers, in its own dtype.
     width: K, or of a ZeroShot the length D of its embeddings. notes: what was adapted,
     a line each.
@@ -65,7 +65,7 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
 
     Args:
         model: a torch.nn.Module in evaluation mode, or a torch.export.ExportedProgram with a dynamic batch.
-        example: (N,3,H,W) float32, N >= 2, which the model is run on once.
+        example: (N,C,H,W) float32, N >= 2, which the model is run on once.
         request: which output and which constants, where that has to be said.
 
     Raises:

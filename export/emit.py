@@ -65,7 +65,7 @@ def emit(
     Args:
         trunk: images -> boundary.
         tail: (boundary, target, references, alpha) -> the outputs; of a zero-shot model with class_embeddings.
-        example: (N,3,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`, the number of classes of a
+        example: (N,C,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`, the number of classes of a
             zero-shot model the dynamic axis `classes`.
         manifest: says the outputs, the number of contrasts, of references, and the size of class embeddings.
         opset: 18 to 20; older ones lack LayerNormalization's companions, newer ones have an Attention that TensorRT

@@ -20,15 +20,16 @@ from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import BackendError, EngineError, ExportError
 from finercam_rt.export.capture import capture, first_line
+from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
-from finercam_rt.export.classifier import ClassifierRequest, as_classifier
+from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
 from finercam_rt.export.cut import cut
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
 from finercam_rt.export.readings import UNPINNED, LayoutRequest
-from finercam_rt.export.reduce import reduce, take_samples
+from finercam_rt.export.reduce import check_precision, reduce, take_samples
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.verify import verification_images, verify
@@ -49,6 +50,7 @@ def export_model(
     *,
     target_layer: str | Sequence[str] = "auto",
     input: InputSpec = IMAGENET_INPUT,
+    channels: int | None = None,
     classes: Sequence[str] | None = None,
     method: str = "gradcam",
     objective: str = "weighted",
@@ -77,7 +79,7 @@ def export_model(
     (relative L2 error at most 1e-4).
 
     Args:
-        model: on the CPU, in evaluation mode; its image input is (N,3,H,W), its logits are (N,K), K >= 2, alone or
+        model: on the CPU, in evaluation mode; its image input is (N,C,H,W), its logits are (N,K), K >= 2, alone or
             among other outputs. Wrappers of torch.compile and DataParallel, frozen weights, weights of another
             floating type and a forward under no_grad are all right; so is a torch.export program with a dynamic
             batch. It is not changed; see export/classifier.py. Of a ZeroShot the classes are an input of the graph,
@@ -85,7 +87,9 @@ def export_model(
         path: where the engine goes, usually NAME.onnx.
         target_layer: the module whose output the map is drawn from, or "auto". With several of them the map is the
             mean of their maps, each min-max normalised and resized to the largest grid.
-        input: how photographs become the model's input; its size fixes H and W.
+        input: how photographs become the model's input; its size fixes H and W. One value of mean and std is that of
+            all channels.
+        channels: C of the images; None finds it: see channels.found_channels. One channel is grey, three are RGB.
         classes: the K names of the classes.
         method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
         objective: "weighted" (softmax-weighted references), "mean" (the paper's), or "softmax" (the target's share of
@@ -103,7 +107,7 @@ def export_model(
         output: the name or position of the logits among several outputs, where they are not called "logits" nor the
             only (N,K) tensor.
         inputs: constants for the model's other inputs, by name; a list or a tensor is that of one image.
-        images: (N,3,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
+        images: (N,C,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
         name: the model's name in the manifest; its class name by default.
         opset: ONNX opset, 18 to 20.
         precision: of the trunk, one of manifest.PRECISIONS; what lies behind the target layer stays in fp32. The engine
@@ -138,11 +142,18 @@ def export_model(
     if check is not None and precision == "int8":
         raise ExportError("int8 has zero points, which TensorRT does not take; give int8-symmetric, or no check.")
     library = None if check is None else load_library("auto")
-    example = _example(input, images)
-    samples = take_samples(precision, calibration, input, images)
+    check_precision(precision, calibration)
 
     on_stage("finding the target layer")
-    classifier = as_classifier(model, example[:2], ClassifierRequest(output, inputs or {}))
+
+    def adapt(channels: int) -> Classifier:
+        noise = verification_images((channels, *input.size))
+        return as_classifier(model, noise[:2], ClassifierRequest(output, inputs or {}))
+
+    channels, classifier = found_channels(model, adapt, channels)
+    input = fitted(input, channels)
+    example = _example(input, images)
+    samples = take_samples(precision, calibration, input, images)
     with refusing("looking for the target layer"):
         layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
     zero_shot = None
@@ -312,15 +323,10 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
 
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
     if images is None:
-        return verification_images(input.size)
-    if (
-        images.ndim != 4
-        or tuple(images.shape[1:]) != (3, *input.size)
-        or images.dtype != torch.float32
-        or len(images) < 2
-    ):
+        return verification_images(input.shape)
+    if images.ndim != 4 or tuple(images.shape[1:]) != input.shape or images.dtype != torch.float32 or len(images) < 2:
         raise ExportError(
-            f"images must be (N,3,{input.size[0]},{input.size[1]}) float32 with N >= 2, "
+            f"images must be (N,{input.channels},{input.size[0]},{input.size[1]}) float32 with N >= 2, "
             f"not {tuple(images.shape)} {str(images.dtype)[6:]}."
         )
     if not images.isfinite().all():

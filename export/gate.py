@@ -93,7 +93,7 @@ def measure_agreement(
     Args:
         twin, reduced: the fp32 engine and the one of reduced precision.
         manifest: of both, but for the precision.
-        images: (N,3,H,W) float32, normalised.
+        images: (N,C,H,W) float32, normalised.
         class_embeddings: (K,D), of a zero-shot model.
     """
     records = []

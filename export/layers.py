@@ -36,9 +36,9 @@ def find_target_layer(
     that fade into one another, see export/probe.py.
 
     Args:
-        model: images (N,3,H,W) -> logits (N,K), in evaluation mode.
+        model: images (N,C,H,W) -> logits (N,K), in evaluation mode.
         name: "auto", or a name out of model.named_modules().
-        example: (N,3,H,W) float32.
+        example: (N,C,H,W) float32.
         request: layout, grid and prefix tokens where the caller knows them.
 
     Raises:

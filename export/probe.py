@@ -120,9 +120,9 @@ class Looker:
         """Nothing is run yet.
 
         Args:
-            model: images (N,3,H,W) -> anything, in evaluation mode.
+            model: images (N,C,H,W) -> anything, in evaluation mode.
             names: modules whose outputs have three or four axes, the first of which is N.
-            example: (N,3,H,W) float32; the images are run in batches of its size.
+            example: (N,C,H,W) float32; the images are run in batches of its size.
         """
         self._model, self._names, self._example = model, list(names), example
         self._sights: dict[int, dict[str, Sight]] = {}
@@ -146,7 +146,7 @@ class Looker:
 
             return enter
 
-        images = _fades((self._example.shape[2], self._example.shape[3]), pair)
+        images = _fades(self._example.shape[1:], pair)
         handles = [self._model.get_submodule(name).register_forward_hook(hook(name)) for name in self._names]
         try:
             with torch.no_grad():
@@ -256,21 +256,21 @@ def _coordinates(activations: torch.Tensor, channel_axis: int) -> tuple[_Array, 
     return rows.to(torch.float64).numpy(), columns.to(torch.float64).numpy()
 
 
-def _fades(size: tuple[int, int], pair: int) -> torch.Tensor:
-    """(6,3,H,W): X, Z, and X growing out of Z towards the right, the bottom, the left and the top."""
-    height, width = size
-    x, z = _pair(size, pair)
+def _fades(shape: torch.Size, pair: int) -> torch.Tensor:
+    """(6,C,H,W): X, Z, and X growing out of Z towards the right, the bottom, the left and the top; shape is (C,H,W)."""
+    height, width = shape[1:]
+    x, z = _pair(shape, pair)
     across = ((torch.arange(width) + 0.5) / width).expand(height, width)
     down = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
     fades = [share * x + (1 - share) * z for share in (across, down, 1 - across, 1 - down)]
     return torch.stack([x, z, *fades])
 
 
-def _pair(size: tuple[int, int], pair: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(shape: torch.Size, pair: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Two seeded images, each of one texture everywhere: noise both, or strong and faint, or squares and noise."""
     generator = torch.Generator().manual_seed(pair)
-    grain = torch.randn(2, 3, *size, generator=generator)
+    grain = torch.randn(2, *shape, generator=generator)
     if pair == 2:
-        squares = torch.randn(1, 3, *(max(1, side // 8) for side in size), generator=generator)
-        return nn.functional.interpolate(squares, size)[0] + 0.3 * grain[0], 0.3 * grain[1]
+        squares = torch.randn(1, shape[0], *(max(1, side // 8) for side in shape[1:]), generator=generator)
+        return nn.functional.interpolate(squares, shape[1:])[0] + 0.3 * grain[0], 0.3 * grain[1]
     return (grain[0], grain[1]) if pair == 0 else (1.5 * grain[0], 0.05 * grain[1])

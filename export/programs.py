@@ -20,6 +20,11 @@ def image_size(program: torch.export.ExportedProgram) -> tuple[int, int] | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
+def image_channels(program: torch.export.ExportedProgram) -> int:
+    """C of the images (N,C,H,W) that a program was exported for."""
+    return int(_image(program).shape[1])
+
+
 def module_of_program(program: torch.export.ExportedProgram) -> nn.Module:
     """A module with the program's layers as submodules, called one by one, so that each can be a target layer.
 
@@ -56,9 +61,10 @@ def _image(program: torch.export.ExportedProgram) -> Any:
     names = set(program.graph_signature.user_inputs)
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
     found = [value for value in values if isinstance(value, torch.Tensor)]
-    if len(values) != 1 or len(found) != 1 or found[0].ndim != 4 or found[0].shape[1] != 3:
+    if len(values) != 1 or len(found) != 1 or found[0].ndim != 4 or not isinstance(found[0].shape[1], int):
         shapes = ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v) for v in values)
         raise ExportError(
-            f"the exported program takes {shapes or 'nothing'}, not images (N,3,H,W) alone; export one that does."
+            f"the exported program takes {shapes or 'nothing'}, not images (N,C,H,W) alone; export one that does, C "
+            "not dynamic."
         )
     return found[0]

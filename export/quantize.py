@@ -41,7 +41,7 @@ def quantize(
     Args:
         twin: the fp32 engine, as `emit` names its nodes.
         folder: where files may lie until this returns.
-        images: (N,3,H,W) float32, normalised, to calibrate on.
+        images: (N,C,H,W) float32, normalised, to calibrate on.
         feeds: the other inputs, for a batch of one.
 
     Raises:

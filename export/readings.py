@@ -125,7 +125,7 @@ def prove(
     Args:
         looker: knows where the layer's positions look.
         name: the layer.
-        shape: of its output for an input of `input_shape`, (N,3,H,W).
+        shape: of its output for an input of `input_shape`, (N,C,H,W).
         request: what the caller pinned.
 
     Raises:

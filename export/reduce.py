@@ -34,24 +34,18 @@ BF16_OPSET = 22
 
 
 class Samples(NamedTuple):
-    """calibration and comparison: (N,3,H,W) float32, normalised; described: what the latter are, in words."""
+    """calibration and comparison: (N,C,H,W) float32, normalised; described: what the latter are, in words."""
 
     calibration: NDArray[np.float32]
     comparison: NDArray[np.float32]
     described: str
 
 
-def take_samples(
-    precision: str, photographs: Sequence[ImageSource], spec: InputSpec, images: torch.Tensor | None
-) -> Samples:
-    """The images that a precision needs, read before any work.
-
-    Of the photographs every third is kept for the comparison, so that it says something about photographs that the
-    ranges of int8 were not taken from. Without photographs it is on `images`, or on seeded noise.
+def check_precision(precision: str, photographs: Sequence[ImageSource]) -> None:
+    """Refuse what `take_samples` could not take samples for.
 
     Raises:
         ExportError: an unknown precision; int8 with fewer than 8 photographs.
-        InputError: a photograph that cannot be read.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is unknown; give one of {', '.join(PRECISIONS)}.")
@@ -60,7 +54,20 @@ def take_samples(
             f"int8 takes its ranges from photographs, at least {FEWEST}, and {len(photographs)} were given; "
             "give a folder of typical ones with --calibration."
         )
-    nothing = np.empty((0, 3, *spec.size), np.float32)
+
+
+def take_samples(
+    precision: str, photographs: Sequence[ImageSource], spec: InputSpec, images: torch.Tensor | None
+) -> Samples:
+    """The images that a precision needs, read before the work.
+
+    Of the photographs every third is kept for the comparison, so that it says something about photographs that the
+    ranges of int8 were not taken from. Without photographs it is on `images`, or on seeded noise.
+
+    Raises:
+        InputError: a photograph that cannot be read.
+    """
+    nothing = np.empty((0, *spec.shape), np.float32)
     if precision == "fp32":
         return Samples(nothing, nothing, "")
     kept = [source for position, source in enumerate(photographs) if position % 3 != 2]
@@ -73,7 +80,7 @@ def take_samples(
     if photographs:
         comparison = _load(_spread(rest, COMPARED), spec)
         return Samples(calibration, comparison, f"{len(comparison)} photographs")
-    noise = np.random.default_rng(0).standard_normal((NOISE_IMAGES, 3, *spec.size), np.float32)
+    noise = np.random.default_rng(0).standard_normal((NOISE_IMAGES, *spec.shape), np.float32)
     return Samples(calibration, noise, f"{NOISE_IMAGES} images of seeded noise")
 
 
@@ -146,9 +153,8 @@ def _spread(items: Sequence[ImageSource], count: int) -> list[ImageSource]:
 
 
 def _load(sources: Sequence[ImageSource], spec: InputSpec) -> NDArray[np.float32]:
-    images = np.empty((len(sources), 3, *spec.size), np.float32)
-    view = np.empty((*spec.size, 3), np.uint8)
+    images, view = np.empty((len(sources), *spec.shape), np.float32), np.empty(spec.view_shape, np.uint8)
     preprocess = Preprocessor(spec)
     for position, source in enumerate(sources):
-        preprocess(load_image(source, position), images[position], view, source_name(source, position))
+        preprocess(load_image(source, position, spec.channels), images[position], view, source_name(source, position))
     return images

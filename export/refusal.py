@@ -39,13 +39,12 @@ def running(model: str, example: torch.Tensor) -> Iterator[None]:
 
 
 def _advice(error: Exception) -> str:
-    """What to do about a model that does not run: PyTorch says what a convolution's weights and its channels are."""
+    """What to do about a model that does not run: PyTorch says what a convolution's weights are."""
     weight = re.search(r"weight of size \[([\d, ]+)\]", str(error))
-    channels = re.search(r"to have (\d+) channels, but got 3 channels", str(error))
     if weight is not None and weight[1].count(",") == 4:
-        return "it takes videos or volumes, and an engine takes single images (N,3,H,W)"
-    if channels is not None and channels[1] != "3":
-        return f"an engine's images have 3 channels: wrap it in a module that makes {channels[1]} of them"
+        return "it takes videos or volumes, and an engine takes single images (N,C,H,W)"
+    if re.search(r"to have \d+ channels, but got \d+ channels", str(error)):
+        return "say how many channels its images have, with --channels (channels in Python)"
     return "give the input size that it takes"
 
 

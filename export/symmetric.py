@@ -53,7 +53,7 @@ def quantize_symmetric(
 
     Args:
         twin: the fp32 engine, as `emit` names its nodes.
-        images: (N,3,H,W) float32, normalised, to calibrate on.
+        images: (N,C,H,W) float32, normalised, to calibrate on.
         feeds: the other inputs, for a batch of one.
 
     Raises:

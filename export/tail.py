@@ -98,7 +98,7 @@ def write_tail(path: Path, split: Split, engine: Engine, model: nn.Module, image
         split: the model, cut at one target layer.
         engine: the verified engine, in fp32, that it belongs to.
         model: images -> logits, what both are made from.
-        images: (N,3,H,W) float32, normalised, to verify on.
+        images: (N,C,H,W) float32, normalised, to verify on.
 
     Raises:
         ExportError: an operation that ONNX has no form for; logits that differ by more than the tolerance.

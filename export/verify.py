@@ -66,16 +66,16 @@ class Errors(NamedTuple):
 TOLERANCE = Errors(MAP_TOLERANCE, LOGIT_TOLERANCE)
 
 
-def verification_images(size: tuple[int, int]) -> torch.Tensor:
-    """(5,3,H,W) float32 of seeded noise, coarse and fine, of unit variance.
+def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
+    """(5,C,H,W) float32 of seeded noise, coarse and fine, of unit variance; shape is (C,H,W).
 
     White noise alone is all alike to a classifier, whose pooled features are then the same for every image, and so far
     from photographs that some trained norms blow its rounding up.
     """
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(VERIFICATION_IMAGES, 3, 5, 5, generator=generator)
-    fine = torch.randn(VERIFICATION_IMAGES, 3, *size, generator=generator)
-    images = nn.functional.interpolate(coarse, size, mode="bicubic") + 0.5 * fine
+    coarse = torch.randn(VERIFICATION_IMAGES, shape[0], 5, 5, generator=generator)
+    fine = torch.randn(VERIFICATION_IMAGES, *shape, generator=generator)
+    images = nn.functional.interpolate(coarse, shape[1:], mode="bicubic") + 0.5 * fine
     return images / images.std((1, 2, 3), keepdim=True)
 
 
@@ -120,7 +120,7 @@ def verify(
     Args:
         engine: a finercam_rt.Engine of the file under test.
         model: the model it was made from.
-        images: (N,3,H,W) float32, normalised, N >= 2.
+        images: (N,C,H,W) float32, normalised, N >= 2.
         class_embeddings: of a zero-shot model; the first few of them are another set, of fewer classes than the
             references need.
 

@@ -20,14 +20,14 @@ TextTower = Callable[[Sequence[str], "Path | None"], torch.Tensor]
 
 
 class ZeroShot(SharedNames):
-    """logit_scale * z, z = f / |f|, of images (N,3,H,W) with features f (N,D): what class embeddings are held against.
+    """logit_scale * z, z = f / |f|, of images (N,C,H,W) with features f (N,D): what class embeddings are held against.
 
     The logits of an engine made of it are forward(images) @ class_embeddings.T + logit_bias, with class embeddings
     (K,D) of length 1. It shares the model's layers and weights under their names.
 
     Args:
         model: where the weights are, such as a CLIP; in evaluation mode.
-        image: images (N,3,H,W) float32 to features (N,D), such as model.encode_image.
+        image: images (N,C,H,W) float32 to features (N,D), such as model.encode_image.
         logit_scale, logit_bias: numbers, the scale itself and not its logarithm.
         image_tower: names of the modules and weights that `image` uses and `text` does not.
         text: prompts to features (M,D), for `embed`, see TextTower; None where there is no text tower.
@@ -50,7 +50,7 @@ class ZeroShot(SharedNames):
         self._towers = (image, text)  # in a tuple, where a module would not be taken for a layer of this one
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,3,H,W) -> logit_scale * z, (N,D)."""
+        """(N,C,H,W) -> logit_scale * z, (N,D)."""
         return self.logit_constants[0] * functional.normalize(self._towers[0](images), dim=-1)
 
     def logits_of(self, scaled: torch.Tensor, class_embeddings: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def zero_shot_of_transformers(model: nn.Module, folder: Path) -> ZeroShot:
     The tokenizer is loaded when prompts are embedded.
 
     Raises:
-        ExportError: a model that does not compare images (N,3,H,W) with texts by a scaled cosine.
+        ExportError: a model that does not compare images (N,C,H,W) with texts by a scaled cosine.
     """
     towers: Any = model
     kind = str(towers.config.model_type)

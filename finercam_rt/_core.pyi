@@ -165,9 +165,9 @@ def preprocess(
     view: object | None,
     *,
     filter: ResizeFilter,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    fill: tuple[int, int, int],
+    mean: list[float],
+    std: list[float],
+    fill: list[int],
     threads: int,
     stream: int,
 ) -> None:

@@ -28,9 +28,9 @@ def read_batch(batch: Any, backend: DeviceBackend, manifest: Manifest, fixed: in
     if where is not None and where != backend.gpu.index:
         raise InputError(f"the batch lies on cuda:{where}, and the engine computes on {backend.device}; move it there.")
     found = device_arrays.read(batch, "the batch")
-    check_batch(found.shape, found.dtype, manifest.input.size, fixed)
+    check_batch(found.shape, found.dtype, manifest.input.shape, fixed)
     if not found.contiguous:
-        raise InputError("the batch is not contiguous in the order (N,3,H,W); make it so, as with .contiguous().")
+        raise InputError("the batch is not contiguous in the order (N,C,H,W); make it so, as with .contiguous().")
     return found
 
 

@@ -208,11 +208,11 @@ class Engine:
         """Predict and explain a preprocessed batch.
 
         Args:
-            batch: (N,3,H,W) float32, normalised as the manifest says; NumPy, or anything with DLPack on the CPU. Not
-                contiguous is allowed and costs a copy. An image with NaN or infinity gets the status non_finite.
-                An engine on a GPU also takes contiguous arrays of that GPU, by __cuda_array_interface__ (torch, CuPy,
-                JAX, Numba, PyCUDA), and nothing of the call is then copied to the host or waited for, unless
-                references are given for predicted classes.
+            batch: (N,C,H,W) float32, normalised as the manifest says, C its number of channels, mostly 3; NumPy, or
+                anything with DLPack on the CPU. Not contiguous is allowed and costs a copy. An image with NaN or
+                infinity gets the status non_finite. An engine on a GPU also takes contiguous arrays of that GPU, by
+                __cuda_array_interface__ (torch, CuPy, JAX, Numba, PyCUDA), and nothing of the call is then copied to
+                the host or waited for, unless references are given for predicted classes.
             target: None (the predicted class), a class index or name, or one of these for each image.
             references: None (the nearest classes), a list of at most R indices or names for all images ([] for the
                 plain map), a list of such lists, or an integer array (N,R) with -1 automatic, -2 unused.
@@ -233,7 +233,7 @@ class Engine:
         """
         found = self._on_device(batch, stream)
         if found is None:
-            images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+            images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.shape, self.fixed_batch)
         count = len(images) if found is None else found.shape[0]
         resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
@@ -269,7 +269,7 @@ class Engine:
         if found is not None and self._gpu is not None:
             contrast = self._default_contrasts(found.shape[0])
             return logits_on_device(self._gpu, self.manifest, batch, found, contrast, self._embeddings, stream)
-        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
+        images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.shape, self.fixed_batch)
         logits = run_logits(self._backend, images, self._embeddings)
         return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
 
@@ -286,8 +286,9 @@ class Engine:
 
         Args:
             images: files, PIL images, uint8 arrays, bytes or objects to read from (see `images.load_image`), several
-                or one. Arrays and PIL images are referred to, not copied. An iterator is read to its end, and all that
-                it gives is kept: for a video take `explain_batches`.
+                or one. An engine of one channel takes photographs as grey, one of other channels than 1 and 3 takes
+                arrays (H,W,C) alone. Arrays and PIL images are referred to, not copied. An iterator is read to its end,
+                and all that it gives is kept: for a video take `explain_batches`.
             target, references, alpha, contrasts: see `__call__`.
             batch_size: images a run; None is 16, or the engine's own where it was exported with a fixed one.
 

@@ -17,6 +17,7 @@ from finercam_rt.errors import InputError
 from finercam_rt.geometry import CROP, ORIGINAL, Geometry, check_coordinates
 from finercam_rt.ops import Box
 from finercam_rt.original import Original
+from finercam_rt.pixels import as_photograph
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Explanation:
     mean of their normalised maps, which is not); target (N,) int64; references (N,R) int64, -2 where unused; alpha (N,)
     float32; status, N strings: "ok", or "no_positive_evidence", "constant" or "non_finite" for a map that explains
     nothing; names, N strings: each photograph's path or position; classes; size, the (H,W) of the model's input in
-    pixels; images (N,H,W,3) uint8, the crops that the model saw, or None; layer_maps, the raw map (N,h,w) of each of
+    pixels; images (N,H,W,C) uint8, the crops that the model saw, or None; layer_maps, the raw map (N,h,w) of each of
     several layers by its name, where the engine gives them; originals, where each crop lies in its photograph and what
     that can be loaded from again, or None.
 
@@ -115,7 +116,8 @@ class Explanation:
         """Photograph i under its map: round(opacity * colour + (1 - opacity) * photograph), an RGB image.
 
         A map whose status is not "ok" is not drawn: the photograph comes back unchanged. What of an original the model
-        did not see lies under black.
+        did not see lies under black. Of images of one channel the photograph is grey, and so is that of other
+        channels than three: their mean.
 
         Args:
             i: which photograph.
@@ -266,7 +268,7 @@ class Explanation:
             return self._original(i).load()
         if self.images is None:
             raise InputError("this explanation carries no photographs; draw the map alone with heatmap().")
-        return Image.fromarray(self.images[i])
+        return as_photograph(self.images[i])
 
     def _frame(self, i: int, size: tuple[int, int] | None, coordinates: str) -> tuple[tuple[int, int], Box | None]:
         """(height, width) of a picture, and where the map lies in it."""

@@ -1,4 +1,4 @@
-"""Photographs in any form that users have them, as upright 8-bit RGB."""
+"""Images in any form that users have them, as upright 8-bit pixels of the channels that an engine takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import threading
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -16,15 +15,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finercam_rt.errors import InputError
+from finercam_rt.manifest import GREY, RGB
+from finercam_rt.pixels import MODES, Pixels
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
 """A file's path, its bytes, an object to read them from, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) or
-(H,W,4) with the channels in the order RGB(A); a frame of OpenCV, which is BGR, is given as frame[:, :, ::-1]."""
+(H,W,4) with the channels in the order RGB(A); a frame of OpenCV, which is BGR, is given as frame[:, :, ::-1]. Files may
+be NumPy's .npy of such an array. For an engine of C channels, C neither 1 nor 3, an array (H,W,C) or a file of one."""
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
 )
-"""What counts as an image, in lower case, when a folder is searched."""
+"""What counts as a photograph, in lower case, when a folder is searched."""
+ARRAY_SUFFIXES = frozenset({".npy"})
+"""What does where a folder has no photographs, for engines of other channels than theirs."""
 
 # catch_warnings swaps a process-wide list; the lock keeps two of our threads from restoring it in the wrong order.
 _WARNINGS_LOCK = threading.Lock()
@@ -32,49 +36,55 @@ _UPRIGHT = 1
 _URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+://|data:")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _LONGEST_NAME = 200
-_SAMPLES = (64, 64)
+_NPY = b"\x93NUMPY"
+_TWELVE_BITS = 4095
 
 
 class Photograph(NamedTuple):
-    """A photograph that was loaded.
+    """A photograph, or another image, that was loaded.
 
-    image: upright and RGB. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. source:
-    what it can be loaded from again.
+    image: upright, of the channels asked for. orientation: the EXIF orientation in which its pixels are stored, 1
+    (upright) to 8. source: what it can be loaded from again.
     """
 
-    image: Image.Image
+    image: Pixels
     orientation: int
     source: ImageSource
 
 
-def load_image(source: ImageSource, position: int = 0) -> Image.Image:
-    """The photograph as an upright RGB image, 8 bits a channel.
+def load_image(source: ImageSource, position: int = 0, channels: int = RGB) -> Pixels:
+    """The image upright, 8 bits a channel: RGB, or of one channel grey, both PIL images; else an array (H,W,C).
 
-    EXIF orientation is applied; grey, palette and CMYK images are converted; an alpha channel is dropped, not
-    composited, as timm's pipeline does; 16-bit grey is scaled by 1/257, where Pillow's own conversion would clip it;
-    of an animation the first frame is taken. `position` names a source without a path in errors ("image 3").
+    EXIF orientation is applied; photographs of any mode are converted, to grey by Pillow's "L" (299 R + 587 G + 114 B,
+    of 1000); an alpha channel is dropped, not composited, as timm's pipeline does; 16-bit grey is scaled by 1/257,
+    where Pillow's own conversion would clip it, and refused where all is below 4096, as 12-bit data are, of which that
+    would leave 16 levels; of an animation the first frame is taken. `position` names a source without a path in errors
+    ("image 3"). Other channels than 1 and 3 have arrays alone.
 
     Raises:
         InputError: no such file, a folder, a URL, not an image, truncated, too many pixels (Pillow's MAX_IMAGE_PIXELS),
-            no pixels, floating-point or 32-bit values, a tensor, or an array of another shape or dtype.
+            no pixels, floating-point or 32-bit values, a tensor, or an array of another shape or dtype; a photograph
+            where the channels are others.
     """
-    return load_photograph(source, position).image
+    return load_photograph(source, position, channels).image
 
 
-def load_photograph(source: ImageSource, position: int = 0) -> Photograph:
+def load_photograph(source: ImageSource, position: int = 0, channels: int = RGB) -> Photograph:
     """As `load_image`, with what is known of the original; an object to read from is rewound and read to its end."""
     name = source_name(source, position)
     if isinstance(source, (str, os.PathLike)):
-        return _load_file(source, name)
+        return _load_file(source, name, channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), name)
+        content = bytes(source)
+        return Photograph(*_from_stream(io.BytesIO(content), name, channels), content)
     if isinstance(source, Image.Image):
-        return Photograph(*upright_rgb(source, name), source)
+        return Photograph(*_from_image(source, name, channels), source)
     if isinstance(source, np.ndarray):
-        return Photograph(_from_array(source, name), _UPRIGHT, source)
+        return Photograph(_from_array(source, name, channels), _UPRIGHT, source)
     if hasattr(source, "read"):
-        return _from_bytes(_read(source, name), name)
-    raise InputError(_other_type(source, name))
+        content = _read(source, name)
+        return Photograph(*_from_stream(io.BytesIO(content), name, channels), content)
+    raise InputError(_other_type(source, name, channels))
 
 
 def is_one_image(source: Any) -> bool:
@@ -93,20 +103,15 @@ def source_name(source: ImageSource, position: int) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
-def checksum(image: Image.Image) -> int:
-    """CRC-32 of 64 x 64 pixels of an RGB image: enough to notice that a file or an array holds another one now."""
-    return zlib.crc32(image.resize(_SAMPLES, Image.Resampling.NEAREST).tobytes())
-
-
-def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
+def _load_file(source: str | os.PathLike[str], name: str, channels: int) -> Photograph:
     if isinstance(source, str) and _URL.match(source):
         raise InputError(f"{name} is a URL; download it and give the file, or its bytes.")
     path = Path(source)
     try:
         if path.is_dir():
             raise InputError(f"{name} is a folder; give an image file.")
-        with path.open("rb") as stream, open_image(stream, name) as image:
-            return Photograph(*upright_rgb(image, name), source)
+        with path.open("rb") as stream:
+            return Photograph(*_from_stream(stream, name, channels), source)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file.") from None
     except InputError:
@@ -115,9 +120,25 @@ def _load_file(source: str | os.PathLike[str], name: str) -> Photograph:
         raise InputError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
 
 
-def _from_bytes(content: bytes, name: str) -> Photograph:
-    with open_image(io.BytesIO(content), name) as image:
-        return Photograph(*upright_rgb(image, name), content)
+def _from_stream(stream: BinaryIO, name: str, channels: int) -> tuple[Pixels, int]:
+    """The pixels and the EXIF orientation of a file's content."""
+    if _start(stream).startswith(_NPY):
+        try:
+            array = np.load(stream, allow_pickle=False)
+        except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError and others on bad bytes
+            raise InputError(f"{name} is a damaged .npy file ({_reason(error)}).") from None
+        return _from_array(array, name, channels), _UPRIGHT
+    with open_image(stream, name) as image:
+        return _from_image(image, name, channels)
+
+
+def _from_image(image: Image.Image, name: str, channels: int) -> tuple[Pixels, int]:
+    if channels not in MODES:
+        raise InputError(
+            f"{name} is a photograph, and the engine's images have {channels} channels; give a uint8 array "
+            f"(H,W,{channels}), or a .npy file of one."
+        )
+    return upright(image, name, MODES[channels])
 
 
 def _read(stream: Any, name: str) -> bytes:
@@ -194,34 +215,36 @@ def _unidentified(stream: BinaryIO, name: str) -> str:
     return f"{name} is not an image that Pillow can read."
 
 
-def _other_type(source: Any, name: str) -> str:
+def _other_type(source: Any, name: str, channels: int) -> str:
     kind = type(source).__name__
     if hasattr(source, "__dlpack__"):
         return (
-            f"{name} is a {type(source).__module__.partition('.')[0]} {kind}; give a uint8 NumPy array (H,W,3), such "
-            "as tensor.permute(1, 2, 0).cpu().numpy(), or a normalised batch to engine(batch)."
+            f"{name} is a {type(source).__module__.partition('.')[0]} {kind}; give a uint8 NumPy array "
+            f"(H,W,{channels}), such as tensor.permute(1, 2, 0).cpu().numpy(), or a normalised batch to engine(batch)."
         )
-    return f"{name} is of type {kind}; give a path, bytes, a PIL image or a uint8 NumPy array (H,W,3)."
+    return f"{name} is of type {kind}; give a path, bytes, a PIL image or a uint8 NumPy array (H,W,{channels})."
 
 
-def _from_array(array: NDArray[np.uint8], name: str) -> Image.Image:
+def _from_array(array: NDArray[np.uint8], name: str, channels: int) -> Pixels:
     if array.dtype != np.uint8:
         raise InputError(
             f"{name} is an array of {array.dtype}; give uint8 from 0 to 255, or a normalised batch to engine(batch)."
         )
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise InputError(
-            f"{name} is an array of shape {array.shape}; give (H,W), (H,W,1), (H,W,3) or (H,W,4), the channels last."
-        )
+    wanted = (GREY, RGB, RGB + 1) if channels in MODES else (channels,)
+    if not (array.ndim == 3 and array.shape[2] in wanted) and not (array.ndim == 2 and channels in MODES):
+        shapes = "(H,W), (H,W,1), (H,W,3) or (H,W,4)" if channels in MODES else f"(H,W,{channels})"
+        raise InputError(f"{name} is an array of shape {array.shape}; give {shapes}, the channels last.")
     if 0 in array.shape:
         raise InputError(f"{name} has no pixels: its shape is {array.shape}.")
+    if channels not in MODES:
+        return array
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return upright_rgb(Image.fromarray(np.ascontiguousarray(array)), name)[0]
+    return upright(Image.fromarray(np.ascontiguousarray(array)), name, MODES[channels])[0]
 
 
-def upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
-    """The image, upright and RGB, and the EXIF orientation that it had."""
+def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Image.Image, int]:
+    """The image, upright and of the mode "RGB" or "L", and the EXIF orientation that it had."""
     if image.width < 1 or image.height < 1:
         raise InputError(f"{name} has no pixels: its size is {image.width}x{image.height}.")
     try:
@@ -230,10 +253,10 @@ def upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
         if orientation != _UPRIGHT:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
-            return _from_deep_grey(image, name), orientation
+            return _from_deep_grey(image, name).convert(mode), orientation
         if image.mode == "F":
             raise InputError(f"{name} has floating-point pixels; convert it to 8 bits a channel.")
-        return (image if image.mode == "RGB" else image.convert("RGB")), orientation
+        return (image if image.mode == mode else image.convert(mode)), orientation
     except InputError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and others on bad bytes
@@ -253,8 +276,12 @@ def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535 or (image.mode == "I" and image.format != "PNG"):
         raise InputError(f"{name} has 32-bit pixels of unknown range; convert it to 8 bits a channel.")
-    grey = ((values + 128) // 257).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    if 0 < values.max() <= _TWELVE_BITS:
+        raise InputError(
+            f"{name} has 16-bit pixels of at most {values.max()}, of which 8 bits would show next to nothing; scale it "
+            "to 8 bits as the model's training data were."
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from finercam_rt.preprocess import Preprocessor
 class LoadedBatch(NamedTuple):
     """Photographs that were taken together: those that could be loaded, a row each, and why the others could not.
 
-    positions, names, originals, views (n,H,W,3) uint8: of the rows. failures: position to error. taken: how many there
+    positions, names, originals, views (n,H,W,C) uint8: of the rows. failures: position to error. taken: how many there
     were; fewer than asked for at the end, which may be one that the source reported as a failure.
     """
 
@@ -73,7 +73,8 @@ def load_batch(
     Raises:
         InputError: one could not be loaded, unless skip_errors.
     """
-    views = np.empty((count, *preprocess.spec.size, 3), np.uint8)
+    spec = preprocess.spec
+    views = np.empty((count, *spec.view_shape), np.uint8)
     positions: list[int] = []
     names: list[str] = []
     originals: list[Original] = []
@@ -92,7 +93,7 @@ def load_batch(
             break
         try:
             name = source_name(source, position)
-            photograph = load_photograph(source, position)
+            photograph = load_photograph(source, position, spec.channels)
             geometry = preprocess(photograph.image, inputs[row], views[row], name)
         except InputError as error:
             if not skip_errors:
@@ -106,28 +107,28 @@ def load_batch(
     return LoadedBatch(positions, names, originals, views[: len(positions)], failures, taken)
 
 
-def checked_batch(images: NDArray[Any], size: tuple[int, int], fixed: int | None) -> NDArray[np.float32]:
-    """A preprocessed batch as an engine of this input size takes it, contiguous.
+def checked_batch(images: NDArray[Any], shape: tuple[int, int, int], fixed: int | None) -> NDArray[np.float32]:
+    """A preprocessed batch as an engine of images of this shape takes it, contiguous.
 
     Args:
         images: what was given.
-        size: (H,W).
+        shape: (C,H,W).
         fixed: how many images the engine takes, None for any number.
 
     Raises:
         InputError: a wrong shape or dtype, or no images.
     """
-    check_batch(images.shape, str(images.dtype), size, fixed)
+    check_batch(images.shape, str(images.dtype), shape, fixed)
     return np.ascontiguousarray(images)
 
 
-def check_batch(shape: tuple[int, ...], dtype: str, size: tuple[int, int], fixed: int | None) -> None:
+def check_batch(found: tuple[int, ...], dtype: str, shape: tuple[int, int, int], fixed: int | None) -> None:
     """Refuse the shape or the dtype of a preprocessed batch, see `checked_batch`."""
-    if len(shape) != 4 or shape[1:] != (3, *size):
-        raise InputError(f"the batch has the shape {shape}; expected (N,3,{size[0]},{size[1]}).")
+    if len(found) != 4 or found[1:] != shape:
+        raise InputError(f"the batch has the shape {found}; expected (N,{shape[0]},{shape[1]},{shape[2]}).")
     if dtype != "float32":
         raise InputError(f"the batch is {dtype}; expected float32, normalised as the manifest says.")
-    if shape[0] == 0:
+    if found[0] == 0:
         raise InputError("the batch is empty; give at least one image.")
-    if fixed is not None and shape[0] != fixed:
-        raise InputError(f"the batch has {shape[0]} images; the engine was exported for exactly {fixed}.")
+    if fixed is not None and found[0] != fixed:
+        raise InputError(f"the batch has {found[0]} images; the engine was exported for exactly {fixed}.")

@@ -54,6 +54,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", *INT8)
 """Of the trunk, what comes before the target layer's output; the tail and its derivative are in fp32."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "center_floor", "squash", "border")
+GREY, RGB = 1, 3
+"""The numbers of channels that photographs have; an engine of any other takes arrays."""
 
 DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6, "softmax": 1.0}
 """The contrast strength of each objective where the caller gives none: its public code's, its paper's, the whole
@@ -72,18 +74,33 @@ class ModelInfo:
 class InputSpec:
     """How a photograph becomes the graph's input.
 
-    size is (height, width) in pixels; mean and std are per RGB channel for values in [0, 1]; the shorter edge is
-    resized to floor(size / crop_pct) with `interpolation`, and the centre is cropped. crop_mode "center_floor" rounds
-    the crop's offset down, as transformers does; "squash" resizes both edges instead; "border" resizes the longer edge
-    and pads with the mean colour.
+    size is (height, width) in pixels; mean and std are one value a channel (of three: red, green, blue) for values in
+    [0, 1]; the shorter edge is resized to floor(size / crop_pct) with `interpolation`, and the centre is cropped.
+    crop_mode "center_floor" rounds the crop's offset down, as transformers does; "squash" resizes both edges instead;
+    "border" resizes the longer edge and pads with the mean colour.
     """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+
+    @property
+    def channels(self) -> int:
+        """C of the images (N,C,H,W): 1 is grey, 3 is RGB, and any other number what the model was trained on."""
+        return max(len(self.mean), len(self.std))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,H,W)."""
+        return self.channels, *self.size
+
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """(H,W,C), of the levels before they are normalised."""
+        return *self.size, self.channels
 
 
 @dataclass(frozen=True)
@@ -208,9 +225,15 @@ class Manifest:
         """The outputs that are raw maps of one layer each, by name."""
         return {f"layer_map_{index}": layer for index, layer in enumerate(self.layers) if self.layer_maps}
 
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        fields = asdict(self)
+        fields["input"]["channels"] = self.input.channels
+        return fields
+
     def to_json(self) -> str:
         """The manifest as JSON text with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False)
 
 
 def map_grid(layers: Sequence[LayerInfo]) -> tuple[int, int]:
@@ -259,8 +282,9 @@ def from_json(text: str, source: str) -> Manifest:
 def _build(raw: dict[str, Any]) -> Manifest:
     model, spec = raw["model"], raw["input"]
     mean, std = (tuple(float(v) for v in spec[key]) for key in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError("mean and std must have three values, std above zero")
+    channels = _count(spec["channels"])
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ValueError(f"mean and std must have a value for each of {channels} channels, std above zero")
     classes, num_classes, zero_shot = raw["classes"], raw["num_classes"], _zero_shot(raw["zero_shot"])
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"{len(classes)} class names for {num_classes} classes")
@@ -273,8 +297,8 @@ def _build(raw: dict[str, Any]) -> Manifest:
         model=ModelInfo(str(model["name"]), str(model["weights_sha256"])),
         input=InputSpec(
             size=_pair(spec["size"]),
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
+            mean=mean,
+            std=std,
             interpolation=str(spec["interpolation"]),
             crop_pct=_positive(spec["crop_pct"]),
             crop_mode=str(spec["crop_mode"]),

@@ -1,4 +1,4 @@
-"""The photograph that a crop was taken from, loaded again where a picture of all of it is asked for."""
+"""The photograph, or the array, that a crop was taken from, loaded again where a picture of all of it is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from PIL import Image
 
 from finercam_rt.errors import InputError
 from finercam_rt.geometry import Geometry
-from finercam_rt.images import ImageSource, Photograph, checksum, load_photograph, source_name
+from finercam_rt.images import ImageSource, Photograph, load_photograph, source_name
+from finercam_rt.pixels import as_photograph, channels_of, checksum, size_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,28 +18,30 @@ class Original:
     """What is kept of a photograph besides the crop: a path, or a reference to the caller's object; never a copy.
 
     source: what it can be loaded from again. position: its number among the images, for errors. geometry: where the
-    crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8.
+    crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. channels: of
+    the engine's images.
     """
 
     source: ImageSource
     position: int
     geometry: Geometry
     orientation: int
+    channels: int
     checksum: int
 
     def load(self) -> Image.Image:
-        """The photograph, upright and RGB, as it was when it was explained.
+        """The photograph, upright and RGB, as it was when it was explained; see `pixels.as_rgb` for other channels.
 
         Raises:
             InputError: it cannot be read any more, or has changed.
         """
-        image = load_photograph(self.source, self.position).image
-        if (image.height, image.width) != self.geometry.size or checksum(image) != self.checksum:
+        image = load_photograph(self.source, self.position, self.channels).image
+        if size_of(image) != self.geometry.size or checksum(image) != self.checksum:
             raise InputError(
                 f"{source_name(self.source, self.position)} has changed since it was explained; explain it again, or "
                 "give copies of arrays that are written to again."
             )
-        return image
+        return as_photograph(image)
 
     def record(self) -> dict[str, Any]:
         """Its size, the crop's box and the orientation, as plain JSON values."""
@@ -47,4 +50,5 @@ class Original:
 
 def original_of(photograph: Photograph, position: int, geometry: Geometry) -> Original:
     """What is kept of a photograph whose crop lies there."""
-    return Original(photograph.source, position, geometry, photograph.orientation, checksum(photograph.image))
+    image = photograph.image
+    return Original(photograph.source, position, geometry, photograph.orientation, channels_of(image), checksum(image))

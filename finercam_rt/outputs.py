@@ -123,7 +123,7 @@ def run_graph(
     Args:
         backend: the loaded graph.
         drawing: the engine's.
-        images: (N,3,H,W), N >= count; the rows behind `count` fill a batch of fixed size. More than the backend takes
+        images: (N,C,H,W), N >= count; the rows behind `count` fill a batch of fixed size. More than the backend takes
             at a time are run in parts.
         contrast: of `count` images.
         count: how many of the images are asked for.

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 class Photographs:
     """What explaining photographs takes of an engine.
 
-    run: images (N,3,H,W), a contrast of `count` of them, and `count`, to their outputs. fixed_batch: see Engine.
+    run: images (N,C,H,W), a contrast of `count` of them, and `count`, to their outputs. fixed_batch: see Engine.
     """
 
     manifest: Manifest
@@ -53,7 +53,7 @@ class Photographs:
     ) -> Iterator[Batch]:
         """The batches of `sources`; a contrast of one row is that of all images."""
         # Zeros, because a fixed batch runs in full: rows that no image has filled must be finite.
-        inputs = np.zeros((self.fixed_batch or size, 3, *self.manifest.input.size), np.float32)
+        inputs = np.zeros((self.fixed_batch or size, *self.manifest.input.shape), np.float32)
         start, ended = 0, False
         try:
             while not ended:

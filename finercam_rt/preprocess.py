@@ -1,4 +1,4 @@
-"""From a photograph to the graph's input, as timm's evaluation transform does it."""
+"""From an image to the graph's input, as timm's evaluation transform does it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from finercam_rt.errors import InputError
 from finercam_rt.geometry import Geometry
 from finercam_rt.manifest import InputSpec
 from finercam_rt.ops import Frame
+from finercam_rt.pixels import Pixels, resized, size_of
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -26,7 +27,7 @@ _LARGEST_RESIZED = 2**25
 
 
 class Preprocessor:
-    """Makes the normalised input (3,H,W) and the view, the uint8 RGB crop (H,W,3) that the model sees.
+    """Makes the normalised input (C,H,W) and the view, the uint8 crop (H,W,C) that the model sees.
 
     value = (view / 255 - mean) / std in float32, per channel. The result equals
     timm.data.transforms_factory.transforms_imagenet_eval, rounding included. Reentrant.
@@ -38,11 +39,11 @@ class Preprocessor:
         self._scale = tuple(math.floor(edge / spec.crop_pct) for edge in spec.size)
         # 256 values a channel, so normalising is a look-up; each entry is computed in float32 in timm's order.
         levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        mean, std = (np.asarray(v, dtype=np.float32)[:, None] for v in (spec.mean, spec.std))
+        mean, std = (np.asarray(v, dtype=np.float32)[:, None] for v in (spec.mean, spec.std))  # (C,1)
         self._levels: NDArray[np.float32] = (levels[None, :] - mean) / std
 
-    def __call__(self, image: Image.Image, out: NDArray[np.float32], view: NDArray[np.uint8], name: str) -> Geometry:
-        """Write the input to `out` (3,H,W) float32 and the crop to `view` (H,W,3) uint8; `image` is RGB.
+    def __call__(self, image: Pixels, out: NDArray[np.float32], view: NDArray[np.uint8], name: str) -> Geometry:
+        """Write the input to `out` (C,H,W) float32 and the crop to `view` (H,W,C) uint8; `image` has C channels.
 
         Returns:
             Where in the image the crop lies.
@@ -50,16 +51,15 @@ class Preprocessor:
         Raises:
             InputError: the photograph is so narrow that its resized form would not fit in memory.
         """
-        (height, width), top, left = self.frame((image.height, image.width), name)
-        resample = _RESAMPLING[self.spec.interpolation]
-        resized = image if image.size == (width, height) else image.resize((width, height), resample)
-        _crop(np.asarray(resized), view, top, left, self.fill)
-        for channel in range(3):
+        whole = size_of(image)
+        (height, width), top, left = self.frame(whole, name)
+        _crop(resized(image, (height, width), _RESAMPLING[self.spec.interpolation]), view, top, left, self.fill)
+        for channel in range(self.spec.channels):
             np.take(self._levels[channel], view[:, :, channel], out=out[channel], mode="clip")
         # Pillow lays the resized photograph's edges on the photograph's, so one factor an axis tells all.
-        y, x = image.height / height, image.width / width
+        y, x = whole[0] / height, whole[1] / width
         box = (left * x, top * y, (left + view.shape[1]) * x, (top + view.shape[0]) * y)
-        return Geometry((image.height, image.width), (view.shape[0], view.shape[1]), box)
+        return Geometry(whole, (view.shape[0], view.shape[1]), box)
 
     def frame(self, size: tuple[int, int], name: str) -> Frame:
         """How a photograph of (height, width) is resized, and where its crop lies in that.
@@ -77,7 +77,9 @@ class Preprocessor:
     @property
     def fill(self) -> tuple[int, ...]:
         """The level of each channel where the crop reaches beyond the photograph."""
-        return tuple(round(255 * v) for v in self.spec.mean) if self.spec.crop_mode == "border" else (0, 0, 0)
+        if self.spec.crop_mode != "border":
+            return (0,) * self.spec.channels
+        return tuple(round(255 * v) for v in self.spec.mean)
 
 
 def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...]) -> tuple[int, int]:
@@ -99,7 +101,7 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
 
 
 def _crop(image: NDArray[np.uint8], view: NDArray[np.uint8], top: int, left: int, fill: tuple[int, ...]) -> None:
-    """Copy of `image` (h,w,3) what begins at (top, left) into `view` (H,W,3), and `fill` where it reaches beyond."""
+    """Copy of `image` (h,w,C) what begins at (top, left) into `view` (H,W,3), and `fill` where it reaches beyond."""
     rows = slice(max(top, 0), min(top + view.shape[0], image.shape[0]))
     columns = slice(max(left, 0), min(left + view.shape[1], image.shape[1]))
     source = image[rows, columns]

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from finercam_rt.errors import InputError
-from finercam_rt.images import open_image, upright_rgb
+from finercam_rt.images import open_image, upright
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
 """What counts as a video, in lower case, when a folder is searched for frames."""
@@ -63,7 +63,7 @@ def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
                 return
             except Exception as error:  # Pillow's plugins raise many kinds on bad bytes
                 raise InputError(f"{name}: frame {index} is damaged ({' '.join(str(error).split())}).") from None
-            frame = upright_rgb(image, f"{name}: frame {index}")[0]
+            frame = upright(image, f"{name}: frame {index}")[0]
             yield frame.copy() if frame is image else frame
 
 

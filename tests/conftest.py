@@ -23,6 +23,10 @@ CLASS_NAMES = (
 )
 
 
+TOY_LEVELS = {3: ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))}
+"""Mean and std of a toy by its channels; of other numbers they are 0.5 and 0.25."""
+
+
 @dataclass(frozen=True)
 class ToyEngine:
     """A = Conv(images), one patch a cell; y = W mean(A) + b; the Grad-CAM weights are W' seed / (h w).
@@ -31,7 +35,7 @@ class ToyEngine:
     """
 
     path: Path
-    kernel: np.ndarray  # (C,3,P,P)
+    kernel: np.ndarray  # (C,channels,P,P)
     weight: np.ndarray  # (K,C)
     bias: np.ndarray  # (K,)
     objective: str
@@ -43,8 +47,8 @@ class ToyEngine:
 
     def activations(self, images: np.ndarray) -> np.ndarray:
         patch = self.kernel.shape[-1]
-        n, _, height, width = images.shape
-        cells = images.astype(np.float64).reshape(n, 3, height // patch, patch, width // patch, patch)
+        n, channels, height, width = images.shape
+        cells = images.astype(np.float64).reshape(n, channels, height // patch, patch, width // patch, patch)
         if self.clip is not None:
             cells = np.clip(cells, -self.clip, self.clip)
         return np.einsum("nchpwq,kcpq->nkhw", cells, self.kernel.astype(np.float64))
@@ -58,7 +62,7 @@ class ToyEngine:
         return order[: self.references]
 
     def raw_map(self, image: np.ndarray, target: int, references: list[int], alpha: float) -> np.ndarray:
-        """DESIGN, section 2, in float64, for one image (3,H,W)."""
+        """DESIGN, section 2, in float64, for one image (channels,H,W)."""
         activations, logits = self.activations(image[None])[0], self.logits(image[None])[0]
         seed = np.zeros(len(logits))
         seed[target] = 1
@@ -104,14 +108,15 @@ def make_toy(tmp_path: Path) -> Callable[..., ToyEngine]:
         clip: float | None = None,
         contrasts: int = 1,
         zero_shot: bool = False,
+        channels: int = 3,
         manifest: dict[str, Any] | None = None,
         metadata: str | None = "",
     ) -> ToyEngine:
         onnx = pytest.importorskip("onnx")
         rng = np.random.default_rng(7)
-        patch, channels = 8, 6
-        kernel = rng.normal(size=(channels, 3, patch, patch)).astype(np.float32) / patch
-        weight = rng.normal(size=(len(CLASS_NAMES), channels)).astype(np.float32) * 3
+        patch, features = 8, 6
+        kernel = rng.normal(size=(features, channels, patch, patch)).astype(np.float32) / patch
+        weight = rng.normal(size=(len(CLASS_NAMES), features)).astype(np.float32) * 3
         bias = rng.normal(size=len(CLASS_NAMES)).astype(np.float32)
         if zero_shot:
             weight, bias = weight / np.linalg.norm(weight, axis=1, keepdims=True), 0 * bias
@@ -135,10 +140,11 @@ def toy(make_toy: Callable[..., ToyEngine]) -> ToyEngine:
 def _manifest(toy: ToyEngine, changes: dict[str, Any]) -> str:
     from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo, ZeroShotInfo
 
+    channels = toy.kernel.shape[1]
     grid = (toy.size[0] // toy.kernel.shape[-1], toy.size[1] // toy.kernel.shape[-1])
     manifest = Manifest(
         model=ModelInfo("toy", "0" * 64),
-        input=InputSpec(size=toy.size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)),
+        input=InputSpec(toy.size, *TOY_LEVELS.get(channels, ((0.5,) * channels, (0.25,) * channels))),
         classes=None if toy.zero_shot else CLASS_NAMES,
         num_classes=None if toy.zero_shot else len(CLASS_NAMES),
         layers=(LayerInfo("conv", "nchw", grid),),
@@ -286,7 +292,7 @@ def _model(onnx: Any, toy: ToyEngine, batch: int | str) -> Any:
         nodes,
         "toy",
         [
-            value("images", tensor.FLOAT, [batch, 3, *toy.size]),
+            value("images", tensor.FLOAT, [batch, toy.kernel.shape[1], *toy.size]),
             value("target", tensor.INT64, [batch, *several]),
             value("references", tensor.INT64, [batch, *several, slots]),
             value("alpha", tensor.FLOAT, [batch, *several]),

@@ -47,7 +47,7 @@ VERIFYING = {
 COMPARING = {
     "gate.py": {"comparison", "ops", "outputs"},
     "reduce.py": {"images", "preprocess"},
-    "processors.py": {"preprocess"},
+    "processors.py": {"preprocess", "pixels"},
 }
 """What files of the export stage use of the runtime besides: an engine, photographs, how far two engines agree."""
 

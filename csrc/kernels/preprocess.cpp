@@ -3,8 +3,9 @@
 namespace finercam {
 
 void preprocess(const PreprocessArgs& args, const Execution& execution) {
-  FINERCAM_CHECK(args.batch >= 1 && args.height >= 1 && args.width >= 1, "preprocess",
-                 "expected sizes of at least 1, got (", args.batch, ", ", args.height, ", ", args.width, ")");
+  FINERCAM_CHECK(args.batch >= 1 && args.channels >= 1 && args.height >= 1 && args.width >= 1, "preprocess",
+                 "expected sizes of at least 1, got (", args.batch, ", ", args.channels, ", ", args.height, ", ",
+                 args.width, ")");
   FINERCAM_CHECK(execution.threads >= 1, "preprocess", "expected threads of at least 1, got ", execution.threads);
   for (std::int64_t n = 0; n < args.batch; ++n) {
     const Photograph& photograph = args.photographs[n];

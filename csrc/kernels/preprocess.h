@@ -9,7 +9,7 @@ namespace finercam {
 // Pillow's filters: both widen with the scale where they make smaller, so that nothing aliases.
 enum class ResizeFilter { kBilinear, kBicubic };
 
-// A photograph (height, width, 3) of bytes, strides in bytes, and where its crop lies: it is resized to
+// A photograph (height, width, C) of bytes, strides in bytes, and where its crop lies: it is resized to
 // (resized_height, resized_width), and of that the crop begins at (top, left), which may be negative.
 struct Photograph {
   const std::uint8_t* pixels;
@@ -19,15 +19,16 @@ struct Photograph {
   std::int32_t top, left;
 };
 
-// out (N, 3, H, W), contiguous: (level / 255 - mean[c]) / std[c] of the crop's level. view, where it is not null, (N,
-// H, W, 3) of bytes, contiguous: the levels. Where the crop reaches beyond the resized photograph the level is fill[c].
+// out (N, C, H, W), contiguous: (level / 255 - mean[c]) / std[c] of the crop's level. view, where it is not null, (N,
+// H, W, C) of bytes, contiguous: the levels. Where the crop reaches beyond the resized photograph the level is fill[c].
+// Three channels are resized together, and those of any other number one by one.
 struct PreprocessArgs {
   std::int64_t batch;
-  std::int32_t height, width;
+  std::int32_t channels, height, width;
   const Photograph* photographs;  // on the host
   ResizeFilter filter;
-  float mean[3], std[3];
-  std::uint8_t fill[3];
+  const float *mean, *std;   // (C,) on the host
+  const std::uint8_t* fill;  // (C,) on the host
   DType dtype;
   void* out;
   std::uint8_t* view;

@@ -1,4 +1,5 @@
-// Photographs of any size resized, cropped and normalised, in one launch for up to 480 of them.
+// Photographs of any size resized, cropped and normalised, in one launch for up to 480 of them and their three
+// channels; other numbers of channels take a launch each.
 //
 // grid (tiles along x, tiles along y, N): a block draws a tile of 32 x 16 cells of the crop. It goes through the rows
 // of the photograph that the tile reads, eight at a time: each warp resizes one of them along x into shared memory,
@@ -22,11 +23,12 @@ constexpr int kRows = kWarps * kRowsPerThread;
 constexpr int kFew = 16,
               kMany = 480;  // photographs of one launch: the kernel's parameters hold them, at most 32764 bytes
 
-template <int kCount>
+template <int kCount, int kPlanes>
 struct Parameters {
   std::int32_t height, width;
-  float mean[3], std[3];
-  std::uint8_t fill[3];
+  std::int32_t channels, first_channel;
+  float mean[kPlanes], std[kPlanes];
+  std::uint8_t fill[kPlanes];
   void* out;
   std::uint8_t* view;
   Photograph photographs[kCount];
@@ -38,25 +40,26 @@ __device__ __forceinline__ void store(BFloat16* out, float value) {
   out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-// The levels of one target column in one row of the photograph.
-template <ResizeFilter kFilter>
-__device__ __forceinline__ void resize_row(const Photograph& photograph, const Taps& taps, std::int32_t row,
-                                           float (&levels)[3]) {
-  const std::uint8_t* pixel = photograph.pixels + row * photograph.row_stride + taps.first * photograph.column_stride;
-  float sums[3] = {0.0f, 0.0f, 0.0f}, total = 0.0f;
+// The levels of one target column in one row of the photograph; `pixels` is where its first channel begins.
+template <ResizeFilter kFilter, int kPlanes>
+__device__ __forceinline__ void resize_row(const Photograph& photograph, const std::uint8_t* pixels, const Taps& taps,
+                                           std::int32_t row, float (&levels)[kPlanes]) {
+  const std::uint8_t* pixel = pixels + row * photograph.row_stride + taps.first * photograph.column_stride;
+  float sums[kPlanes] = {}, total = 0.0f;
   for (std::int32_t i = 0; i < taps.end - taps.first; ++i, pixel += photograph.column_stride) {
     const float weight = filter_weight(kFilter, (taps.offset + static_cast<float>(i)) * taps.step);
     total += weight;
-    for (int c = 0; c < 3; ++c) sums[c] += weight * static_cast<float>(pixel[c * photograph.channel_stride]);
+    for (int c = 0; c < kPlanes; ++c) sums[c] += weight * static_cast<float>(pixel[c * photograph.channel_stride]);
   }
-  for (int c = 0; c < 3; ++c) levels[c] = level_of(sums[c] / total);
+  for (int c = 0; c < kPlanes; ++c) levels[c] = level_of(sums[c] / total);
 }
 
-template <typename T, ResizeFilter kFilter, int kCount>
+template <typename T, ResizeFilter kFilter, int kCount, int kPlanes>
 __global__ void __launch_bounds__(kColumns* kWarps)
-    preprocess_kernel(const __grid_constant__ Parameters<kCount> args, int first_image) {
-  __shared__ float rows[kWarps][3][kColumns];
+    preprocess_kernel(const __grid_constant__ Parameters<kCount, kPlanes> args, int first_image) {
+  __shared__ float rows[kWarps][kPlanes][kColumns];
   const Photograph& photograph = args.photographs[blockIdx.z];
+  const std::uint8_t* pixels = photograph.pixels + args.first_channel * photograph.channel_stride;
   const float support = filter_support(kFilter);
   const std::int32_t x = static_cast<std::int32_t>(blockIdx.x) * kColumns + static_cast<std::int32_t>(threadIdx.x);
   const std::int32_t tile = static_cast<std::int32_t>(blockIdx.y) * kRows;
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kColumns* kWarps)
   }
 
   Taps along[kRowsPerThread];
-  float sums[kRowsPerThread][3] = {}, totals[kRowsPerThread] = {};
+  float sums[kRowsPerThread][kPlanes] = {}, totals[kRowsPerThread] = {};
 #pragma unroll
   for (int k = 0; k < kRowsPerThread; ++k) {
     const std::int32_t row = tile + static_cast<std::int32_t>(threadIdx.y) + k * kWarps + photograph.top;
@@ -88,9 +91,9 @@ __global__ void __launch_bounds__(kColumns* kWarps)
   for (std::int32_t start = begin; start < end; start += kWarps) {
     const std::int32_t mine = start + static_cast<std::int32_t>(threadIdx.y);
     if (mine < end && has_column) {
-      float levels[3];
-      resize_row<kFilter>(photograph, across, mine, levels);
-      for (int c = 0; c < 3; ++c) rows[threadIdx.y][c][threadIdx.x] = levels[c];
+      float levels[kPlanes];
+      resize_row<kFilter, kPlanes>(photograph, pixels, across, mine, levels);
+      for (int c = 0; c < kPlanes; ++c) rows[threadIdx.y][c][threadIdx.x] = levels[c];
     }
     __syncthreads();
 #pragma unroll
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kColumns* kWarps)
         const float distance = along[k].offset + static_cast<float>(row - along[k].first);
         const float weight = filter_weight(kFilter, distance * along[k].step);
         totals[k] += weight;
-        for (int c = 0; c < 3; ++c) sums[k][c] += weight * rows[row - start][c][threadIdx.x];
+        for (int c = 0; c < kPlanes; ++c) sums[k][c] += weight * rows[row - start][c][threadIdx.x];
       }
     }
     __syncthreads();
@@ -115,37 +118,53 @@ __global__ void __launch_bounds__(kColumns* kWarps)
     if (y >= args.height) break;
     const bool shown = has_column && along[k].end > along[k].first;
     const std::int64_t at = static_cast<std::int64_t>(y) * args.width + x;
-    for (int c = 0; c < 3; ++c) {
+    const std::int64_t first = args.channels * image + args.first_channel;
+    for (int c = 0; c < kPlanes; ++c) {
       const float level = shown ? level_of(sums[k][c] / totals[k]) : static_cast<float>(args.fill[c]);
-      store(static_cast<T*>(args.out) + (3 * image + c) * plane + at, normalised(level, args.mean[c], args.std[c]));
-      if (args.view != nullptr) args.view[3 * (image * plane + at) + c] = static_cast<std::uint8_t>(level);
+      store(static_cast<T*>(args.out) + (first + c) * plane + at, normalised(level, args.mean[c], args.std[c]));
+      if (args.view != nullptr) {
+        args.view[args.channels * (image * plane + at) + args.first_channel + c] = static_cast<std::uint8_t>(level);
+      }
     }
   }
 }
 
-template <typename T, ResizeFilter kFilter, int kCount>
-void launch(const PreprocessArgs& args, std::int64_t start, std::int64_t count, cudaStream_t stream) {
-  Parameters<kCount> parameters{args.height, args.width, {}, {}, {}, args.out, args.view, {}};
-  std::copy(args.mean, args.mean + 3, parameters.mean);
-  std::copy(args.std, args.std + 3, parameters.std);
-  std::copy(args.fill, args.fill + 3, parameters.fill);
+template <typename T, ResizeFilter kFilter, int kCount, int kPlanes>
+void launch(const PreprocessArgs& args, std::int32_t channel, std::int64_t start, std::int64_t count,
+            cudaStream_t stream) {
+  Parameters<kCount, kPlanes> parameters{args.height, args.width, args.channels, channel,   {},
+                                         {},          {},         args.out,      args.view, {}};
+  std::copy(args.mean + channel, args.mean + channel + kPlanes, parameters.mean);
+  std::copy(args.std + channel, args.std + channel + kPlanes, parameters.std);
+  std::copy(args.fill + channel, args.fill + channel + kPlanes, parameters.fill);
   std::copy(args.photographs + start, args.photographs + start + count, parameters.photographs);
   const dim3 grid(static_cast<unsigned>((args.width + kColumns - 1) / kColumns),
                   static_cast<unsigned>((args.height + kRows - 1) / kRows), static_cast<unsigned>(count));
-  preprocess_kernel<T, kFilter, kCount>
+  preprocess_kernel<T, kFilter, kCount, kPlanes>
       <<<grid, dim3(kColumns, kWarps), 0, stream>>>(parameters, static_cast<int>(start));
   FINERCAM_CUDA_CHECK(cudaGetLastError());
 }
 
-template <typename T, ResizeFilter kFilter>
+template <typename T, ResizeFilter kFilter, int kPlanes>
 void launch_all(const PreprocessArgs& args, cudaStream_t stream) {
   for (std::int64_t start = 0; start < args.batch; start += kMany) {
     const std::int64_t count = std::min<std::int64_t>(kMany, args.batch - start);
-    if (count <= kFew) {
-      launch<T, kFilter, kFew>(args, start, count, stream);
-    } else {
-      launch<T, kFilter, kMany>(args, start, count, stream);
+    for (std::int32_t channel = 0; channel < args.channels; channel += kPlanes) {
+      if (count <= kFew) {
+        launch<T, kFilter, kFew, kPlanes>(args, channel, start, count, stream);
+      } else {
+        launch<T, kFilter, kMany, kPlanes>(args, channel, start, count, stream);
+      }
     }
+  }
+}
+
+template <typename T, int kPlanes>
+void launch_filter(const PreprocessArgs& args, cudaStream_t stream) {
+  if (args.filter == ResizeFilter::kBilinear) {
+    launch_all<T, ResizeFilter::kBilinear, kPlanes>(args, stream);
+  } else {
+    launch_all<T, ResizeFilter::kBicubic, kPlanes>(args, stream);
   }
 }
 
@@ -157,10 +176,10 @@ void preprocess_cuda(const PreprocessArgs& args, int device, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   visit_dtype(args.dtype, "preprocess", [&](auto zero) {
     using T = decltype(zero);
-    if (args.filter == ResizeFilter::kBilinear) {
-      launch_all<T, ResizeFilter::kBilinear>(args, on);
+    if (args.channels == 3) {
+      launch_filter<T, 3>(args, on);
     } else {
-      launch_all<T, ResizeFilter::kBicubic>(args, on);
+      launch_filter<T, 1>(args, on);
     }
   });
 }

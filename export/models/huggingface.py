@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def load_folder(folder: Path, request: ModelRequest) -> LoadedModel:
 
 
 def _named(loaded: LoadedModel, name: str) -> LoadedModel:
-    return LoadedModel(loaded.model, name, loaded.input, loaded.classes, loaded.inputs)
+    return replace(loaded, name=name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -88,6 +89,8 @@ def _load_transformers(folder: Path, raw: dict[str, Any], name: str, request: Mo
         if not request.random_weights and request.num_classes != config.num_labels:
             raise ExportError(f"{folder}: the model has {config.num_labels} classes; leave --num-classes out.")
         config.num_labels = request.num_classes
+    if request.channels is not None and request.random_weights:
+        getattr(config, "vision_config", config).num_channels = request.channels
     model = _with_weights(kind, config, folder, name, request)
     if getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
         chosen: Any = model

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.channels import found_channels
 from finercam_rt.export.models.request import POOLS, SIZED, LoadedModel, ModelRequest
 from finercam_rt.export.models.weights import load_state_dict
 from finercam_rt.export.refusal import running
@@ -38,7 +39,7 @@ class LinearProbe(SharedNames):
         self.__dict__["num_classes"] = head.out_features  # the backbone's own is 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,3,H,W) -> (N,K)."""
+        """(N,C,H,W) -> (N,K)."""
         features, pool = self.__dict__["_probe"]
         logits: torch.Tensor = self.linear_head(_pooled(features(self.__dict__["_shared_model"], images), pool))
         return logits
@@ -57,9 +58,13 @@ def with_linear_head(loaded: LoadedModel, request: ModelRequest) -> LoadedModel:
     head = _read_head(request.linear_head)
     backbone = loaded.model
     features = _features_of(backbone, loaded.name)
-    example = torch.zeros(2, 3, *loaded.input.size)
-    with running(loaded.name, example), torch.no_grad():
-        pooled = _pooled(features(backbone, example), request.pool)
+
+    def run(channels: int) -> torch.Tensor:
+        example = torch.zeros(2, channels, *loaded.input.size)
+        with running(loaded.name, example), torch.no_grad():
+            return _pooled(features(backbone, example), request.pool)
+
+    _, pooled = found_channels(backbone, run, request.channels)
     if pooled.shape[1] != head.in_features:
         raise ExportError(
             f"{request.linear_head}: takes {head.in_features} numbers, and pool {request.pool!r} of {loaded.name} "

@@ -44,6 +44,8 @@ def load_model(request: ModelRequest) -> LoadedModel:
     """
     if request.num_classes is not None and request.num_classes < 1:
         raise ExportError(f"the number of classes is {request.num_classes}; a contrast needs at least two.")
+    if request.channels is not None and request.channels < 1:
+        raise ExportError(f"the number of channels is {request.channels}; give at least 1.")
     scheme, _, name = request.specification.partition(":")
     if request.checkpoint is not None and request.pretrained:
         raise ExportError("a checkpoint and pretrained weights were both asked for; give one of the two.")

@@ -13,10 +13,12 @@ from PIL import Image
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import configured_channels, counted
 from finercam_rt.export.export_model import IMAGENET_INPUT
 from finercam_rt.export.models.request import ModelRequest, crop_share
 from finercam_rt.export.quiet import quiet
-from finercam_rt.manifest import InputSpec
+from finercam_rt.manifest import RGB, InputSpec
+from finercam_rt.pixels import as_pixels, resized
 from finercam_rt.preprocess import Preprocessor
 
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -50,12 +52,13 @@ def input_of_processor(transformers: Any, folder: Path, config: Any, request: Mo
         raise ExportError(
             f"{folder}: its image processor cannot be loaded ({first_line(error)}); save it again."
         ) from error
+    channels = configured_channels(config) or RGB
     try:
-        found = next((spec for spec in _candidates(processor) if _equal(processor, spec)), None)
+        found = next((spec for spec in _candidates(processor, channels) if _equal(processor, spec)), None)
     except Exception as error:
         raise ExportError(
-            f"{folder}: its {type(processor).__name__} does not run on a photograph ({first_line(error)}); save it "
-            "again."
+            f"{folder}: its {type(processor).__name__} does not run on an image of {counted(channels)} "
+            f"({first_line(error)}); save it again."
         ) from error
     if found is not None:
         return found if request.input_size is None else replace(found, size=request.input_size)
@@ -66,14 +69,14 @@ def input_of_processor(transformers: Any, folder: Path, config: Any, request: Mo
     )
 
 
-def _candidates(processor: Any) -> Iterator[InputSpec]:
+def _candidates(processor: Any, channels: int) -> Iterator[InputSpec]:
     """What the attributes of a processor may mean; which of them it means, the images say."""
     if not getattr(processor, "do_resize", False):
         return
     size, crop = _edges(processor, "size"), _edges(processor, "crop_size")
     cropped = bool(getattr(processor, "do_center_crop", False))
     share = getattr(processor, "crop_pct", None)
-    mean, std = _levels(processor)
+    mean, std = _levels(processor, channels)
     resample = int(getattr(processor, "resample", 2) or 0)
     base = InputSpec((1, 1), mean, std, _INTERPOLATIONS.get(resample, "bilinear"), 1.0, "squash")
     shortest, square = size.get("shortest_edge"), (size.get("height"), size.get("width"))
@@ -102,7 +105,7 @@ def _edges(processor: Any, name: str) -> dict[str, int]:
     return {key: edge for key, edge in dict(value).items() if edge is not None}
 
 
-def _levels(processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _levels(processor: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel for values in [0, 1], whatever the processor calls its scale and offset.
 
     Where it divides by 255 and then normalises once they are its own; otherwise what black and white become says them.
@@ -115,15 +118,16 @@ def _levels(processor: Any) -> tuple[tuple[float, float, float], tuple[float, fl
         and not getattr(processor, "include_top", False)
     )
     if plain:
-        mean, std = ([float(v) for v in np.broadcast_to(getattr(processor, f"image_{n}"), 3)] for n in ("mean", "std"))
+        levels = (np.broadcast_to(getattr(processor, f"image_{name}"), channels) for name in ("mean", "std"))
+        mean, std = ([float(v) for v in values] for values in levels)
     else:
         black, white = (
-            _pixels(processor, Image.new("RGB", (64, 64), (v, v, v))).mean(axis=(1, 2), dtype=np.float64)
+            _pixels(processor, np.full((64, 64, channels), v, np.uint8)).mean(axis=(1, 2), dtype=np.float64)
             for v in (0, 255)
         )
         std = [float(1 / v) if v else 1.0 for v in white - black]
         mean = [float(-v * s) for v, s in zip(black, std, strict=True)]
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return tuple(mean), tuple(std)
 
 
 def _equal(processor: Any, spec: InputSpec) -> bool:
@@ -131,20 +135,22 @@ def _equal(processor: Any, spec: InputSpec) -> bool:
     preprocess = Preprocessor(spec)
     rng = np.random.default_rng(0)
     for width, height in _PHOTOGRAPHS:
-        coarse = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-        fine = rng.integers(-20, 21, (height, width, 3))
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int64)
-        photograph = Image.fromarray((smooth + fine).clip(0, 255).astype(np.uint8))
+        coarse = rng.integers(0, 256, (9, 7, spec.channels), dtype=np.uint8)
+        fine = rng.integers(-20, 21, (height, width, spec.channels))
+        smooth = resized(as_pixels(coarse), (height, width), Image.Resampling.BICUBIC).astype(np.int64)
+        photograph = (smooth + fine).clip(0, 255).astype(np.uint8)
         wanted = _pixels(processor, photograph)
-        got, view = np.empty((3, *spec.size), np.float32), np.empty((*spec.size, 3), np.uint8)
-        preprocess(photograph, got, view, "the image")
+        got, view = np.empty(spec.shape, np.float32), np.empty(spec.view_shape, np.uint8)
+        preprocess(as_pixels(photograph), got, view, "the image")
         if wanted.shape != got.shape or np.abs(wanted - got).max() > _TOLERANCE / min(spec.std):
             return False
     return True
 
 
-def _pixels(processor: Any, image: Image.Image) -> NDArray[np.float32]:
-    """What the processor makes of an image, (3,H,W)."""
+def _pixels(processor: Any, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the processor makes of an image (height,width,C), (C,H,W)."""
+    image = as_pixels(levels)
+    described = {} if isinstance(image, Image.Image) else {"input_data_format": "channels_last"}
     with quiet():
-        made = processor(images=image, return_tensors="np")["pixel_values"][0]
+        made = processor(images=image, return_tensors="np", **described)["pixel_values"][0]
     return np.asarray(made, dtype=np.float32)

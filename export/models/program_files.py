@@ -10,9 +10,10 @@ import torch
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import counted
 from finercam_rt.export.export_model import IMAGENET_INPUT
 from finercam_rt.export.models.request import LoadedModel, ModelRequest
-from finercam_rt.export.programs import image_size, module_of_program
+from finercam_rt.export.programs import image_channels, image_size, module_of_program
 from finercam_rt.export.quiet import quiet
 
 
@@ -52,8 +53,11 @@ def load_program(path: Path, request: ModelRequest) -> LoadedModel:
         raise ExportError(
             f"{path}: was exported for images of {fixed[0]}x{fixed[1]}; leave --input-size out, or export it again."
         )
+    channels = image_channels(program)
+    if request.channels not in (None, channels):
+        raise ExportError(f"{path}: was exported for images of {counted(channels)}; leave --channels out.")
     size = fixed or request.input_size or IMAGENET_INPUT.size
-    return LoadedModel(module_of_program(program), path.name, replace(IMAGENET_INPUT, size=size))
+    return LoadedModel(module_of_program(program), path.name, replace(IMAGENET_INPUT, size=size), channels=channels)
 
 
 def _members(path: Path) -> list[str]:

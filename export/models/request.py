@@ -28,7 +28,8 @@ SIZED = "interpolate_pos_encoding"
 class LoadedModel:
     """A model in evaluation mode, its name, how photographs become its input, and its class names if known.
 
-    inputs: constants for the model's other inputs, as export_model takes them.
+    inputs: constants for the model's other inputs, as export_model takes them. channels: of its images, where that is
+    known; the mean and std of `input` may be those of another number, see channels.fitted.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class LoadedModel:
     input: InputSpec
     classes: tuple[str, ...] | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class ModelRequest:
     """What the caller asks of a specification.
 
     Exactly one source of weights is needed for timm: and torchvision: a checkpoint, pretrained (downloads), or
-    random_weights (for tests and benchmarks). num_classes None is read from the checkpoint's last layer. linear_head is
-    a checkpoint of one linear layer to put on a backbone, on what `pool`, one of POOLS, makes of its tokens.
+    random_weights (for tests and benchmarks). num_classes None is read from the checkpoint's last layer, and channels
+    None, of the images, from its first. linear_head is a checkpoint of one linear layer to put on a backbone, on what
+    `pool`, one of POOLS, makes of its tokens.
     """
 
     specification: str
@@ -52,6 +55,7 @@ class ModelRequest:
     pretrained: bool = False
     random_weights: bool = False
     num_classes: int | None = None
+    channels: int | None = None
     input_size: tuple[int, int] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     linear_head: Path | None = None

@@ -72,8 +72,10 @@ def _load(
     """Build it, with the image size for transformers, which are built for one; other networks take any."""
     given = {**defaults, **request.arguments}
 
-    def make(num_classes: int | None) -> nn.Module:
+    def make(num_classes: int | None, channels: int | None) -> nn.Module:
         arguments = dict(given)
+        if channels is not None:
+            arguments.setdefault("in_chans", channels)
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         if request.linear_head is not None:

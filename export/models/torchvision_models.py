@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.channels import first_convolution, found_channels
 from finercam_rt.export.models.request import (
     LoadedModel,
     ModelRequest,
@@ -18,7 +19,7 @@ from finercam_rt.export.models.request import (
 )
 from finercam_rt.export.models.weights import requested_weights, with_weights
 from finercam_rt.export.refusal import running
-from finercam_rt.manifest import InputSpec
+from finercam_rt.manifest import RGB, InputSpec
 
 
 def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
@@ -30,13 +31,19 @@ def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
         raise ExportError(f"torchvision's {name!r} is a model of {kind}, and an engine is made of an image classifier.")
     check_known(name, classifiers, "torchvision")
     weights = models.get_model_weights(name).DEFAULT
+    if request.pretrained and request.channels not in (None, RGB):
+        raise ExportError(
+            f"torchvision's weights of {name} are of RGB images; give --checkpoint FILE, with a first convolution of "
+            f"{request.channels} channels, or leave --channels out."
+        )
 
-    def make(num_classes: int | None) -> nn.Module:
+    def make(num_classes: int | None, channels: int | None) -> nn.Module:
         arguments = dict(request.arguments)
         if num_classes is not None:
             arguments["num_classes"] = num_classes
         chosen = weights if request.pretrained else None
-        return build(lambda: models.get_model(name, weights=chosen, **arguments), f"torchvision:{name}")
+        model = build(lambda: models.get_model(name, weights=chosen, **arguments), f"torchvision:{name}")
+        return model if channels is None else _with_channels(model, channels)
 
     model = with_weights(make, requested_weights(request), request)
     transform = weights.transforms()
@@ -50,8 +57,32 @@ def load_torchvision(name: str, request: ModelRequest) -> LoadedModel:
         crop_pct=crop_share(crop, resize),
     )
     categories = weights.meta.get("categories")
-    example = torch.zeros(1, 3, *size)
-    with torch.no_grad(), running("the model", example):
-        count = model(example).shape[1]
+
+    def run(channels: int) -> int:
+        example = torch.zeros(1, channels, *size)
+        with torch.no_grad(), running("the model", example):
+            return int(model(example).shape[1])
+
+    channels, count = found_channels(model, run, request.channels)
     classes = tuple(categories) if categories and len(categories) == count else None
-    return LoadedModel(model, f"torchvision:{name}", spec, classes)
+    return LoadedModel(model, f"torchvision:{name}", spec, classes, channels=channels)
+
+
+def _with_channels(model: nn.Module, channels: int) -> nn.Module:
+    """The model with a first convolution of so many channels, as people replace it; its weights are random."""
+    found = first_convolution(model)
+    if found is not None and found[1].in_channels != channels:
+        name, old = found
+        new = nn.Conv2d(
+            channels,
+            old.out_channels,
+            old.kernel_size,  # type: ignore[arg-type]
+            old.stride,  # type: ignore[arg-type]
+            old.padding,  # type: ignore[arg-type]
+            old.dilation,  # type: ignore[arg-type]
+            old.groups,
+            old.bias is not None,
+            old.padding_mode,
+        )
+        model.set_submodule(name, new)
+    return model

@@ -14,6 +14,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import first_convolution
 from finercam_rt.export.models.request import ModelRequest
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net")
@@ -86,20 +87,25 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def with_weights(
-    make: Callable[[int | None], nn.Module],
+    make: Callable[[int | None, int | None], nn.Module],
     weights: Weights | None,
     request: ModelRequest,
     convert: Convert = lambda model, state: state,
 ) -> nn.Module:
-    """The model of `make`, for as many classes as its weights have, with them, in evaluation mode.
+    """The model of `make`, for as many classes and channels as its weights have, with them, in evaluation mode.
 
+    make: (classes, channels) to the model, None for the library's own number.
     convert: what makes weights in other names or for another input size fit the model; used where they do not fit.
     """
-    model = make(request.num_classes)
+    classes, channels = request.num_classes, request.channels
+    model = make(classes, channels)
     if weights is not None:
-        stored = _stored_classes(model, weights.state)
-        if request.num_classes is None and request.linear_head is None and stored is not None:
-            model = make(stored)
+        if classes is None and request.linear_head is None:
+            classes = _stored_classes(model, weights.state)
+        if channels is None:
+            channels = _stored_channels(model, weights.state)
+        if (classes, channels) != (request.num_classes, request.channels):
+            model = make(classes, channels)
         state = weights.state
         if request.linear_head is not None:
             state = _without_head(model, state)
@@ -155,6 +161,15 @@ def _stored_classes(model: nn.Module, state: dict[str, torch.Tensor]) -> int | N
     return weight.shape[0]
 
 
+def _stored_channels(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
+    """The checkpoint's number of channels, where the first convolution has another one than the model's."""
+    first = first_convolution(model)
+    weight = None if first is None else state.get(f"{first[0]}.weight")
+    if first is None or weight is None or weight.ndim != 4 or weight.shape == first[1].weight.shape:
+        return None
+    return weight.shape[1] * first[1].groups
+
+
 def load_into(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Put all weights of a checkpoint into the model.
 
@@ -174,6 +189,6 @@ def load_into(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> N
         if value.shape != own[key].shape:
             raise ExportError(
                 f"{path}: weight {key!r} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}; give "
-                "the num_classes, input size and model arguments that it was trained with."
+                "the num_classes, channels, input size and model arguments that it was trained with."
             )
     model.load_state_dict(state, strict=False)

@@ -169,7 +169,7 @@ class GpuBackend:
     ) -> Event:
         """See DeviceBackend.run_on_device."""
         count = len(feeds["alpha"])
-        height, width = self._manifest.input.size
+        numbers = math.prod(self._manifest.input.shape)
         least, most = self._range
         constants = {name: value for name, value in feeds.items() if name == EMBEDDINGS}
         done: Event | None = None
@@ -180,7 +180,7 @@ class GpuBackend:
             if filled > rows:
                 part = {name: _filled(value, filled) for name, value in part.items()}
             sizes = Sizes(filled, len(constants[EMBEDDINGS]) if constants else 0)
-            address = images + start * 3 * height * width * _FLOAT32.itemsize
+            address = images + start * numbers * _FLOAT32.itemsize
             done = self._guarded(
                 lambda: self._run_part(address, rows, part | constants, sizes, stream, layout, results, start),  # noqa: B023
                 f"a run of {filled} images",
@@ -219,8 +219,7 @@ class GpuBackend:
         maps = slot.answers.view(_MAP, (math.prod(shape), *manifest.grid))
         flat = slot.answers.view(_STATUS, (math.prod(shape),))
         marked = slot.answers.view(_STATUS, (count, manifest.contrasts))
-        height, width = manifest.input.size
-        given = self._device.view(images, "float32", (count, 3 * height * width))
+        given = self._device.view(images, "float32", (count, math.prod(manifest.input.shape)))
         logits = slot.answers.view("logits", (count, slot.answers.values["logits"][1][1]))
 
         def queue(handle: int) -> None:

@@ -67,7 +67,7 @@ def expected_interface(manifest: Manifest) -> Interface:
     references = (*contrasts, manifest.references)
     classes = CLASSES if manifest.num_classes is None else manifest.num_classes
     inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-        "images": (_FLOAT32, (BATCH, 3, *manifest.input.size)),
+        "images": (_FLOAT32, (BATCH, *manifest.input.shape)),
         "target": (_INT64, contrasts),
         "references": (_INT64, references),
         "alpha": (_FLOAT32, contrasts),

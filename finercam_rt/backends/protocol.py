@@ -115,7 +115,7 @@ class DeviceBackend(Backend, Protocol):
         """Queue a run of images at an address into results at another; its end is the event.
 
         Args:
-            images: (N,3,H,W) float32, contiguous, made on `stream`.
+            images: (N,C,H,W) float32, contiguous, made on `stream`.
             feeds: the other inputs, of the host.
             wanted: as `results` was asked.
             stream: the caller's, by its handle.

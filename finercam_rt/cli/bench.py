@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
     ) as engine:
         load = time.perf_counter() - began
-        shape = (args.batch, 3, *engine.manifest.input.size)
+        shape = (args.batch, *engine.manifest.input.shape)
         try:
             images = np.random.default_rng(0).standard_normal(shape, np.float32)
         except MemoryError:

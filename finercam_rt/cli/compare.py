@@ -21,7 +21,8 @@ from finercam_rt.errors import InputError
 from finercam_rt.evaluation.fidelity import Fidelity, differences
 from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
-from finercam_rt.manifest import METHODS
+from finercam_rt.manifest import METHODS, RGB
+from finercam_rt.pixels import MODES
 
 _BELOW = 1
 _MEASURES = Agreement._fields
@@ -177,9 +178,11 @@ def _compare_batch(
 ) -> list[dict[str, Any]]:
     """One record a file: its agreement, or its status, or its error."""
     images, found = [], {}
+    own = a.manifest.input.channels
+    channels = RGB if own in MODES else own  # A may be of grey images, and B of RGB
     for position, file in enumerate(files):
         try:
-            images.append((position, load_image(file)))
+            images.append((position, load_image(file, position, channels)))
         except InputError as error:
             found[position] = {"image": str(file), "error": str(error)}
     if images:

@@ -92,8 +92,8 @@ def _explain(engine: Engine, photograph: Path, folder: Path) -> float:
 
     height, width = engine.manifest.input.size
     spec = replace(engine.manifest.input, size=(ZOOM * height, ZOOM * width))
-    large = np.empty((*spec.size, 3), np.uint8)
-    Preprocessor(spec)(load_image(photograph), np.empty((3, *spec.size), np.float32), large, str(photograph))
+    large = np.empty(spec.view_shape, np.uint8)
+    Preprocessor(spec)(load_image(photograph), np.empty(spec.shape, np.float32), large, str(photograph))
 
     target, references = described(finer, 0)
     lines = [f"predicted: {target}", f"contrasted with: {references}"]

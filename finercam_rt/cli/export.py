@@ -14,7 +14,18 @@ from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.errors import ExportError
-from finercam_rt.manifest import HEADS, INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
+from finercam_rt.manifest import (
+    GREY,
+    HEADS,
+    INTERPOLATIONS,
+    LAYOUTS,
+    METHODS,
+    OBJECTIVES,
+    PRECISIONS,
+    RGB,
+    InputSpec,
+    Manifest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,8 +150,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     image = parser.add_argument_group("input (default: the library's for this model; ImageNet's for py:)")
     image.add_argument("--input-size", metavar="PIXELS", type=int, nargs="+", help="one number, or height and width")
-    image.add_argument("--mean", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
-    image.add_argument("--std", metavar="V", type=float, nargs=3, help="per channel, of values from 0 to 1")
+    image.add_argument(
+        "--channels", metavar="C", type=int, help="of an image: 1 is grey, 3 RGB (default: found from the model)"
+    )
+    image.add_argument(
+        "--mean", metavar="V", type=float, nargs="+", help="of values from 0 to 1: one, or one a channel"
+    )
+    image.add_argument("--std", metavar="V", type=float, nargs="+", help="of values from 0 to 1: one, or one a channel")
     image.add_argument("--interpolation", choices=INTERPOLATIONS, help="resizing of photographs")
     image.add_argument("--crop-pct", metavar="SHARE", type=float, help="input size / resized shorter edge")
     precision = parser.add_argument_group("precision")
@@ -185,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
         "pretrained": args.pretrained,
         "random_weights": args.random_weights,
         "num_classes": args.num_classes,
+        "channels": args.channels,
         "input_size": _size(args.input_size),
         "arguments": dict(assignment("--model-arg", text) for text in args.model_arg),
         "linear_head": args.linear_head,
@@ -201,7 +218,14 @@ def run(args: argparse.Namespace) -> int:
     def load() -> LoadedModel:
         loaded: LoadedModel = export.load_model(export.ModelRequest(**request))
         spec = _input_spec(loaded.input, args)
-        return replace(loaded, input=spec, classes=classes or loaded.classes, inputs={**loaded.inputs, **inputs})
+        channels = loaded.channels if args.channels is None else args.channels
+        return replace(
+            loaded,
+            input=spec,
+            classes=classes or loaded.classes,
+            inputs={**loaded.inputs, **inputs},
+            channels=channels,
+        )
 
     grid = None if args.grid is None else (args.grid[0], args.grid[1])
     manifest = export_with_progress(
@@ -256,6 +280,7 @@ def export_with_progress(export: Any, load: Callable[[], LoadedModel], path: Pat
             loaded.model,
             path,
             input=loaded.input,
+            channels=loaded.channels,
             classes=loaded.classes,
             name=loaded.name,
             inputs=loaded.inputs,
@@ -275,12 +300,22 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{path}: {manifest.model.name}, {path.stat().st_size / 1e6:.1f} MB, in {seconds:.1f} s\n"
         f"  target layer {layers}, {manifest.layers[0].layout}, map {manifest.grid[0]} x {manifest.grid[1]}; "
         f"{manifest.method}, objective {manifest.objective}, {manifest.references} references{several}\n"
-        f"{_taps(manifest)}{_adapted(manifest)}"
+        f"{_images(manifest)}{_taps(manifest)}{_adapted(manifest)}"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
         f"{_agreement(manifest)}{_checked(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/{classes}"
     )
+
+
+def _images(manifest: Manifest) -> str:
+    """What is taken for an image, in a line; nothing where that is a photograph in RGB."""
+    channels = manifest.input.channels
+    if channels == RGB:
+        return ""
+    if channels == GREY:
+        return "  images of one channel; photographs are made grey\n"
+    return f"  images of {channels} channels, given as arrays (H,W,{channels}) or .npy files of them\n"
 
 
 def _taps(manifest: Manifest) -> str:
@@ -367,7 +402,7 @@ def _input_spec(spec: InputSpec, args: argparse.Namespace) -> InputSpec:
     }
     for name in ("mean", "std"):
         if not all(math.isfinite(value) for value in pinned.get(name, ())):
-            raise ExportError(f"--{name} has a value that is not finite; give one number a channel.")
+            raise ExportError(f"--{name} has a value that is not finite; give one number, or one a channel.")
     if args.std is not None and not min(args.std) > 0:
         raise ExportError("--std has a value that is not above zero; it is what pixels are divided by.")
     if args.crop_pct is not None and not 0 < args.crop_pct <= 1:

@@ -9,7 +9,7 @@ from typing import Any
 from finercam_rt.backends import describe_auto
 from finercam_rt.engine_file import is_plan, read_manifest
 from finercam_rt.errors import FinerCAMError, InputError
-from finercam_rt.manifest import DEFAULT_ALPHA, Manifest
+from finercam_rt.manifest import DEFAULT_ALPHA, GREY, RGB, Manifest
 from finercam_rt.tensorrt.plan import read_checked_plan
 from finercam_rt.tensorrt.serve import serve
 
@@ -81,7 +81,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     rows = [
         ("model", manifest.model.name),
         ("weights", f"sha256 {manifest.model.weights_sha256}"),
-        ("input", f"{spec.size[0]} x {spec.size[1]} pixels (height x width), RGB"),
+        ("input", f"{spec.size[0]} x {spec.size[1]} pixels (height x width), {_channels(spec.channels)}"),
         ("normalise", f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}, of values from 0 to 1"),
         ("resize", f"{spec.interpolation}, crop {spec.crop_pct:g}, {spec.crop_mode}"),
         ("classes", _classes(manifest)),
@@ -120,6 +120,10 @@ def _classes(manifest: Manifest) -> str:
         return f"{manifest.num_classes}, without names"
     more = "; ..." if manifest.num_classes > _NAMES_SHOWN else ""
     return f"{manifest.num_classes}: {'; '.join(manifest.classes[:_NAMES_SHOWN])}{more}"
+
+
+def _channels(count: int) -> str:
+    return {GREY: "grey", RGB: "RGB"}.get(count, f"{count} channels")
 
 
 def _numbers(values: tuple[float, ...]) -> str:

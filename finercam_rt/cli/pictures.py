@@ -13,6 +13,7 @@ from finercam_rt.explanation import Explanation
 from finercam_rt.figure import figure
 from finercam_rt.files import atomic_write
 from finercam_rt.geometry import CROP
+from finercam_rt.pixels import as_rgb
 
 _SUFFIXES = {"overlay": ".overlay.png", "heatmap": ".heatmap.png", "saliency_map": ".npy"}
 _PNG_LEVEL = 1
@@ -73,7 +74,7 @@ def write_sheet(
         against = ", ".join(classes.short_name(item["index"]) for item in part["references"]) or "nothing"
         legend.append(f"{p + 1}: why {target}, against {against}, alpha {part['alpha']:g}")
     assert explanation.images is not None
-    photograph, box = explanation.images[row], None
+    photograph, box = as_rgb(explanation.images[row]), None
     if style.coordinates != CROP:
         assert explanation.originals is not None
         original = explanation.originals[row]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -39,11 +39,15 @@ OWN_RUN: ContextVar[bool] = ContextVar("finercam_rt.compat.own_run", default=Fal
 _LOG = logging.getLogger("finercam_rt.compat")
 
 
+Shape: TypeAlias = "tuple[int, int, int]"
+"""(C,H,W) of an image."""
+
+
 class Spec(NamedTuple):
     """What an engine is made for, besides the model: fields of its manifest, and a key of SCORES."""
 
     layers: tuple[str, ...]
-    size: tuple[int, int]
+    shape: Shape
     method: str
     objective: str
     references: int = 3
@@ -51,7 +55,7 @@ class Spec(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The shapes of the layers' outputs for two images of a size, and the number of classes."""
+    """The shapes of the layers' outputs for two images of a shape, and the number of classes."""
 
     shapes: tuple[torch.Size, ...]
     num_classes: int
@@ -63,7 +67,7 @@ class _Known:
 
     model: weakref.ref[nn.Module]
     state: ModelState
-    facts: dict[tuple[tuple[str, ...], tuple[int, int]], Facts] = field(default_factory=dict)
+    facts: dict[tuple[tuple[str, ...], Shape], Facts] = field(default_factory=dict)
 
 
 class _Kept(NamedTuple):
@@ -97,20 +101,20 @@ class EngineCache:
             self._known.clear()
             self._engines.clear()
 
-    def facts(self, model: nn.Module, layers: tuple[str, ...], size: tuple[int, int]) -> Facts:
+    def facts(self, model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:
         """What one forward pass says of `model`, remembered while it is unchanged; engines of an older state go.
 
         Raises:
             ExportError: a layer gives no tensor or does not run once, or the output is not one tensor of logits.
-            InputError: the model does not run on images of that size.
+            InputError: the model does not run on images of that shape.
         """
         known = self._settled(model)
-        if (layers, size) not in known.facts:
+        if (layers, shape) not in known.facts:
             with self._compiling:
-                if (layers, size) not in known.facts:
+                if (layers, shape) not in known.facts:
                     with self._own_run(model):
-                        known.facts[layers, size] = _examine(model, layers, size)
-        return known.facts[layers, size]
+                        known.facts[layers, shape] = _examine(model, layers, shape)
+        return known.facts[layers, shape]
 
     def engine(self, model: nn.Module, spec: Spec, layout: Callable[[], LayoutRequest]) -> Engine:
         """The engine of `model` for `spec`, as `facts` found it; `layout` is asked where it has to be made."""
@@ -222,50 +226,52 @@ def common_request(readings: Sequence[LayerInfo | Reading]) -> LayoutRequest:
     )
 
 
-def example(size: tuple[int, int]) -> torch.Tensor:
+def example(shape: Shape) -> torch.Tensor:
     """Two images of seeded noise."""
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _examine(model: nn.Module, layers: tuple[str, ...], size: tuple[int, int]) -> Facts:
+def _examine(model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type != "cpu":
             raise InputError(
                 f"the model is on {tensor.device}, and engines run on the CPU; move model and images with .cpu()."
             )
     try:
-        outputs, logits = run_with_gradients(model, layers, example(size))
+        outputs, logits = run_with_gradients(model, layers, example(shape))
     except FinerCAMError:
         raise
     except Exception as error:
         detail = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"the model does not run on images of {size[0]}x{size[1]} ({detail}); give the size that it takes."
+            f"the model does not run on images of {shape[1]}x{shape[2]} and {shape[0]} channels ({detail}); give those "
+            "that it takes."
         ) from error
     return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))
 
 
 def _compile(model: nn.Module, spec: Spec, request: LayoutRequest) -> _Kept:
     """Export into a temporary folder and load; nothing stays on disk."""
-    height, width = spec.size
+    channels, height, width = spec.shape
     name = type(model).__name__
     _LOG.info(
         "compiling %s with %s at %s for images of %dx%d, once", name, spec.method, ", ".join(spec.layers), height, width
     )
     with tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
         path = Path(at) / "engine.onnx"
-        num_classes = int(model(example(spec.size)).shape[1])
+        num_classes = int(model(example(spec.shape)).shape[1])
         subject, layers = model, spec.layers
         if spec.scores != "logits" or num_classes == 1:
             # the wrapped model has other names, by which the export would find less
-            found = [find_target_layer(model, layer, example(spec.size), request) for layer in layers]
+            found = [find_target_layer(model, layer, example(spec.shape), request) for layer in layers]
             request = common_request(found)
             subject, layers = _Scored(model, spec.scores, num_classes), tuple(f"model.{layer}" for layer in layers)
         export_model(
             subject,
             path,
             target_layer=layers,
-            input=InputSpec(spec.size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            input=InputSpec((height, width), (0.0,), (1.0,)),
+            channels=channels,
             method=spec.method,
             objective=spec.objective,
             references=spec.references,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from finercam_rt.compat.engines import EngineCache, Facts, Spec, common_request, example
+from finercam_rt.compat.engines import EngineCache, Facts, Shape, Spec, common_request, example
 from finercam_rt.compat.reshape import Reading, ReshapeTransform, read_reshape
 from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
@@ -66,14 +66,14 @@ class Explainer:
         self._transform, self._cache = reshape_transform, cache
         self._readings: dict[tuple[torch.Size, ...], list[Reading]] = {}
 
-    def facts(self, size: tuple[int, int]) -> Facts:
+    def facts(self, images: Images) -> Facts:
         """What a forward pass says where the model is new or has changed; to be asked once before each question.
 
         Raises:
-            InputError: the model is not on the CPU, or does not run on images of that size.
+            InputError: the model is not on the CPU, or does not run on images of that shape.
             ExportError: the layers or the output are nothing that can be compiled.
         """
-        return self._cache.facts(self.model, self.layers, size)
+        return self._cache.facts(self.model, self.layers, _shape(images))
 
     def logits(self, images: Images, facts: Facts) -> NDArray[np.float32]:
         """(N,K)."""
@@ -123,10 +123,10 @@ class Explainer:
         return self._answer(engine, outputs, facts)
 
     def _engine(self, images: Images, facts: Facts, objective: str, references: int, scores: str = "logits") -> Engine:
-        size = (images.shape[2], images.shape[3])
+        shape = _shape(images)
         rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
-        spec = Spec(self.layers, size, self.method, objective, rounded, scores)
-        engine = self._cache.engine(self.model, spec, lambda: self._request(facts, size))
+        spec = Spec(self.layers, shape, self.method, objective, rounded, scores)
+        engine = self._cache.engine(self.model, spec, lambda: self._request(facts, shape))
         for name, layer, reading in zip(self.layers, engine.manifest.layers, self._read(facts), strict=False):
             self._check(name, reading, Reading(layer.layout, layer.grid, layer.prefix_tokens))
         return engine
@@ -140,13 +140,13 @@ class Explainer:
             self._readings[facts.shapes] = [read_reshape(self._transform, shape, layer) for shape, layer in pairs]
         return self._readings[facts.shapes]
 
-    def _request(self, facts: Facts, size: tuple[int, int]) -> LayoutRequest:
+    def _request(self, facts: Facts, shape: Shape) -> LayoutRequest:
         """The layout that the caller's function reads, held against what the shapes say."""
         readings = self._read(facts)
         found: list[LayerInfo | None] = []
         for layer in self.layers:
             try:
-                found.append(find_target_layer(self.model, layer, example(size)))
+                found.append(find_target_layer(self.model, layer, example(shape)))
             except ExportError:  # not to be told by itself; what else is wrong, the export says
                 found.append(None)
         for known, reading in zip(found, readings, strict=False):
@@ -179,6 +179,11 @@ class Explainer:
         return Answer(outputs.logits[:, : facts.num_classes], maps or [outputs.saliency_map], outputs.status)
 
 
+def _shape(images: Images) -> Shape:
+    """(C,H,W)."""
+    return images.shape[1], images.shape[2], images.shape[3]
+
+
 def _has_one_position(facts: Facts) -> bool:
     """Whether all layers give (N,C,1,1)."""
     return all(len(shape) == 4 and shape[2:] == (1, 1) for shape in facts.shapes)
@@ -189,12 +194,12 @@ def checked_images(images: object, name: str) -> Images:
 
     Raises:
         WrongTypeError: no tensor.
-        InputError: not (N,3,H,W) on the CPU.
+        InputError: not (N,C,H,W) on the CPU.
     """
     if not isinstance(images, torch.Tensor):
-        raise WrongTypeError(f"{name} is of type {type(images).__name__}; give a torch tensor (N,3,H,W).")
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise InputError(f"{name} has shape {tuple(images.shape)}; engines take (N,3,H,W), images of three channels.")
+        raise WrongTypeError(f"{name} is of type {type(images).__name__}; give a torch tensor (N,C,H,W).")
+    if images.ndim != 4 or 0 in images.shape:
+        raise InputError(f"{name} has shape {tuple(images.shape)}; engines take images (N,C,H,W).")
     if images.device.type != "cpu":
         raise InputError(f"{name} is on {images.device}, and engines run on the CPU; move it with .cpu().")
     if images.dtype != torch.float32:

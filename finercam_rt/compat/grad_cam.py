@@ -118,7 +118,7 @@ class _PlainCAM(_CAM):
         """The maps of a batch.
 
         Args:
-            input_tensor: (N,3,H,W) float32, normalised, on the CPU.
+            input_tensor: (N,C,H,W) float32, normalised, on the CPU.
             targets: one an image, each a function of the scores (see `read_target`); None is the predicted class.
             aug_smooth: whether to average over horizontal flips and three brightnesses.
             eigen_smooth: whether to take the first principal component of the weighted activations, not their sum.
@@ -133,7 +133,7 @@ class _PlainCAM(_CAM):
         explainer = self._explainers[bool(eigen_smooth)]
 
         def ask(images: Images) -> Answer:
-            facts = explainer.facts((images.shape[2], images.shape[3]))
+            facts = explainer.facts(images)
             questions = None if targets is None else self._questions(targets, len(images), facts.num_classes)
             return explainer.ask(images, facts, questions)
 
@@ -249,7 +249,7 @@ class FinerCAM(_CAM):
         """The maps of a batch.
 
         Args:
-            input_tensor: (N,3,H,W) float32, normalised, on the CPU.
+            input_tensor: (N,C,H,W) float32, normalised, on the CPU.
             targets: one an image, such as FinerWeightedTarget, instead of the four arguments after eigen_smooth.
             eigen_smooth: whether to take the first principal component of the weighted activations, not their sum.
             alpha: how strongly the references count; 0 is the plain method.
@@ -277,7 +277,7 @@ class FinerCAM(_CAM):
         explainer = self._explainers[bool(eigen_smooth)]
 
         def ask(images: Images) -> Answer:
-            facts = explainer.facts((images.shape[2], images.shape[3]))
+            facts = explainer.facts(images)
             if targets is not None:
                 return explainer.ask(images, facts, self._questions(targets, len(images), facts.num_classes))
             found = _ranks(ranks, facts.num_classes)

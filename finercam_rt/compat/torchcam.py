@@ -71,7 +71,7 @@ class _Extractor:
             refused. Until `remove_hooks`, or the end of the with block, a hook
             remembers its last input; it is not changed otherwise.
         target_layer: a module of the model, its name, or a list of these; None chooses one.
-        input_shape: of an image, (3,H,W), where the layer is chosen.
+        input_shape: of an image, (C,H,W), where the layer is chosen.
         enable_hooks: whether inputs are remembered from the start.
         reshape_transform: from a layer's output to (N,C,h,w). It is held against what the shapes say; without it the
             layout is found.
@@ -191,7 +191,7 @@ class _Extractor:
         images = checked_images(self._recorder.images, "the model's input")
         given: NDArray[Any] = scores.detach().float().cpu().numpy()
         kind = kind_of(given)
-        facts = self._explainer.facts((images.shape[2], images.shape[3]))
+        facts = self._explainer.facts(images)
         if given.shape != (len(images), facts.num_classes):
             raise InputError(
                 f"scores have shape {given.shape}, and the model's last output {(len(images), facts.num_classes)}; "

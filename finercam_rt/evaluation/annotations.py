@@ -42,14 +42,14 @@ def object_mask(geometry: Geometry, boxes: Sequence[Box], mask: Path | None) -> 
 
 
 def _sampled(geometry: Geometry, mask: Path, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    image = load_image(mask)
-    if (image.height, image.width) != geometry.size:
-        height, width = geometry.size
+    image = np.asarray(load_image(mask))
+    if image.shape[:2] != geometry.size:
+        (height, width), found = geometry.size, image.shape
         raise InputError(
-            f"{mask} is {image.width}x{image.height} pixels and its photograph {width}x{height}; give a mask of the "
+            f"{mask} is {found[1]}x{found[0]} pixels and its photograph {width}x{height}; give a mask of the "
             "photograph's size."
         )
-    values = np.asarray(np.asarray(image).any(axis=2))
+    values = np.asarray(image.any(axis=2))
     columns = geometry.to_original(np.stack([x, np.zeros_like(x)], 1))[:, 0]
     rows = geometry.to_original(np.stack([np.zeros_like(y), y], 1))[:, 1]
     there = ((rows >= 0) & (rows < geometry.size[0]))[:, None] & ((columns >= 0) & (columns < geometry.size[1]))[None]

@@ -32,7 +32,7 @@ class Explain(Protocol):
     """The method, seed and alpha that are being measured, asked about other images."""
 
     def __call__(self, images: Floats, target: NDArray[np.int64] | None, *, shared: bool = False) -> Explained:
-        """Explain (M,3,H,W) images, for these classes (M,) or for those predicted. Any number of images.
+        """Explain (M,C,H,W) images, for these classes (M,) or for those predicted. Any number of images.
 
         shared: whether every method is asked about this very array, which the batch keeps (`Batch.once`), so that
         methods may share their runs.
@@ -47,15 +47,15 @@ class Pool(Protocol):
         """(D,) the true class of each photograph, -1 where it is not known."""
 
     def load(self, indices: Sequence[int]) -> Floats:
-        """(M,3,H,W) float32, prepared as the batch's images are."""
+        """(M,C,H,W) float32, prepared as the batch's images are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images with what the classifier says of them, the same for every map that is measured.
 
-    images: (N,3,H,W) float32, as the classifier takes them. logits: (N,K). target: (N,) int64, the class explained.
-    forward: (M,3,H,W) float32 -> (M,K) logits, for any M; it is called with at most `forward_size` images. masks:
+    images: (N,C,H,W) float32, as the classifier takes them. logits: (N,K). target: (N,) int64, the class explained.
+    forward: (M,C,H,W) float32 -> (M,K) logits, for any M; it is called with at most `forward_size` images. masks:
     (N,H,W) bool, where the object is (the union of its boxes or masks, in the input's coordinates), all False for an
     image without; None where no image has one. indices: (N,) int64, the places of the images in the data set: what is
     drawn by chance for an image is drawn by its place, so that neither the batch size nor a resumed run changes it.

@@ -16,7 +16,7 @@ from finercam_rt.classes import Classes
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.labels import LabelFinder
 from finercam_rt.evaluation.table import TableRow, read_table
-from finercam_rt.images import IMAGE_SUFFIXES
+from finercam_rt.images import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from finercam_rt.ops import Box
 
 UNKNOWN_CLASS, NO_REFERENCE, UNREADABLE = "unknown class", "no reference", "unreadable"
@@ -159,7 +159,9 @@ def _sample(row: TableRow) -> Sample:
 
 
 def _folder(root: Path, unlabelled: bool) -> list[_Found]:
-    files = sorted(file for file in _files(root) if file.suffix.lower() in IMAGE_SUFFIXES)
+    every = sorted(_files(root))
+    files = [file for file in every if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = files or [file for file in every if file.suffix.lower() in ARRAY_SUFFIXES]
     if not files:
         raise InputError(f"{root}: there is no image in this folder.")
     names = [file.relative_to(root) for file in files]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
@@ -15,6 +14,8 @@ from finercam_rt.evaluation.batch import Batch, Floats
 from finercam_rt.evaluation.metrics import metrics_by_name
 from finercam_rt.evaluation.sources import EngineRows, resized
 from finercam_rt.evaluation.statistics import Bootstrap, Interval
+from finercam_rt.images import load_image
+from finercam_rt.pixels import Pixels
 from finercam_rt.preprocess import Preprocessor
 
 
@@ -39,7 +40,7 @@ class Fidelity:
                 raise InputError(f"{columns} needs more than two engines' maps; `finercam evaluate A B` measures it.")
 
     def measure(
-        self, photographs: Sequence[Image.Image], target: NDArray[np.int64], first: Floats, second: Floats
+        self, photographs: Sequence[Pixels], target: NDArray[np.int64], first: Floats, second: Floats
     ) -> list[dict[str, list[float]]]:
         """A record an image: each column's figure of A's and of B's map; NaN where it is not defined.
 
@@ -48,15 +49,14 @@ class Fidelity:
             target: (N,) the classes explained.
             first, second: (N,h,w) the raw maps of A and B.
         """
-        size = self._preprocess.spec.size
-        images = np.empty((len(photographs), 3, *size), np.float32)
-        view = np.empty((*size, 3), np.uint8)
+        spec = self._preprocess.spec
+        images, view = np.empty((len(photographs), *spec.shape), np.float32), np.empty(spec.view_shape, np.uint8)
         for row, photograph in enumerate(photographs):
-            self._preprocess(photograph, images[row], view, f"image {row}")
+            self._preprocess(load_image(photograph, row, spec.channels), images[row], view, f"image {row}")
         run = self._forward
         batch = Batch(images, run.forward(images), target, run.forward, forward_size=run.forward_size)
         records: list[dict[str, list[float]]] = [{} for _ in photographs]
-        maps = [resized(np.ascontiguousarray(of), size) for of in (first, second)]
+        maps = [resized(np.ascontiguousarray(of), spec.size) for of in (first, second)]
         for metric in self._metrics:
             found = [metric.measure(batch, of) for of in maps]
             for column in metric.columns:

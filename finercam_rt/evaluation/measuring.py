@@ -27,7 +27,7 @@ _DIGITS = 9
 
 
 class Photographs(NamedTuple):
-    """Those that could be read, a row each: inputs (n,3,H,W) float32, views (n,H,W,3) uint8, masks (n,H,W) or None.
+    """Those that could be read, a row each: inputs (n,C,H,W) float32, views (n,H,W,C) uint8, masks (n,H,W) or None.
 
     places: (n,) their numbers among the samples asked for; errors: number to sentence of the others.
     """
@@ -41,15 +41,18 @@ class Photographs(NamedTuple):
 
 def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> Photographs:
     """Read photographs and their annotations as an engine takes them."""
-    size = preprocess.spec.size
-    inputs, views = np.empty((len(samples), 3, *size), np.float32), np.empty((len(samples), *size, 3), np.uint8)
-    masks = np.zeros((len(samples), *size), np.bool_)
+    spec = preprocess.spec
+    inputs, views = (
+        np.empty((len(samples), *spec.shape), np.float32),
+        np.empty((len(samples), *spec.view_shape), np.uint8),
+    )
+    masks = np.zeros((len(samples), *spec.size), np.bool_)
     places: list[int] = []
     errors: dict[int, str] = {}
     for number, sample in enumerate(samples):
         row = len(places)
         try:
-            geometry = preprocess(load_image(sample.path), inputs[row], views[row], sample.name)
+            geometry = preprocess(load_image(sample.path, channels=spec.channels), inputs[row], views[row], sample.name)
             masks[row] = object_mask(geometry, sample.boxes, sample.mask)
         except InputError as error:
             text = (
@@ -74,7 +77,7 @@ class DataPool:
         self.labels = np.array([-1 if s.label is None else s.label for s in dataset.samples], np.int64)
 
     def load(self, indices: Sequence[int]) -> Floats:
-        """(M,3,H,W) float32.
+        """(M,C,H,W) float32.
 
         Raises:
             InputError: one cannot be read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -65,8 +66,7 @@ class EngineRows:
     ) -> None:
         """Take the rows, all of this engine, its tail where ablationcam is among them, and how images are perturbed."""
         self.engine = engine
-        height, width = engine.manifest.input.size
-        self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (3 * height * width * 4))
+        self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (math.prod(engine.manifest.input.shape) * 4))
         self._rows = tuple(rows)
         self._sources = {
             name: perturbation_source(name, engine, tail, options, on_step and partial(on_step, name))
@@ -74,7 +74,7 @@ class EngineRows:
         }
 
     def forward(self, images: Floats) -> Floats:
-        """(M,K) logits of (M,3,H,W) images."""
+        """(M,K) logits of (M,C,H,W) images."""
         return np.concatenate([self.engine.logits(part)[:count] for part, count in self._runs(images)])
 
     def maps(

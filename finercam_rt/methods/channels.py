@@ -46,7 +46,7 @@ class SubsetError(NamedTuple):
 def subset_error(
     part: MapSource, whole: MapSource, images: Floats, target: Classes | None = None, alpha: float = 0.0
 ) -> SubsetError:
-    """What a method with `channels` costs against the same method without, on (N,3,H,W) images; NaN where none count.
+    """What a method with `channels` costs against the same method without, on (N,C,H,W) images; NaN where none count.
 
     It takes the runs of both, so a few images are enough.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -61,11 +62,10 @@ class Classifier:
         if memory < 1:
             raise InputError(f"the memory is {memory} bytes; give at least 1.")
         self.engine = engine
-        height, width = engine.manifest.input.size
-        self.batch_size = engine.fixed_batch or max(1, memory // (3 * height * width * 4))
+        self.batch_size = engine.fixed_batch or max(1, memory // (math.prod(engine.manifest.input.shape) * 4))
 
     def logits(self, images: Floats) -> Floats:
-        """(M,K) of (M,3,H,W)."""
+        """(M,K) of (M,C,H,W)."""
         return np.concatenate([self.engine.logits(run)[:count] for run, count in self._runs(images)])
 
     def explained_each(

@@ -17,7 +17,7 @@ from finercam_rt.methods.protocol import Classes, Floats, Maps, MapSource, OneBy
 DEFAULT_SHARES = tuple(share / 100 for share in range(5, 100, 10))
 
 RoadScore: TypeAlias = Callable[[Floats, Classes, Floats], Values]
-"""(images (N,3,H,W), target (N,), maps (N,H,W)) -> (N,) combined ROAD, the higher the better; NaN where undefined."""
+"""(images (N,C,H,W), target (N,), maps (N,H,W)) -> (N,) combined ROAD, the higher the better; NaN where undefined."""
 Subset: TypeAlias = tuple[int, ...]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from finercam_rt import ops
 from finercam_rt.engine import Engine
+from finercam_rt.manifest import RGB
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import Values
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, Together
@@ -66,9 +67,10 @@ def _entropy(counts: NDArray[np.int64]) -> Values:
 class MiCam(Together):
     """ReLU(sum_k w_k A_k), w_k = MI(gray(x), U_k): no class, no gradient and no further run of the classifier.
 
-    U_k is A_k resized bilinearly to the image, gray(x) the luminance of the photograph; see `information`. The paper
-    (arXiv 2507.09092) says that the weight is the mutual information; its estimator, bins and normalisation are not
-    public, and those here are ours. The map is the same for every class, so the contrast changes nothing.
+    U_k is A_k resized bilinearly to the image, gray(x) the luminance of the photograph, or the mean of other channels
+    than RGB; see `information`. The paper (arXiv 2507.09092) says that the weight is the mutual information; its
+    estimator, bins and normalisation are not public, and those here are ours. The map is the same for every class, so
+    the contrast changes nothing.
 
     Args:
         engine: of head "taps".
@@ -113,7 +115,7 @@ class MiCam(Together):
         """Of all channels (C,h,w), a part at a time."""
         spec = self._classifier.engine.manifest.input
         photograph = image.transpose(1, 2, 0) * np.array(spec.std, np.float32) + np.array(spec.mean, np.float32)
-        gray = photograph @ _LUMINANCE
+        gray = photograph @ _LUMINANCE if spec.channels == RGB else photograph.mean(axis=2)
         size = max(1, self._memory // (gray.size * np.dtype(np.int64).itemsize))
         white = np.ones((1, 1, *gray.shape), np.float32)
         parts = [

@@ -52,7 +52,7 @@ class MapSource(Protocol):
         """Explain a preprocessed batch of any size.
 
         Args:
-            images: (N,3,H,W) float32.
+            images: (N,C,H,W) float32.
             target: (N,) classes, None for the predicted ones.
             references: (N,R) classes, -1 automatic, -2 unused; None for the R nearest classes.
             alpha: strength of the contrast; 0 is the plain method.

@@ -105,8 +105,7 @@ class ScoreCam(Together):
     @cached_property
     def _zeros(self) -> Floats:
         """(1,K) the logits of the image of zeros."""
-        height, width = self._classifier.engine.manifest.input.size
-        return self._classifier.logits(np.zeros((1, 3, height, width), np.float32))
+        return self._classifier.logits(np.zeros((1, *self._classifier.engine.manifest.input.shape), np.float32))
 
     def _baseline(self, contrast: Objective) -> float:
         """y_c of the image of zeros."""

@@ -44,7 +44,7 @@ def preprocess(
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str = "bicubic",
-    fill: Sequence[int] = (0, 0, 0),
+    fill: Sequence[int] | None = None,
     out: Any = None,
     view: Any = None,
     threads: int | None = None,
@@ -56,20 +56,21 @@ def preprocess(
     level may be one off where Pillow's sum lies between two. Source: Pillow, src/libImaging/Resample.c.
 
     Args:
-        images: N photographs (height,width,3) uint8 in RGB, of different sizes and any strides, on one device.
+        images: N photographs (height,width,C) uint8, of different sizes and any strides, on one device; three channels
+            are resized together, and those of any other number one by one.
         frames: of each how it is resized and where its crop lies, see `preprocess.Preprocessor.frame`.
         size: (H,W) of the crop.
-        mean, std: of the three channels, for levels from 0 to 1.
+        mean, std: of each channel, for levels from 0 to 1.
         interpolation: "bilinear" or "bicubic", with a wider filter where the photograph becomes smaller.
-        fill: the level of each channel where the crop reaches beyond the resized photograph.
-        out: (N,3,H,W) float32, float16 or bfloat16, C-contiguous, on the same device: receives the batch, and is
+        fill: the level of each channel where the crop reaches beyond the resized photograph; None is black.
+        out: (N,C,H,W) float32, float16 or bfloat16, C-contiguous, on the same device: receives the batch, and is
             returned.
-        view: (N,H,W,3) uint8, C-contiguous, on the same device: receives the levels.
+        view: (N,H,W,C) uint8, C-contiguous, on the same device: receives the levels.
         threads: of the CPU; by default as many physical cores as the work repays, at most one a photograph.
         stream: of a CUDA device; see the module.
 
     Returns:
-        (N,3,H,W), float32 where `out` was not given.
+        (N,C,H,W), float32 where `out` was not given.
 
     Raises:
         InputError: a shape, dtype, device or option that cannot be used.
@@ -81,25 +82,29 @@ def preprocess(
         )
     if interpolation not in _FILTERS:
         raise InputError(f"the interpolation is {interpolation!r}; the kernel has {listed(_FILTERS)}.")
-    described = [describe(image, "images", ("uint8",), ("height", "width", "3")) for image in images]
+    described = [describe(image, "images", ("uint8",), ("height", "width", "C")) for image in images]
     for array, frame in zip(described, frames, strict=True):
         check_same_device(array, described[0])
         _check_frame(array, frame)
-    shape = (len(images), 3, height, width)
+    channels = described[0].shape[2]
+    counts = {array.shape[2] for array in described}
+    if len(counts) > 1:
+        raise InputError(f"the images have {' and '.join(map(str, sorted(counts)))} channels; give as many each.")
+    shape = (len(images), channels, height, width)
     if math.prod(shape) > _LARGEST * 2:
         raise InputError(f"the batch would have the shape {shape}; give fewer images, or a smaller size.")
     batch = _batch(out, shape, described[0])
     if view is not None:
-        output(view, "view", "uint8", (len(images), height, width, 3), described[0])
+        output(view, "view", "uint8", (len(images), height, width, channels), described[0])
     _core.preprocess(
         list(images),
         [(*frame.resized, frame.top, frame.left) for frame in frames],
         batch,
         view,
         filter=_FILTERS[interpolation],
-        mean=_three(mean, "mean"),
-        std=_three(std, "std"),
-        fill=_levels(fill),
+        mean=_numbers(mean, "mean", channels),
+        std=_numbers(std, "std", channels),
+        fill=[0] * channels if fill is None else _levels(fill, channels),
         threads=workers_for(threads, sum(math.prod(array.shape) for array in described)),
         stream=stream_of(stream, images[0], described[0]),
     )
@@ -109,7 +114,7 @@ def preprocess(
 def _batch(out: Any, shape: tuple[int, ...], like: Array) -> Any:
     if out is None:
         return output(None, "out", "float32", shape, like)
-    return output(out, "out", describe(out, "out", _DTYPES, ("N", "3", "H", "W")).dtype, shape, like)
+    return output(out, "out", describe(out, "out", _DTYPES, ("N", "C", "H", "W")).dtype, shape, like)
 
 
 def _check_frame(array: Array, frame: Frame) -> None:
@@ -120,15 +125,18 @@ def _check_frame(array: Array, frame: Frame) -> None:
         )
 
 
-def _three(values: Sequence[float], name: str) -> tuple[float, float, float]:
-    found = tuple(float(value) for value in values)
-    if len(found) != 3 or not all(map(math.isfinite, found)) or (name == "std" and 0 in found):
-        raise InputError(f"the {name} is {values!r}; give three finite numbers{' other than 0' * (name == 'std')}.")
+def _numbers(values: Sequence[float], name: str, channels: int) -> list[float]:
+    found = [float(value) for value in values]
+    if len(found) != channels or not all(map(math.isfinite, found)) or (name == "std" and 0 in found):
+        raise InputError(
+            f"the {name} is {values!r}; give a finite number{' other than 0' * (name == 'std')} for each of {channels} "
+            "channels."
+        )
     return found
 
 
-def _levels(values: Sequence[int]) -> tuple[int, int, int]:
-    found = tuple(int(value) for value in values)
-    if len(found) != 3 or not all(0 <= value <= 255 for value in found):
-        raise InputError(f"the fill is {values!r}; give three levels from 0 to 255.")
+def _levels(values: Sequence[int], channels: int) -> list[int]:
+    found = [int(value) for value in values]
+    if len(found) != channels or not all(0 <= value <= 255 for value in found):
+        raise InputError(f"the fill is {values!r}; give a level from 0 to 255 for each of {channels} channels.")
     return found

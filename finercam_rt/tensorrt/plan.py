@@ -44,7 +44,8 @@ class PlanInfo:
 
     def to_json(self) -> str:
         """As JSON text with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, indent=1)
+        fields = asdict(self) | {"manifest": self.manifest.to_dict()}
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, indent=1)
 
 
 def sidecar_of(plan: Path) -> Path:

@@ -94,7 +94,7 @@ def input_shapes(manifest: Manifest, batch: int, classes: int) -> dict[str, tupl
     """The shape of every input of a graph for so many images, and so many classes of a zero-shot model."""
     lead = (batch,) if manifest.contrasts == 1 else (batch, manifest.contrasts)
     shapes: dict[str, tuple[int, ...]] = {
-        "images": (batch, 3, *manifest.input.size),
+        "images": (batch, *manifest.input.shape),
         "target": lead,
         "references": (*lead, manifest.references),
         "alpha": lead,

@@ -42,7 +42,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> EngineCache:
 def _map(model: Any, cache: EngineCache, images: Any = None, target: int = 1, **question: Any) -> np.ndarray:
     values = (blobs(2) if images is None else images).numpy()
     explainer = Explainer(model, ["1"], "gradcam", None, cache)
-    facts = explainer.facts((values.shape[2], values.shape[3]))
+    facts = explainer.facts(values)
     (answer,) = explainer.ask(values, facts, [Question(target, **question)] * len(values)).maps
     return answer
 
@@ -96,8 +96,8 @@ def test_the_engines_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     cache, models = EngineCache(max_engines=3), [small_cnn(seed=seed) for seed in range(4)]
 
     def ask(number: int) -> Any:
-        cache.facts(models[number], ("1",), (32, 48))
-        return cache.engine(models[number], Spec(("1",), (32, 48), "gradcam", "mean"), LayoutRequest)
+        cache.facts(models[number], ("1",), (3, 32, 48))
+        return cache.engine(models[number], Spec(("1",), (3, 32, 48), "gradcam", "mean"), LayoutRequest)
 
     assert [ask(number) for number in (0, 1, 2, 0, 3, 0, 1, 3)] == [0, 1, 2, 0, 3, 0, 4, 3]
     cache.max_bytes = 29

@@ -116,6 +116,34 @@ def test_any_strides_and_many_at_once(device: Any) -> None:
     np.testing.assert_array_equal(device.get(many), np.tile(device.get(found), (125, 1, 1, 1)))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("interpolation", ops.INTERPOLATIONS)
+def test_each_channel_is_as_the_same_of_three(device: Any, interpolation: str, channels: int) -> None:
+    """Of RGB made of one channel again and again; with strides of every kind, and more than one launch takes."""
+    size, count = (20, 26), 3
+    whole = [np.concatenate([_photograph((31 + k, 40 - 5 * k), 6 * k + c) for c in range(2)], 2) for k in range(count)]
+    images = [image[:, :, :channels] for image in whole]
+    frames = [ops.Frame((25, 33), 2, 3), ops.Frame((18, 40), -4, 5), ops.Frame((40, 20), 6, -3)]
+    mean, std = [0.1 * (c + 1) for c in range(channels)], [0.2 + 0.1 * c for c in range(channels)]
+    fill = [20 * c + 5 for c in range(channels)]
+    options: dict[str, Any] = {"interpolation": interpolation}
+    view = device.put(np.zeros((count, *size, channels), np.uint8))
+    put = [device.put(image) for image in images]
+    found = ops.preprocess(put, frames, size, mean=mean, std=std, fill=fill, view=view, **options)
+    assert device.get(found).shape == (count, channels, *size)
+    for c in range(channels):
+        levels = {"mean": [mean[c]] * 3, "std": [std[c]] * 3, "fill": [fill[c]] * 3}
+        same = [device.put(np.repeat(image[:, :, c : c + 1], 3, axis=2)) for image in images]
+        seen = device.put(np.zeros((count, *size, 3), np.uint8))
+        wanted = ops.preprocess(same, frames, size, view=seen, **levels, **options)
+        np.testing.assert_array_equal(device.get(found)[:, c], device.get(wanted)[:, 1])
+        np.testing.assert_array_equal(device.get(view)[..., c], device.get(seen)[..., 1])
+    options |= {"mean": mean, "std": std, "fill": fill}
+    np.testing.assert_array_equal(device.get(ops.preprocess(put, frames, size, **options)), device.get(found))
+    many = ops.preprocess([put[k % 3] for k in range(501)], frames * 167, size, **options)
+    np.testing.assert_array_equal(device.get(many), np.tile(device.get(found), (167, 1, 1, 1)))
+
+
 def test_half_precision_is_rounded_to_nearest(device: Any) -> None:
     torch = pytest.importorskip("torch")
     image, frame = _photograph((30, 30), 1), ops.Frame((30, 30), 0, 0)
@@ -133,18 +161,24 @@ def test_half_precision_is_rounded_to_nearest(device: Any) -> None:
     ("change", "says"),
     [
         ({"images": []}, "0 images and 1 frames"),
-        ({"images": [np.zeros((4, 4), np.uint8)]}, "give \\(height,width,3\\)"),
+        ({"images": [np.zeros((4, 4), np.uint8)]}, "give \\(height,width,C\\)"),
         ({"images": [np.zeros((4, 4, 3), np.float32)]}, "convert them to 'uint8'"),
         ({"frames": [ops.Frame((0, 4), 0, 0)]}, "frame of an image"),
         ({"size": (0, 3)}, "the size is"),
         ({"interpolation": "lanczos"}, "has 'bilinear', 'bicubic'"),
-        ({"mean": (0.5, 0.5)}, "give three finite numbers"),
+        ({"mean": (0.5, 0.5)}, "a finite number for each of 3 channels"),
         ({"std": (0.5, 0.0, 1)}, "other than 0"),
-        ({"fill": (0, 0, 256)}, "three levels from 0 to 255"),
+        ({"fill": (0, 0, 256)}, "a level from 0 to 255 for each of 3 channels"),
         ({"out": np.zeros((1, 3, 4, 5), np.float32)}, "must be"),
         ({"out": np.zeros((1, 3, 4, 4))}, "convert them to 'float32'"),
         ({"view": np.zeros((1, 4, 4, 4), np.uint8)}, "must be"),
         ({"size": (2**16, 2**16)}, "give fewer images"),
+        ({"images": [np.zeros((4, 4, 2), np.uint8)]}, "a finite number for each of 2 channels"),
+        ({"images": [np.zeros((4, 4, 0), np.uint8)]}, "with sizes of at least 1"),
+        (
+            {"images": [np.zeros((4, 4, c), np.uint8) for c in (3, 4)], "frames": [ops.Frame((4, 4), 0, 0)] * 2},
+            "the images have 3 and 4 channels; give as many each",
+        ),
     ],
 )
 def test_mistakes(change: dict[str, Any], says: str) -> None:

@@ -34,8 +34,10 @@ def on_gpu(request: pytest.FixtureRequest, backend_name: str) -> bool:
 
 
 def batch(toy, count: int, scale: float = 1.0) -> np.ndarray:
-    """(N,3,H,W) of the toy's size, normalised."""
-    return (np.random.default_rng(count).normal(size=(count, 3, *toy.size)) * scale).astype(np.float32)
+    """(N,C,H,W) of the toy's channels and size, normalised."""
+    return (np.random.default_rng(count).normal(size=(count, toy.kernel.shape[1], *toy.size)) * scale).astype(
+        np.float32
+    )
 
 
 def photographs(count: int, size=(40, 56)) -> list[np.ndarray]:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, features
 
 from finercam_rt.errors import InputError
-from finercam_rt.images import checksum, load_image, load_photograph
+from finercam_rt.images import load_image, load_photograph
+from finercam_rt.pixels import checksum
 
 RGB = np.random.default_rng(3).integers(0, 256, (21, 34, 3), dtype=np.uint8)
 

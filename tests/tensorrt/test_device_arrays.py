@@ -97,6 +97,19 @@ def test_of_every_head_and_several_contrasts(make_toy, gpu, contrasts, head, cud
         same(engine(DeviceTensor(gpu.device, images), **asked), reference(images, **asked), gpu.device)
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_of_other_channels(make_toy, gpu, channels):
+    """Whole, filled up and in parts, the last of which has the image that is not finite."""
+    toy = make_toy(channels=channels)
+    engine, reference = Engine(gpu.plan(toy.path, (2, 3, 4))), Engine(toy.path)
+    for count in (3, 1, 11):
+        images = np.random.default_rng(count).normal(size=(count, channels, *toy.size)).astype(np.float32)
+        images[-1, -1, -1, -1] = np.nan
+        found, wanted = engine(DeviceTensor(gpu.device, images)), reference(images)
+        same(found, wanted, gpu.device)
+        assert wanted.status.tolist() == [*wanted.status[:-1], Status.NON_FINITE]
+
+
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_host_and_gpu_and_several_streams_in_turn(toy, gpu, cuda_graphs):
     """They share buffers: each must wait for the one before."""
@@ -225,7 +238,7 @@ def test_batches_that_are_refused(toy, gpu):
         assert says in str(caught.value)
     strided = DeviceTensor(gpu.device, batch(2))
     strided.strides = (18432, 4, 576, 12)
-    with pytest.raises(InputError, match=r"not contiguous in the order \(N,3,H,W\)"):
+    with pytest.raises(InputError, match=r"not contiguous in the order \(N,C,H,W\)"):
         engine(strided)
     elsewhere = DeviceTensor(gpu.device, batch(2))
     elsewhere.__class__ = type("Elsewhere", (DeviceTensor,), {"__dlpack_device__": lambda self: (2, 1)})

@@ -69,7 +69,7 @@ def _copy(toy, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("version", [10, 11])
-@pytest.mark.parametrize("options", [{}, {"contrasts": 5}, {"zero_shot": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"contrasts": 5}, {"zero_shot": True}, {"channels": 4}], ids=str)
 def test_the_script_builds_with_trtexec(device, make_toy, capsys, version, options):
     folder = device(version=version)
     ran = _copy(make_toy(**options), folder, "--min-batch", "2", "--opt-batch", "3", "--max-batch", "7")
@@ -78,8 +78,9 @@ def test_the_script_builds_with_trtexec(device, make_toy, capsys, version, optio
     told = (folder / "toy.plan").read_text()
     assert ("--stronglyTyped" in told) == (version == 10)
     assert "--noTF32" in told
-    assert "--minShapes=images:2x3x32x48,target:2" in told
-    assert "--maxShapes=images:7x3x32x48,target:7" in told
+    image = f"{options.get('channels', 3)}x32x48"
+    assert f"--minShapes=images:2x{image},target:2" in told
+    assert f"--maxShapes=images:7x{image},target:7" in told
     assert ("class_embeddings:1000x6" in told) == ("zero_shot" in options)
     assert ("references:7x5x3,alpha:7x5" in told) == ("contrasts" in options)
     assert "copy it and toy.onnx to the device" in capsys.readouterr().out

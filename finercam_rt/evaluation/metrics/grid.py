@@ -14,7 +14,7 @@ from finercam_rt.evaluation.metrics.options import MetricOptions
 
 
 class Grids(NamedTuple):
-    """images (n,3,H,W) float32: the grids; tiles (n,H,W) bool: where each one's own tile is; rows (n,): whose it is."""
+    """images (n,C,H,W) float32: the grids; tiles (n,H,W) bool: where each one's own tile is; rows (n,): whose it is."""
 
     images: Floats
     tiles: NDArray[np.bool_]
@@ -72,8 +72,8 @@ class GridPointingGame:
         grids = [self._grid(batch, pool, row, present) for row in rows.tolist()]
         rows = rows[[grid is not None for grid in grids]] if grids else rows
         made = [grid for grid in grids if grid is not None]
-        height, width = batch.images.shape[2:]
-        images = np.stack([grid for grid, _ in made]) if made else np.empty((0, 3, height, width), np.float32)
+        channels, height, width = batch.images.shape[1:]
+        images = np.stack([grid for grid, _ in made]) if made else np.empty((0, channels, height, width), np.float32)
         tiles = np.stack([tile for _, tile in made]) if made else np.empty((0, height, width), bool)
         return Grids(images, tiles, rows)
 
@@ -100,7 +100,7 @@ class GridPointingGame:
 
 
 def compose(photographs: list[Floats], side: int, place: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """A grid (3,H,W) of side * side photographs (3,H,W) made smaller, row by row, and where the one at `place` is."""
+    """A grid (C,H,W) of side * side photographs (C,H,W) made smaller, row by row, and where the one at `place` is."""
     channels, height, width = photographs[0].shape
     rows, columns = np.linspace(0, height, side + 1).astype(int), np.linspace(0, width, side + 1).astype(int)
     grid, tile = np.empty((channels, height, width), np.float32), np.zeros((height, width), bool)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
 from finercam_rt.evaluation.metrics.options import MetricOptions
+from finercam_rt.manifest import RGB
 
 PERSISTENCE = 0.9
 """p of rank-biased overlap."""
@@ -84,7 +85,7 @@ class NoiseRobustness:
 
 
 def quickshift_segments(image: Floats) -> NDArray[np.int64]:
-    """(H,W) the number of each pixel's segment, from 0, of an image (3,H,W) of any range.
+    """(H,W) the number of each pixel's segment, from 0, of an image (C,H,W) of any range; C other than 3 as grey.
 
     Raises:
         InputError: scikit-image is missing.
@@ -97,6 +98,8 @@ def quickshift_segments(image: Floats) -> NDArray[np.int64]:
         raise InputError("noise robustness needs scikit-image; `pip install scikit-image`.") from None
     low, high = float(image.min()), float(image.max())
     pixels = (image.transpose(1, 2, 0).astype(np.float64) - low) / max(high - low, 1e-12)
+    if len(image) != RGB:  # the colour space of its distances is of red, green and blue
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), RGB, axis=2)
     quickshift: Any = segmentation.quickshift
     found = quickshift(pixels, kernel_size=_KERNEL_SIZE, max_dist=_MAX_DIST, ratio=_RATIO, rng=0)
     return np.asarray(found, np.int64)

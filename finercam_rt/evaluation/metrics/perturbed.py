@@ -64,7 +64,7 @@ def counts(saliency: Floats, shares: NDArray[np.float64], ties: str) -> NDArray[
 
 
 def filled(batch: Batch, fill: str) -> Floats:
-    """(N,3,H,W): what the images are where all has been removed."""
+    """(N,C,H,W): what the images are where all has been removed."""
     return batch.once(("filled", fill), lambda: _fill(batch.images, fill))
 
 

@@ -17,6 +17,7 @@ from finercam_rt.evaluation.dataset import Dataset
 from finercam_rt.evaluation.measuring import load_photographs
 from finercam_rt.evaluation.results import Results
 from finercam_rt.evaluation.sources import EngineRows
+from finercam_rt.pixels import as_rgb
 from finercam_rt.preprocess import Preprocessor
 
 _EACH = 4
@@ -85,6 +86,7 @@ def _examples(
     photographs: list[Picture | None] = [None] * len(samples)
     for number, engine in enumerate(engines):
         found = load_photographs(samples, Preprocessor(engine.engine.manifest.input))
+        shown = np.ascontiguousarray(as_rgb(found.views))
         readable = found.places.tolist()
         if not readable:
             continue
@@ -93,9 +95,7 @@ def _examples(
         logits = engine.forward(found.inputs)
         for maps in engine.maps(found.inputs, target, logits, references=references):
             m = results.rows.index(maps.row)
-            drawn = ops.render(
-                maps.saliency_map, found.views.shape[1:3], images=np.ascontiguousarray(found.views), colormap="turbo"
-            )
+            drawn = ops.render(maps.saliency_map, shown.shape[1:3], images=shown, colormap="turbo")
             for k, at in enumerate(readable):
                 value = results.values[places[at], m, column]
                 status = ops.Status(int(results.status[places[at], m])).label
@@ -109,9 +109,9 @@ def _examples(
         for k, at in enumerate(readable):
             if photographs[at] is None:
                 mask = None if found.masks is None else found.masks[k]
-                shown = _uri(found.views[k] if mask is None else _outlined(found.views[k], mask))
+                picture = _uri(shown[k] if mask is None else _outlined(shown[k], mask))
                 note = "" if mask is None or not mask.any() else "the object outlined"
-                photographs[at] = Picture(shown, "photograph", note, f"Photograph {samples[at].name}", "")
+                photographs[at] = Picture(picture, "photograph", note, f"Photograph {samples[at].name}", "")
     return [
         Example(sample.name, _said(results, engines, place), [p for p in (photographs[k], *pictures[k]) if p])
         for k, (sample, place) in enumerate(zip(samples, places.tolist(), strict=True))
