@@ -325,6 +325,10 @@ class DeviceSlots(threading.local):
         self._slots.move_to_end(key)
         return slot
 
+    def last(self, fits: Callable[[Any], bool], otherwise: Any) -> Any:
+        """The key of the slot that was used last among those whose keys fit."""
+        return next((key for key in reversed(self._slots) if fits(key)), otherwise)
+
     def _fitting(self, make: Callable[[], DeviceSlot]) -> DeviceSlot | None:
         """None where memory is short and the others could make room.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -21,8 +22,6 @@ from finercam_rt.cuda import Device, Event, Stream
 from finercam_rt.errors import BackendError, InputError
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, Manifest
 
-DRAWN_HERE = ("gradcam",)
-"""Methods whose kernel runs on the GPU; for the others the taps are copied to the host."""
 _MAP = "saliency_map"
 _STATUS = "status"
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
@@ -90,11 +89,11 @@ class GpuBackend:
     def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
         sizes = sizes_of(feeds)
-        draws = self._draws(wanted)
-        taps = self._manifest.taps is not None and not (draws and wanted is not None and not wanted.taps)
+        method = self._drawn(wanted)
+        taps = self._manifest.taps is not None and not (method and wanted is not None and not wanted.taps)
 
         def run() -> Mapping[str, NDArray[Any]]:
-            slot = self._slot(sizes, draws)
+            slot = self._slot(sizes, method)
 
             def download(stream: Stream) -> None:
                 slot.answers.download(stream)
@@ -114,7 +113,7 @@ class GpuBackend:
         sizes = sizes_of(feeds)
 
         def run() -> NDArray[np.float32]:
-            slot = self._slot(sizes, self._manifest.taps is not None)
+            slot = self._any_slot(sizes)
             slot.run_host(feeds, lambda stream: slot.answers.download(stream, ("logits",)))
             return slot.answers.host()["logits"]
 
@@ -132,7 +131,7 @@ class GpuBackend:
     def results(self, count: int, classes: int, wanted: Wanted, names: tuple[str, ...] | None) -> ResultLayout:
         """See DeviceBackend.results."""
         manifest = self._manifest
-        if names is None and manifest.taps is not None and not self._draws(wanted):
+        if names is None and manifest.taps is not None and self._drawn(wanted) is None:
             raise InputError(
                 f"maps by {wanted.method} are drawn on the host, and the batch lies on {self.device}; give an array of "
                 f"the host, or export the engine with --method {wanted.method}."
@@ -182,7 +181,9 @@ class GpuBackend:
             sizes = Sizes(filled, len(constants[EMBEDDINGS]) if constants else 0)
             address = images + start * 3 * height * width * _FLOAT32.itemsize
             done = self._guarded(
-                lambda: self._run_part(address, rows, part | constants, sizes, stream, layout, results, start),  # noqa: B023
+                lambda: self._run_part(  # noqa: B023
+                    address, rows, part | constants, sizes, self._drawn(wanted), stream, layout, results, start
+                ),
                 f"a run of {filled} images",
             )
         assert done is not None
@@ -194,13 +195,14 @@ class GpuBackend:
         count: int,
         feeds: Mapping[str, NDArray[Any]],
         sizes: Sizes,
+        method: str | None,
         caller: int,
         layout: ResultLayout,
         results: int,
         start: int,
     ) -> Event:
         """`count` images of one run, to the rows of the results from `start` on."""
-        slot = self._slot(sizes, self._manifest.taps is not None)
+        slot = self._slot(sizes, method) if _MAP in layout else self._any_slot(sizes)
 
         def collect(stream: Stream) -> None:
             if _STATUS in layout:
@@ -240,17 +242,25 @@ class GpuBackend:
         taps = self._manifest.taps
         return () if taps is None else (ACTIVATIONS, taps.second, *taps.carried_outputs)
 
-    def _draws(self, wanted: Wanted | None) -> bool:
-        """Whether the map is made here, from the taps."""
-        return self._manifest.taps is not None and wanted is not None and wanted.method in DRAWN_HERE
+    def _drawn(self, wanted: Wanted | None) -> str | None:
+        """The method whose map is made here from the taps; None of head "graph", and where the host draws it."""
+        if self._manifest.taps is None or wanted is None or wanted.method not in ops.KERNEL_METHODS:
+            return None
+        return wanted.method
 
-    def _slot(self, sizes: Sizes, draws: bool) -> DeviceSlot:
+    def _slot(self, sizes: Sizes, method: str | None) -> DeviceSlot:
+        """One for each method: what is captured draws by one, and a context of TensorRT is for one graph alone."""
         loaded = self._loaded
         if loaded is None:
             raise BackendError("the engine is closed; make a new one.")
-        return self._slots.get((sizes, draws), lambda: self._new_slot(loaded, sizes, draws))
+        return self._slots.get((sizes, method), lambda: self._new_slot(loaded, sizes, method))
 
-    def _new_slot(self, loaded: Loaded, sizes: Sizes, draws: bool) -> DeviceSlot:
+    def _any_slot(self, sizes: Sizes) -> DeviceSlot:
+        """For what no method changes: the one that was used last."""
+        method = self._drawn(Wanted(self._manifest.method, False))
+        return self._slot(sizes, self._slots.last(lambda key: key[0] == sizes, (sizes, method))[1])
+
+    def _new_slot(self, loaded: Loaded, sizes: Sizes, method: str | None) -> DeviceSlot:
         if self._classes is not None and not self._classes[0] <= sizes.classes <= self._classes[1]:
             raise InputError(
                 f"there are {sizes.classes} classes, and {self._path} was built for {self._classes[0]} to "
@@ -260,7 +270,7 @@ class GpuBackend:
         manifest = self._manifest
         several = () if manifest.contrasts == 1 else (manifest.contrasts,)
         drawn: Values = {_STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
-        if draws:
+        if method is not None:
             drawn = {**drawn, _MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
         return DeviceSlot(
             self._device,
@@ -269,12 +279,12 @@ class GpuBackend:
             outputs,
             taps=self._taps(),
             embeddings=EMBEDDINGS,
-            draw=self._queue_maps if draws else None,
+            draw=None if method is None else functools.partial(self._queue_maps, method),
             drawn=drawn,
             graphs=self._graphs,
         )
 
-    def _queue_maps(self, slot: DeviceSlot, stream: Stream) -> None:
+    def _queue_maps(self, method: str, slot: DeviceSlot, stream: Stream) -> None:
         """`cam` behind the run, on its stream, one launch for all contrasts."""
         assert slot.taps is not None
         (layer,) = self._manifest.layers
@@ -286,6 +296,7 @@ class GpuBackend:
             ops.cam(
                 activations,
                 **second,
+                method=method,
                 layout=layer.layout,
                 prefix_tokens=layer.prefix_tokens,
                 grid=layer.grid if layer.layout == "tokens" else None,

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from finercam_rt import Engine, InputError, device_arrays, top_classes
+from finercam_rt import Engine, InputError, device_arrays, ops, top_classes
 from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.contrast import Contrast
 from finercam_rt.device_arrays import DeviceArray
@@ -241,9 +241,20 @@ def test_batches_that_are_refused(toy, gpu):
         Engine(toy.path)(DeviceTensor(gpu.device, batch(2)))
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("contrasts", [1, 2])
+@pytest.mark.parametrize("method", ops.KERNEL_METHODS)
+def test_every_method_that_has_a_kernel(make_toy, gpu, method, contrasts, cuda_graphs):
+    path = with_taps(make_toy(contrasts=contrasts), gradients=True)
+    engine = Engine(gpu.plan(path), cuda_graphs=cuda_graphs).with_method(method)
+    reference = Engine(path, method=method)
+    for step in range(3):
+        same(engine(DeviceTensor(gpu.device, batch(2, step))), reference(batch(2, step)), gpu.device)
+
+
 def test_maps_that_the_gpu_does_not_draw(make_toy, gpu):
-    engine = Engine(gpu.plan(with_taps(make_toy(), gradients=True)), method="layercam")
-    with pytest.raises(InputError, match="maps by layercam are drawn on the host, and the batch lies on cuda:0"):
+    engine = Engine(gpu.plan(with_taps(make_toy(), gradients=True)), method="eigencam")
+    with pytest.raises(InputError, match="maps by eigencam are drawn on the host, and the batch lies on cuda:0"):
         engine(DeviceTensor(gpu.device, batch(2)))
     assert engine.logits(DeviceTensor(gpu.device, batch(2))).numpy(gpu.device).shape == (2, 7)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, _core, top_classes
+from finercam_rt import BackendError, Engine, _core, ops, top_classes
 from finercam_rt.errors import DeviceMemoryError
 from finercam_rt.ops import Status
 from finercam_rt.tensorrt.build import build_plan
@@ -74,6 +74,14 @@ def test_it_gives_what_onnx_runtime_gives(make_toy, plan_of, cuda_graphs, contra
         engine(batch(2))
     assert (times[0].graph_nodes is not None) == cuda_graphs
     assert min(times[0][:4]) > 0
+
+
+@pytest.mark.parametrize("method", ops.KERNEL_METHODS)
+def test_every_method_that_has_a_kernel(make_toy, plan_of, method):
+    path = with_taps(make_toy(contrasts=2), gradients=True)
+    reference, engine = Engine(path, method=method), Engine(plan_of(path), method=method)
+    for step, count in enumerate((2, 2, 2, 1)):
+        same(engine(batch(count, step)), reference(batch(count, step)))
 
 
 @pytest.mark.parametrize("own_stream", [True, False])

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, InputError, top_classes
+from finercam_rt import BackendError, Engine, InputError, ops, top_classes
 from finercam_rt.backends import device_slot
 from finercam_rt.errors import DeviceMemoryError
 from finercam_rt.tensorrt.library import RTX
@@ -89,12 +89,53 @@ def test_taps_are_drawn_on_the_gpu(make_toy, gpu, contrasts, gradients):
     assert gpu.device.count("copy") == 3 + 4
 
 
+@pytest.mark.parametrize("contrasts", [1, 3])
+def test_every_method_that_has_a_kernel_is_drawn_on_the_gpu(make_toy, gpu, contrasts):
+    """In turn, from one engine: each has a graph of its own, and its own map."""
+    taps = with_taps(make_toy(contrasts=contrasts), gradients=True)
+    host, engine = Engine(taps), Engine(gpu.plan(taps))
+    maps = {}
+    for step in range(3):
+        for method in ops.KERNEL_METHODS[:4]:
+            found = engine.with_method(method)(batch(2, step))
+            same(found, host.with_method(method)(batch(2, step)))
+            maps[method] = found.saliency_map
+    assert gpu.device.count("kernel") == 4 * 2, "of each the first run, and the capture"
+    assert all(graph.launches == 2 for graph in gpu.device.graphs)
+    for method in ops.KERNEL_METHODS[4:]:
+        found = engine.with_method(method)(batch(2, step))
+        same(found, host.with_method(method)(batch(2, step)))
+        maps[method] = found.saliency_map
+    assert gpu.device.count("kernel") == 4 * 2 + 3
+    different = {values.tobytes() for values in maps.values()}
+    assert len(different) == len(ops.KERNEL_METHODS)
+
+
+def test_fem_needs_no_gradients(make_toy, gpu):
+    taps = with_taps(make_toy(), gradients=False)
+    host, engine = Engine(taps, method="fem"), Engine(gpu.plan(taps), method="fem")
+    for step in range(3):
+        same(engine(batch(2, step)), host(batch(2, step)))
+    assert gpu.device.count("kernel") == 2
+
+
 def test_methods_that_the_gpu_does_not_draw(make_toy, gpu):
     taps = with_taps(make_toy(), gradients=True)
-    host, engine = Engine(taps, method="layercam"), Engine(gpu.plan(taps), method="layercam")
+    host, engine = Engine(taps, method="eigencam"), Engine(gpu.plan(taps), method="eigencam")
     for step in range(3):
         same(engine(batch(2, step)), host(batch(2, step)))
         same(engine.with_method("gradcam")(batch(2, step)), host.with_method("gradcam")(batch(2, step)))
+    assert gpu.device.count("kernel") == 2, "of gradcam"
+
+
+def test_the_logits_are_read_of_any_method(make_toy, gpu):
+    """No context and no buffers of their own."""
+    taps = with_taps(make_toy(), gradients=True)
+    host, engine = Engine(taps), Engine(gpu.plan(taps)).with_method("layercam")
+    engine(batch(2))
+    for step in range(3):
+        np.testing.assert_allclose(engine.logits(batch(2, step)), host.logits(batch(2, step)), rtol=1e-5, atol=1e-6)
+    assert len(gpu.trt.contexts) == 1
 
 
 def test_batches_outside_of_the_profile(toy, gpu):
