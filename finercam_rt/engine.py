@@ -21,7 +21,7 @@ from finercam_rt.backends.protocol import DeviceBackend, RunTimes
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.device_arrays import DeviceArray
-from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device
+from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device, run_on_host
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
@@ -139,6 +139,11 @@ class Engine:
         return self._drawing.method
 
     @property
+    def _draws_there(self) -> bool:
+        """Whether the map is made where the graph runs, on a GPU."""
+        return self._gpu is not None and self._gpu.draws(self.method)
+
+    @property
     def classes(self) -> Classes:
         """The classes by name and index.
 
@@ -247,8 +252,9 @@ class Engine:
             )
             self._refuse_conflicts(contrast, few)
             return outputs
-        damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
-        outputs = self._run(images, contrast, len(images), with_taps=True)
+        # before the run, which needs the images in the cache as well; a GPU that draws looks itself
+        damaged = None if self._draws_there else rows_not_finite(images)
+        outputs = self._run(images, contrast, count, with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
         self._refuse_conflicts(contrast, outputs if pinned else None)
@@ -267,8 +273,7 @@ class Engine:
         found = self._on_device(batch, stream)
         _ = self._resolver  # which refuses where there are no classes
         if found is not None and self._gpu is not None:
-            contrast = self._default_contrasts(found.shape[0])
-            return logits_on_device(self._gpu, self.manifest, batch, found, contrast, self._embeddings, stream)
+            return logits_on_device(self._gpu, self.manifest, batch, found, self._embeddings, stream)
         images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.size, self.fixed_batch)
         logits = run_logits(self._backend, images, self._embeddings)
         return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
@@ -341,8 +346,8 @@ class Engine:
 
     def _on_device(self, batch: Any, stream: int | None) -> DeviceArray | None:
         """Where the batch lies on the engine's GPU; None where it is to be read on the host."""
-        if self._gpu is not None and device_arrays.is_on_device(batch):
-            return read_batch(batch, self._gpu, self.manifest, self.fixed_batch)
+        if self._gpu is not None and (where := device_arrays.device_of(batch)) is not None:
+            return read_batch(batch, where, self._gpu, self.manifest, self.fixed_batch)
         if stream is not None:
             raise InputError("a stream is for a batch on the engine's GPU; leave it out.")
         return None
@@ -377,6 +382,9 @@ class Engine:
         return self._known_resolver
 
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:
+        if self._gpu is not None and self._draws_there:
+            constants = self._embeddings
+            return run_on_host(self._gpu, self.manifest, self.method, images[:count], contrast, constants, with_taps)
         return run_graph(self._backend, self._drawing, images, contrast, count, self._embeddings, with_taps)
 
     def _batch_size(self, wanted: int | None) -> int:

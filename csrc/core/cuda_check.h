@@ -51,14 +51,18 @@ class DeviceScope {
  public:
   explicit DeviceScope(int device) {
     FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former_), "using the device cuda:", device);
-    FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
+    changed_ = former_ != device;
+    if (changed_) FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
   }
-  ~DeviceScope() { cudaSetDevice(former_); }
+  ~DeviceScope() {
+    if (changed_) cudaSetDevice(former_);
+  }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
  private:
   int former_ = 0;
+  bool changed_ = false;
 };
 
 // For destructors: never throws, is quiet where the driver has gone before (at interpreter exit), and may run in a

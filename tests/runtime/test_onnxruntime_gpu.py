@@ -70,7 +70,12 @@ def test_taps_are_drawn_behind_the_run(make_toy, gpu, ort):
     for step in range(3):
         images = _batch(3, step)
         np.testing.assert_allclose(engine(images).saliency_map, reference(images).saliency_map, rtol=1e-4, atol=1e-5)
-    assert gpu.device.count("kernel") == 3
+    assert gpu.device.count("kernel") == 2 * 2, (
+        "the map and the status, of the first run, and captured behind the second"
+    )
+    (graph,) = gpu.device.graphs
+    assert (graph.nodes, graph.launches) == (2, 2)
+    assert len(ort.sessions[0].graphs) == 1, "its own part"
 
 
 def test_sizes_that_a_provider_builds_for(toy, make_toy, ort):

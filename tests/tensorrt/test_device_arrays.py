@@ -78,6 +78,17 @@ def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
     assert len(gpu.device.graphs) == cuda_graphs
 
 
+def test_images_that_are_not_aligned_are_copied(toy, gpu):
+    """Libraries take no others."""
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=False), Engine(toy.path)
+    for offset in (0, 16, 256):
+        images = batch(2, offset)
+        del gpu.device.journal[:]
+        found = engine(DeviceTensor(gpu.device, images, offset=offset))
+        assert (("copy", images.nbytes) in gpu.device.journal) == (offset == 16)
+        same(found, reference(images), gpu.device)
+
+
 def _event(gpu, handle):
     event = gpu.device.event()
     gpu.device.stream(handle).record(event)
@@ -198,6 +209,28 @@ def test_images_that_are_not_finite_are_reported(make_toy, gpu, contrasts, head)
         assert (status[[0, 2]] != Status.NON_FINITE).all()
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_logits_that_are_not_finite_are_reported(toy, gpu, where):
+    """They show in the map of no other class."""
+    import onnx
+
+    model = onnx.load(toy.path)
+    (bias,) = (value for value in model.graph.initializer if value.name == "bias")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[3] = np.inf
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, "bias"))
+    onnx.save(model, toy.path)
+    engine = Engine(gpu.plan(toy.path))
+    for _ in range(3):
+        given = batch(2) if where == "host" else DeviceTensor(gpu.device, batch(2))
+        found = engine(given, target=1, references=[2])
+        status, maps = found.status, found.saliency_map
+        if where == "device":
+            status, maps = status.numpy(gpu.device), maps.numpy(gpu.device)
+        assert np.isfinite(maps).all()
+        assert (status == Status.NON_FINITE).all()
+
+
 def test_a_reference_that_is_the_predicted_class(make_toy, gpu):
     toy = make_toy()
     engine = Engine(gpu.plan(toy.path))
@@ -309,16 +342,15 @@ def test_torch_allocates_its_results_on_the_stream_that_uses_them(monkeypatch):
         },
         5,
     )
-    for stream in (0, 0x99):
-        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream)
+    for stream, current in ((0, False), (0x99, False), (0x77, True)):
+        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream, current=current)
         memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * layout.bytes).from_address(results.address))
         memory[:] = np.random.default_rng(0).integers(0, 64, layout.bytes)
-        for name in layout:
-            tensor = results.take(*layout.array(name))
-            offset, dtype, shape, strides = layout.array(name)
-            item = np.dtype(dtype).itemsize
-            wanted = np.ndarray(shape, dtype, memory.data, offset, tuple(item * step for step in strides))
-            assert tensor.shape == wanted.shape
-            np.testing.assert_array_equal(tensor.numpy(), wanted)
-        assert results.take(*layout.array("target", 1)).shape == (5, 1)
-    assert stands_in.used == [0, 0x99]
+        wanted = layout.arrays(memory)
+        found = results.take(layout.places())
+        assert list(found) == list(wanted)
+        for name, tensor in found.items():
+            assert tensor.shape == wanted[name].shape
+            np.testing.assert_array_equal(tensor.numpy(), wanted[name])
+        assert results.take(layout.places(1))["target"].shape == (5, 1)
+    assert stands_in.used == [0, 0x99], "on its current stream it needs no other"
