@@ -134,7 +134,7 @@ void launch(const PreprocessArgs& args, std::int64_t start, std::int64_t count, 
                   static_cast<unsigned>((args.height + kRows - 1) / kRows), static_cast<unsigned>(count));
   preprocess_kernel<T, kFilter, kCount>
       <<<grid, dim3(kColumns, kWarps), 0, stream>>>(parameters, static_cast<int>(start));
-  FINERCAM_CUDA_CHECK(cudaGetLastError());
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 template <typename T, ResizeFilter kFilter>

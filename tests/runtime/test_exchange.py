@@ -213,3 +213,20 @@ def test_questions_of_another_size(core):
     stage = Stage(Real(core))
     with pytest.raises(ValueError, match="expected 256 bytes of questions, got 3"):
         stage.replay(b"abc", None)
+
+
+def test_errors_name_the_operation_its_shape_and_the_device(core):
+    begins = r"^\[cuda\] rank of \(2, 31, 7\) on cuda:1: "
+    with pytest.raises(core.CudaError, match=begins + r"its launch failed: it was told to fail \(") as lost:
+        core.fail_in_operation(700, 0)
+    assert lost.value.fatal
+    with pytest.raises(core.CudaMemoryError, match=begins + "allocating 4096 bytes failed: ") as short:
+        core.fail_in_operation(2, 4096)
+    assert short.value.bytes == 4096
+    with pytest.raises(core.CudaError, match=begins + "allocating 64 bytes failed: ") as other:
+        core.fail_in_operation(214, 64)
+    assert other.value.fatal
+    with pytest.raises(core.CudaError) as passing:
+        core.fail_in_operation(1, 0)
+    assert not passing.value.fatal
+    assert core.fail_in_operation(0, 64) == 5

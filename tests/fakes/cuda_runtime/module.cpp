@@ -6,6 +6,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/arrays.h"
+#include "core/cuda_check.h"
+#include "core/operation.h"
 #include "cuda_runtime.h"
 
 NB_MODULE(_null_core, module) {
@@ -18,5 +20,13 @@ NB_MODULE(_null_core, module) {
     return journal;
   });
   module.def("fail_at", [](const std::string& call) { null_cuda::state().failing = call; });
+  module.def("fail_in_operation", [](int error, std::size_t bytes) {
+    const auto failed = static_cast<cudaError_t>(error);
+    return finercam::on_cuda("rank", {2, 31, 7}, 1, [&] {
+      if (bytes > 0) FINERCAM_CUDA_ALLOCATED(failed, bytes);
+      FINERCAM_CUDA_CHECK_AS(failed, "its launch");
+      return 5;
+    });
+  });
   nanobind::set_leak_warnings(false);
 }
