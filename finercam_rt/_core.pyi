@@ -369,7 +369,8 @@ class Exchange:
 
     def begin(self, images: int, images_at: int, image_bytes: int, questions: bytes | None, caller: int | None) -> int:
         """
-        Queue the copies of the inputs: the stream for the run. images_at 0: in place; None: as before, the host."""
+        Queue the copies of the inputs: the stream for the run. images_at 0: in place; None: as before, the host.
+        """
 
     def end(self, copies: ResultCopies, results: int) -> None:
         """

@@ -7,14 +7,16 @@ the memory is ours.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finercam_rt import arrays
+from finercam_rt import arrays, cuda
 from finercam_rt.backends.device_results import Place, dtype_name
 from finercam_rt.cuda import Device, Event, Memory
 from finercam_rt.errors import InputError
@@ -98,6 +100,26 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int], item: int) -> bool:
             return False
         item *= size
     return True
+
+
+def to_host(array: Any, name: str) -> NDArray[Any]:
+    """A copy in the host's memory of a contiguous array on a CUDA device; waits for it.
+
+    Raises:
+        InputError: see `read`; it is not contiguous.
+        BackendError: there is no such device.
+    """
+    found, where = read(array, name), device_of(array)
+    if not found.contiguous:
+        raise InputError(f"{name} is not contiguous in its device's memory; make it so, as with .contiguous().")
+    device = cuda.open_device("auto" if where in (None, UNSAID) else f"cuda:{where}")
+    dtype = np.dtype(found.dtype)
+    size = math.prod(found.shape) * dtype.itemsize
+    pinned, stream = device.pinned(max(size, 1)), device.stream(stream_of(array, found, None))
+    stream.copy(pinned.address, found.address, size)
+    stream.synchronize()
+    values: NDArray[Any] = pinned.array()[:size].view(dtype).reshape(found.shape).copy()
+    return values
 
 
 def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import device_arrays
 from finercam_rt.backends.device_results import ResultLayout
-from finercam_rt.backends.protocol import DeviceBackend, Wanted
+from finercam_rt.backends.protocol import DeviceBackend, HostImages, Wanted
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.errors import InputError
@@ -81,7 +80,7 @@ def run_on_host(
     backend: DeviceBackend,
     manifest: Manifest,
     method: str,
-    images: NDArray[np.float32],
+    images: HostImages,
     contrast: ContrastArrays,
     constants: Mapping[str, NDArray[Any]],
     with_taps: bool,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from finercam_rt import device_arrays
 from finercam_rt.errors import InputError
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
@@ -74,6 +75,8 @@ def load_photograph(source: ImageSource, position: int = 0) -> Photograph:
         return Photograph(_from_array(source, name), _UPRIGHT, source)
     if hasattr(source, "read"):
         return _from_bytes(_read(source, name), name)
+    if device_arrays.device_of(source) is not None:
+        return Photograph(_from_array(device_arrays.to_host(source, name), name), _UPRIGHT, source)
     raise InputError(_other_type(source, name))
 
 
@@ -81,6 +84,8 @@ def is_one_image(source: Any) -> bool:
     """Whether this is meant as one photograph rather than as several."""
     if isinstance(source, np.ndarray):
         return source.ndim != 4
+    if device_arrays.device_of(source) is not None:
+        return len(source.shape) != 4
     one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     return isinstance(source, one) or hasattr(source, "read")
 

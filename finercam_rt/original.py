@@ -17,14 +17,15 @@ class Original:
     """What is kept of a photograph besides the crop: a path, or a reference to the caller's object; never a copy.
 
     source: what it can be loaded from again. position: its number among the images, for errors. geometry: where the
-    crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8.
+    crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. checksum: None
+    of an array on a GPU, which is not looked at on the host.
     """
 
     source: ImageSource
     position: int
     geometry: Geometry
     orientation: int
-    checksum: int
+    checksum: int | None
 
     def load(self) -> Image.Image:
         """The photograph, upright and RGB, as it was when it was explained.
@@ -33,7 +34,8 @@ class Original:
             InputError: it cannot be read any more, or has changed.
         """
         image = load_photograph(self.source, self.position).image
-        if (image.height, image.width) != self.geometry.size or checksum(image) != self.checksum:
+        known = checksum(image) if self.checksum is not None else None
+        if (image.height, image.width) != self.geometry.size or known != self.checksum:
             raise InputError(
                 f"{source_name(self.source, self.position)} has changed since it was explained; explain it again, or "
                 "give copies of arrays that are written to again."

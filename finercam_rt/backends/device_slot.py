@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from finercam_rt import _core
 from finercam_rt.backends.device_block import ALIGNMENT, Block, Values
 from finercam_rt.backends.device_results import ResultLayout
-from finercam_rt.backends.protocol import RunTimes
+from finercam_rt.backends.protocol import Filling, HostImages, RunTimes
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.cuda import Copies, Device, Event, Exchange, Graph, Pinned, Stream
 from finercam_rt.errors import BackendError
@@ -131,7 +131,7 @@ class DeviceSlot:
 
     def run_host(
         self,
-        images: NDArray[np.float32],
+        images: HostImages,
         contrast: ContrastArrays | None,
         embeddings: NDArray[np.float32] | None,
         layout: ResultLayout,
@@ -140,27 +140,33 @@ class DeviceSlot:
         """A run of images of the host: its results as they lie in `layout`, in new memory.
 
         Args:
-            images: contiguous; at most as many as the slot takes. What it computes for the rest is not looked at.
+            images: contiguous, or what makes them; at most as many as the slot takes. What it computes for the rest is
+                not looked at.
             contrast: of as many images, in the graph's dtypes and shapes; None where it does not matter.
             embeddings: where they are an input; taken for the same ones while they are the same object.
             layout: of as many images.
             times: those of the run are appended.
         """
-        staging, staged = self._staging = self._staging or self._pinned(self.images.bytes)
         if self._mirror is None or len(self._mirror[1]) < layout.bytes:
             self._mirror = self._pinned(layout.bytes)
         mirror, mirrored = self._mirror
         copies = self._copies_of(layout, 0, len(images))
         out: NDArray[np.uint8] = np.empty(layout.bytes, np.uint8)
-        if times is None and self._replays(embeddings):
-            questions, self._asked = self._questions(contrast), None
-            self._exchange.replay_host(self._graph, images, staging, self._images, questions, copies, mirror, out)
-            self._asked = contrast
-            return out
-        staged[: images.nbytes] = images.reshape(-1).view(np.uint8)
+        staging, size, filling = 0, 0, None
+        if isinstance(images, np.ndarray):
+            pinned, staged = self._staging = self._staging or self._pinned(self.images.bytes)
+            if times is None and self._replays(embeddings):
+                questions, self._asked = self._questions(contrast), None
+                self._exchange.replay_host(self._graph, images, pinned, self._images, questions, copies, mirror, out)
+                self._asked = contrast
+                return out
+            staging, size = pinned.address, images.nbytes
+            staged[:size] = images.reshape(-1).view(np.uint8)
+        else:
+            filling = images
         marks = [self.device.event(timing=True) for _ in range(4)] if times is not None else []
         enqueue = self._step_by_step(
-            staging.address, self._images, images.nbytes, contrast, embeddings, None, copies, mirror.address, marks
+            staging, self._images, size, contrast, embeddings, None, copies, mirror.address, marks, filling
         )
         self._exchange.synchronize()
         out[...] = mirrored[: layout.bytes]
@@ -278,19 +284,22 @@ class DeviceSlot:
         copies: Copies,
         results: int,
         marks: Sequence[Event],
+        filling: Filling | None = None,
     ) -> float:
         """A run that is not replayed. Milliseconds that queueing its compute took.
 
-        `at` is where the images are copied to, 0 for not at all; `marks`, of a run of the host, are put before and
-        behind the copies.
+        `at` is where the images are copied to, or made by `filling`; 0 for not at all. `marks`, of a run of the host,
+        are put before and behind the copies.
         """
         questions, self._asked = self._questions(contrast), None
         self._bind_images(at or images)
         if marks:
             self.stream.record(marks[0])
-        handle = self._exchange.begin(images, at, size, questions, caller)
+        handle = self._exchange.begin(images, at if filling is None else 0, size, questions, caller)
         try:
             stream = self.stream if handle == self.stream.handle else self.device.stream(handle)
+            if filling is not None:
+                filling.fill(stream, at)
             self._embed(embeddings, stream)
             if marks:
                 stream.record(marks[1])
@@ -304,6 +313,9 @@ class DeviceSlot:
                 stream.record(marks[3])
         except BaseException:
             self._exchange.abandon()
+            if caller is None:
+                with suppress(_core.CudaError):  # the host will write to what is copied
+                    self._exchange.synchronize()
             raise
         self._asked = contrast
         return enqueue

@@ -18,7 +18,7 @@ from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.backends.device_slot import DeviceSlot, Executor
 from finercam_rt.backends.device_slots import DeviceSlots
 from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch
-from finercam_rt.backends.protocol import RunTimes, Wanted
+from finercam_rt.backends.protocol import HostImages, RunTimes, Wanted
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.cuda import Device, Stream
 from finercam_rt.errors import BackendError, InputError
@@ -158,7 +158,7 @@ class GpuBackend:
 
     def run_on_host(
         self,
-        images: NDArray[np.float32],
+        images: HostImages,
         contrast: ContrastArrays | None,
         constants: Mapping[str, NDArray[Any]],
         wanted: Wanted,
@@ -169,7 +169,7 @@ class GpuBackend:
 
     def _on_host(
         self,
-        images: NDArray[np.float32],
+        images: HostImages,
         contrast: ContrastArrays | None,
         embeddings: NDArray[Any] | None,
         wanted: Wanted,

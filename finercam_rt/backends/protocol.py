@@ -16,6 +16,22 @@ Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, NDArray
 """A loaded graph: inputs by name, to outputs by name."""
 
 
+class Filling(Protocol):
+    """Images that are made on a GPU, in the place where a run reads them."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice) -> Filling:
+        """Some of them."""
+
+    def fill(self, stream: Any, images: int) -> None:
+        """Queue what makes them, (N,3,H,W) float32, at an address."""
+
+
+HostImages: TypeAlias = "NDArray[np.float32] | Filling"
+
+
 class Wanted(NamedTuple):
     """What the caller reads of an engine of head "taps": the map by which method, and whether the taps themselves."""
 
@@ -113,7 +129,7 @@ class DeviceBackend(Backend, Protocol):
 
     def run_on_host(
         self,
-        images: NDArray[np.float32],
+        images: HostImages,
         contrast: ContrastArrays | None,
         constants: Mapping[str, NDArray[Any]],
         wanted: Wanted,
@@ -122,7 +138,7 @@ class DeviceBackend(Backend, Protocol):
         """A run of arrays of the host: the results as `layout` has them, in new memory.
 
         Args:
-            images: (N,3,H,W), contiguous, of at most `largest` images.
+            images: (N,3,H,W), contiguous, or what makes them; at most `largest`.
             contrast: of as many, with as many contrasts as the graph; None where only logits are read.
             constants: the inputs that are the same for many runs.
             wanted: as `results` was asked.

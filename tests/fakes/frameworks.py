@@ -34,6 +34,10 @@ class DeviceTensor:
             self.device.stream(self.stream).put(self.memory.release)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "shape": self.values.shape,

@@ -84,9 +84,9 @@ def test_taps_are_drawn_on_the_gpu(make_toy, gpu, contrasts, gradients):
     del gpu.device.journal[:]
     explained = engine.explain(photographs)
     np.testing.assert_allclose(explained.saliency_map, host.explain(photographs).saliency_map, rtol=1e-4, atol=1e-5)
-    assert gpu.device.count("copy") == 3, "the images, the questions, the answers; the taps stay, as nobody reads them"
+    assert gpu.device.count("copy") == 4, "pixels, questions, crops and answers; the taps stay, as nobody reads them"
     engine(images)
-    assert gpu.device.count("copy") == 3 + 3, "the images, the answers and the taps; the questions are the same"
+    assert gpu.device.count("copy") == 4 + 3, "the images, the answers and the taps; the questions are the same"
 
 
 @pytest.mark.parametrize("contrasts", [1, 3])
