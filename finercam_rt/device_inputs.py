@@ -68,6 +68,12 @@ class _Photograph(NamedTuple):
     address: int | None
     stream: int
 
+    @property
+    def end(self) -> int:
+        """Where the next one may begin in the staging memory."""
+        taken = 3 * self.size[0] * self.size[1] if self.address is None else 0
+        return self.offset + -(-taken // _ALIGNMENT) * _ALIGNMENT
+
 
 class DeviceInputs:
     """The photographs of a batch as uint8, in the thread's memory until they are run."""
@@ -81,15 +87,11 @@ class DeviceInputs:
         """`run`: of images and as many contrasts."""
         self._preprocess, self._memory, self._run = preprocess, memory, run
         self._rows: list[_Photograph] = []
-        self._end = 0
         self._scratch: NDArray[np.float32] = np.empty((3, *preprocess.spec.size), np.float32)
 
     def put(self, source: ImageSource, position: int, row: int, view: NDArray[np.uint8], name: str) -> Original:
         """See Inputs.put."""
         del self._rows[row:]
-        self._end = max(
-            (r.offset + _spanned(3 * r.size[0] * r.size[1]) for r in self._rows if r.address is None), default=0
-        )
         if device_arrays.device_of(source) is not None:
             return self._put_there(source, position, name)
         photograph = load_photograph(source, position)
@@ -117,11 +119,10 @@ class DeviceInputs:
 
     def _stage(self, pixels: NDArray[np.uint8], frame: Frame) -> None:
         """Copy: an iterator may give the same array again with other pixels."""
-        size = pixels.shape[0], pixels.shape[1]
-        _, staged = self._memory.host("pixels", self._end + _spanned(pixels.nbytes))
-        staged[self._end : self._end + pixels.nbytes] = pixels.reshape(-1)
-        self._rows.append(_Photograph(size, frame, self._end, None, 0))
-        self._end += _spanned(pixels.nbytes)
+        start = max((row.end for row in self._rows), default=0)
+        _, staged = self._memory.host("pixels", start + pixels.nbytes + _ALIGNMENT)
+        staged[start : start + pixels.nbytes] = pixels.reshape(-1)
+        self._rows.append(_Photograph((pixels.shape[0], pixels.shape[1]), frame, start, None, 0))
 
     def _put_there(self, source: Any, position: int, name: str) -> Original:
         where, device = device_arrays.device_of(source), self._memory.device
@@ -167,7 +168,7 @@ class _Crops:
 
     def __getitem__(self, rows: slice) -> _Crops:
         first = rows.indices(len(self._rows))[0]
-        return _Crops(self._preprocess, self._memory, self._rows[rows], self._start + first, self._total)
+        return _Crops(self._preprocess, self._memory, self._rows[rows], first, self._total)
 
     def views(self) -> NDArray[np.uint8]:
         """(N,H,W,3) uint8, what the model sees; of runs that have ended."""
@@ -212,19 +213,14 @@ class _Crops:
         base = first = 0
         if staged:
             first = staged[0].offset
-            size = staged[-1].offset + 3 * staged[-1].size[0] * staged[-1].size[1] - first
+            size = staged[-1].end - first
             base = self._memory.there("pixels", size).address
-            stream.copy(base, self._memory.host("pixels", first + size)[0].address + first, size)
+            stream.copy(base, self._memory.host("pixels", staged[-1].end)[0].address + first, size)
         for handle in {row.stream for row in self._rows if row.address is not None}:
             made = device.event()
             device.stream(handle).record(made)
             stream.wait(made)
         return [base + row.offset - first if row.address is None else row.address for row in self._rows]
-
-
-def _spanned(size: int) -> int:
-    """With what aligns the next photograph."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _grown(size: int) -> int:

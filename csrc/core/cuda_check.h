@@ -50,7 +50,7 @@ void cuda_check_allocated(cudaError_t error, const char* file, int line, std::si
   cudaGetLastError();
   std::ostringstream text;
   text << "allocating " << bytes << " bytes";
-  (text << ... << where);
+  static_cast<void>((text << ... << where));
   throw CudaMemoryError(cuda_message(error, text.str(), file, line), bytes);
 }
 
