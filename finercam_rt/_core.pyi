@@ -350,3 +350,67 @@ class Stream:
 
     def abandon_capture(self) -> None:
         """End a capture, if there is one, for nothing."""
+
+class ResultCopies:
+    """What is copied out of a run's buffers, and where to in its results."""
+
+    def __init__(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Of each the address, the offset in the results and the size in bytes."""
+
+class Exchange:
+    """
+    A run's inputs brought, its results taken away, and its place among the streams.
+    """
+
+    def __init__(self, device: int, questions: int, bytes: int) -> None:
+        """
+        questions: where runs read the inputs that are neither images nor class embeddings.
+        """
+
+    def begin(self, images: int, images_at: int, image_bytes: int, questions: bytes | None, caller: int | None) -> int:
+        """
+        Queue the copies of the inputs: the stream for the run. images_at 0: in place; None: as before, the host.
+        """
+
+    def end(self, copies: ResultCopies, results: int) -> None:
+        """
+        Queue the copies of the results to an address, for what the caller queues from then on.
+        """
+
+    def abandon(self) -> None:
+        """In the place of end, of a run that could not be queued."""
+
+    def replay(
+        self,
+        graph: Graph,
+        images: int,
+        images_at: int,
+        image_bytes: int,
+        questions: bytes | None,
+        caller: int | None,
+        copies: ResultCopies,
+        results: int,
+    ) -> None:
+        """All of a captured run."""
+
+    def replay_host(
+        self,
+        graph: Graph,
+        images: object,
+        staging: PinnedMemory,
+        images_at: int,
+        questions: bytes | None,
+        copies: ResultCopies,
+        mirror: PinnedMemory,
+        out: object,
+    ) -> None:
+        """
+        All of a captured run of arrays of the host, by pinned memory; its results are in `out` on return.
+        """
+
+    def synchronize(self) -> None:
+        """Wait until the last run has ended."""
+
+    @property
+    def stream(self) -> int:
+        """The handle of its own stream."""

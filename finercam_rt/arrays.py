@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,18 @@ def to_numpy(array: Any, name: str) -> NDArray[Any]:
 
 def like(array: Any, example: Any) -> Any:
     """`array` as the framework of `example` has it, sharing memory; as it is where that has no from_dlpack."""
+    return converter(example)(array)
+
+
+def converter(example: Any) -> Callable[[Any], Any]:
+    """What makes arrays of the framework of `example`, sharing memory; they stay as they are where that cannot."""
     if isinstance(example, np.ndarray):
-        return array
+        return _same
     namespace = getattr(example, "__array_namespace__", None)
     module = namespace() if namespace else sys.modules.get(type(example).__module__.partition(".")[0])
-    from_dlpack = getattr(module, "from_dlpack", None)
-    return array if from_dlpack is None else from_dlpack(array)
+    from_dlpack: Callable[[Any], Any] = getattr(module, "from_dlpack", _same)
+    return from_dlpack
+
+
+def _same(array: Any) -> Any:
+    return array

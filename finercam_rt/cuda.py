@@ -107,6 +107,64 @@ class Stream(Protocol):
         """End a capture for nothing, where there is one."""
 
 
+class Copies(Protocol):
+    """What is copied out of a run's buffers, and where to in its results: made once, and used for many runs."""
+
+
+class Exchange(Protocol):
+    """A run's inputs brought, its results taken away, and its place among the streams; see csrc/graph/exchange.h."""
+
+    @property
+    def stream(self) -> int:
+        """The handle of its own stream, for runs of the host and of callers on a default stream."""
+
+    def begin(self, images: int, images_at: int, image_bytes: int, questions: bytes | None, caller: int | None) -> int:
+        """Queue the copies of the inputs; the handle of the stream on which the run is then queued.
+
+        Args:
+            images: their address.
+            images_at: where the run reads them; 0 for where they are, and nothing is copied.
+            image_bytes: their size.
+            questions: the other inputs, as they lie on the device; None for those of the run before.
+            caller: handle of the stream that made the images and will read the results; None for the host.
+        """
+
+    def end(self, copies: Any, results: int) -> None:
+        """Queue the copies of the results to an address, and let the caller's stream wait for them."""
+
+    def abandon(self) -> None:
+        """In the place of `end`, of a run that could not be queued."""
+
+    def replay(
+        self,
+        graph: Any,
+        images: int,
+        images_at: int,
+        image_bytes: int,
+        questions: bytes | None,
+        caller: int | None,
+        copies: Any,
+        results: int,
+    ) -> None:
+        """`begin`, a launch and `end` in one call."""
+
+    def replay_host(
+        self,
+        graph: Any,
+        images: NDArray[np.float32],
+        staging: Any,
+        images_at: int,
+        questions: bytes | None,
+        copies: Any,
+        mirror: Any,
+        out: NDArray[np.uint8],
+    ) -> None:
+        """The same of arrays of the host, by way of two pinned ones, with the results in `out` on return."""
+
+    def synchronize(self) -> None:
+        """Wait on the host until the last run has ended."""
+
+
 class Device(Protocol):
     """One GPU; any number of threads may use it."""
 
@@ -125,6 +183,12 @@ class Device(Protocol):
 
     def event(self, timing: bool = False) -> Event:
         """A new one; timing: whether `milliseconds_since` is asked of it."""
+
+    def exchange(self, questions: int, size: int) -> Exchange:
+        """A new one, of runs that read their questions at this address."""
+
+    def copies(self, copies: Sequence[tuple[int, int, int]]) -> Copies:
+        """Of each the address, the offset in the results and the size."""
 
     def view(self, address: int, dtype: str, shape: Sequence[int]) -> Any:
         """An array that kernels take, over memory that the caller keeps alive."""
@@ -158,6 +222,14 @@ class CudaDevice:
     def event(self, timing: bool = False) -> Event:
         """See Device.event."""
         return _core.Event(self.index, timing)
+
+    def exchange(self, questions: int, size: int) -> Exchange:
+        """See Device.exchange."""
+        return _core.Exchange(self.index, questions, size)
+
+    def copies(self, copies: Sequence[tuple[int, int, int]]) -> Copies:
+        """See Device.copies."""
+        return _core.ResultCopies(copies)
 
     def view(self, address: int, dtype: str, shape: Sequence[int]) -> Any:
         """See Device.view."""

@@ -6,24 +6,31 @@ the memory is ours.
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finercam_rt import arrays
+from finercam_rt import arrays, cuda
+from finercam_rt.backends.device_results import Place, dtype_name
 from finercam_rt.cuda import Device, Event, Memory
 from finercam_rt.errors import InputError
 
+_UINT8 = np.dtype(np.uint8)
 _DLPACK_CUDA = (2, 13)
 """DLPack's kDLCUDA and kDLCUDAManaged."""
+UNSAID = -1
+"""Stands for the number of a device that an array does not tell."""
 _NO_WAIT = -1
 """DLPack's stream of a consumer that orders the work itself."""
 
-Take = Callable[[int, str, Sequence[int], Sequence[int]], Any]
-"""Offset in bytes, dtype, shape and strides in elements, to an array of the caller's framework."""
+Take = Callable[[Sequence[Place]], dict[str, Any]]
+"""Where results lie, to arrays of the caller's framework by name; called once they are queued."""
 
 
 class DeviceArray(NamedTuple):
@@ -37,21 +44,23 @@ class DeviceArray(NamedTuple):
 
 
 class Results(NamedTuple):
-    """New memory of the device: its address, what makes arrays of it, and what is called once they are queued."""
+    """New memory of the device: its address, and what makes arrays of it."""
 
     address: int
     take: Take
-    finish: Callable[[], None]
 
 
-def is_on_device(array: Any) -> bool:
-    """Whether it lies on a CUDA device."""
+def device_of(array: Any) -> int | None:
+    """The number of the CUDA device on which it lies, UNSAID where it does not say; None where it lies on none."""
     if isinstance(array, np.ndarray):
-        return False
+        return None
+    if _framework(array) == "torch":  # what the protocols say of its tensors is Python, and takes longer than all else
+        return int(array.get_device()) if array.is_cuda else None
     where = getattr(array, "__dlpack_device__", None)
     if where is not None:
-        return where()[0] in _DLPACK_CUDA
-    return hasattr(array, "__cuda_array_interface__")
+        kind, index = where()
+        return int(index) if kind in _DLPACK_CUDA else None
+    return UNSAID if hasattr(array, "__cuda_array_interface__") else None
 
 
 def read(array: Any, name: str) -> DeviceArray:
@@ -61,24 +70,56 @@ def read(array: Any, name: str) -> DeviceArray:
         InputError: it does not say so by __cuda_array_interface__, or is of a kind that cannot (it requires grad).
     """
     try:
+        if _framework(array) == "torch" and not array.requires_grad:
+            return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)
         found = array.__cuda_array_interface__
     except Exception as error:  # each framework has its own types
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{name} cannot be read on its device ({reason}); give a plain array.") from None
-    shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
-    dense, step = list[int](), dtype.itemsize
-    for size in reversed(shape):
-        dense.insert(0, step)
-        step *= size
-    strides = found.get("strides") or dense
-    contiguous = all(size == 1 or a == b for size, a, b in zip(shape, strides, dense, strict=True))
-    return DeviceArray(found["data"][0], shape, dtype.name, contiguous, found.get("stream"))
+    shape, strides, dtype = tuple(found["shape"]), found.get("strides"), _dtype(found["typestr"])
+    contiguous = strides is None or _is_dense(shape, strides, dtype.itemsize)
+    return DeviceArray(found["data"][0], shape, dtype_name(dtype), contiguous, found.get("stream"))
 
 
-def device_of(array: Any) -> int | None:
-    """The number of its device; None where it does not say."""
-    where = getattr(array, "__dlpack_device__", None)
-    return None if where is None else int(where()[1])
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    """Of a dtype of torch."""
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _dtype(text: str) -> np.dtype[Any]:
+    """Of "<f4" and the like; there are few."""
+    return np.dtype(text)
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int], item: int) -> bool:
+    """Whether these strides, in bytes, are those of the order of the axes."""
+    for size, step in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and step != item:
+            return False
+        item *= size
+    return True
+
+
+def to_host(array: Any, name: str) -> NDArray[Any]:
+    """A copy in the host's memory of a contiguous array on a CUDA device; waits for it.
+
+    Raises:
+        InputError: see `read`; it is not contiguous.
+        BackendError: there is no such device.
+    """
+    found, where = read(array, name), device_of(array)
+    if not found.contiguous:
+        raise InputError(f"{name} is not contiguous in its device's memory; make it so, as with .contiguous().")
+    device = cuda.open_device("auto" if where in (None, UNSAID) else f"cuda:{where}")
+    dtype = np.dtype(found.dtype)
+    size = math.prod(found.shape) * dtype.itemsize
+    pinned, stream = device.pinned(max(size, 1)), device.stream(stream_of(array, found, None))
+    stream.copy(pinned.address, found.address, size)
+    stream.synchronize()
+    values: NDArray[Any] = pinned.array()[:size].view(dtype).reshape(found.shape).copy()
+    return values
 
 
 def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:
@@ -94,99 +135,100 @@ def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:
             raise InputError(
                 f"the stream is of type {type(stream).__name__}; give its handle, such as torch's stream.cuda_stream."
             ) from None
-    torch = _module(array, "torch")
-    if torch is not None:
+    if _framework(array) == "torch":
+        torch: Any = sys.modules["torch"]
         return int(torch.cuda.current_stream(array.device).cuda_stream)
     return found.stream or 0
 
 
-def allocate(example: Any, size: int, device: Device, stream: int) -> Results:
-    """Memory for results that are used on a stream, and arrays of the framework of `example` over it."""
-    torch, cupy = _module(example, "torch"), _module(example, "cupy")
-    if torch is not None:
-        return _of_torch(torch, example, size, stream)
-    if cupy is not None:
-        return _of_cupy(cupy, size, device, stream)
-    memory, ready = device.memory(size), list[Event]()
+def allocate(example: Any, size: int, device: Device, stream: int, *, current: bool) -> Results:
+    """Memory for results that are used on a stream, and arrays of the framework of `example` over it.
 
-    def finish() -> None:
-        event = device.event()
-        device.stream(stream).record(event)
-        ready.append(event)
+    current: whether the stream is the one on which the framework itself works at present.
+    """
+    name = _framework(example)
+    if name == "torch":
+        return _of_torch(sys.modules[name], example, size, stream, current)
+    if name == "cupy":
+        return _of_cupy(sys.modules[name], size, device, stream)
+    memory = device.memory(size)
 
-    def take(offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Any:
-        return _to_framework(
-            _Owned(memory, device, ready, offset, dtype, tuple(shape), tuple(strides), stream), example
-        )
+    def take(places: Sequence[Place]) -> dict[str, Any]:
+        ready = device.event()
+        device.stream(stream).record(ready)
+        to_framework = _converter(example)
+        return {place.name: to_framework(_Owned(memory, device, ready, place, stream)) for place in places}
 
-    return Results(memory.address, take, finish)
+    return Results(memory.address, take)
 
 
 class _Owned:
     """An array over our memory, for whoever speaks DLPack or __cuda_array_interface__."""
 
-    def __init__(
-        self,
-        memory: Memory,
-        device: Device,
-        ready: list[Event],
-        offset: int,
-        dtype: str,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        stream: int,
-    ) -> None:
-        self._memory, self._device, self._ready, self._offset = memory, device, ready, offset
-        self.dtype, self.shape, self.element_strides = np.dtype(dtype), shape, strides
-        self.address, self._stream = memory.address + offset, stream
+    def __init__(self, memory: Memory, device: Device, ready: Event, place: Place, stream: int) -> None:
+        self._memory, self._device, self._ready, self._stream = memory, device, ready, stream
+        self.place, self.address = place, memory.address + place.offset
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Ready on the stream that it names."""
-        item = self.dtype.itemsize
         return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
+            "shape": self.place.shape,
+            "typestr": self.place.dtype.str,
             "data": (self.address, False),
-            "strides": tuple(item * step for step in self.element_strides),
+            "strides": self.place.strides,
             "stream": self._stream or 1,  # 0 is not allowed there, and 1 is the same stream
             "version": 3,
         }
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         """Ordered with the consumer's stream, as DLPack has it."""
-        if stream != _NO_WAIT:
-            for event in self._ready:
-                self._device.stream(stream or 0).wait(event)
-        view = self._memory.view(self.dtype.name, self.shape, self._offset, self.element_strides)
-        return view.__dlpack__(**options)
+        if stream != _NO_WAIT and (stream or 0) != self._stream:
+            self._device.stream(stream or 0).wait(self._ready)
+        _, dtype, shape, offset, _, _, steps = self.place
+        return self._memory.view(dtype_name(dtype), shape, offset, steps).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """kDLCUDA, and the number of the device."""
         return _DLPACK_CUDA[0], self._device.index
 
 
-def _to_framework(array: _Owned, example: Any) -> Any:
-    numba, pycuda = _module(example, "numba"), _module(example, "pycuda")
-    if numba is not None:
-        return numba.cuda.as_cuda_array(array)
-    if pycuda is not None:
-        strides = array.__cuda_array_interface__["strides"]
-        return type(example)(array.shape, array.dtype, gpudata=array.address, base=array, strides=strides)
-    return arrays.like(array, example)
+def _converter(example: Any) -> Callable[[_Owned], Any]:
+    """To arrays of the framework of `example`."""
+    name = _framework(example)
+    if name == "numba":
+        return sys.modules[name].cuda.as_cuda_array  # type: ignore[no-any-return]
+    if name == "pycuda":
+        return lambda array: type(example)(
+            array.place.shape,
+            array.place.dtype,
+            gpudata=array.address,
+            base=array,
+            strides=array.place.strides,
+        )
+    return arrays.converter(example)
 
 
-def _of_torch(torch: Any, example: Any, size: int, stream: int) -> Results:
-    # of the pool of the stream on which the caller will use it, or torch could hand the memory on too early
-    used = torch.cuda.ExternalStream(stream, example.device) if stream else torch.cuda.default_stream(example.device)
-    with torch.cuda.stream(used):
+def _of_torch(torch: Any, example: Any, size: int, stream: int, current: bool) -> Results:
+    if current:
         block = torch.empty(size, dtype=torch.uint8, device=example.device)
+    else:
+        # of the pool of the stream on which the caller will use it, or torch could hand the memory on too early
+        device = example.device
+        used = torch.cuda.ExternalStream(stream, device) if stream else torch.cuda.default_stream(device)
+        with torch.cuda.stream(used):
+            block = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def take(offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Any:
-        typed = getattr(torch, dtype)
-        return block.view(typed).as_strided(tuple(shape), tuple(strides), offset // typed.itemsize)
+    def take(places: Sequence[Place]) -> dict[str, Any]:
+        typed = {_UINT8: block}
+        found = {}
+        for name, dtype, shape, _, _, start, steps in places:
+            if dtype not in typed:
+                typed[dtype] = block.view(getattr(torch, dtype_name(dtype)))
+            found[name] = typed[dtype].as_strided(shape, steps, start)
+        return found
 
-    return Results(block.data_ptr(), take, _nothing)
+    return Results(block.data_ptr(), take)
 
 
 def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
@@ -194,18 +236,15 @@ def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
     with cupy.cuda.Device(device.index), used:
         block = cupy.empty(size, cupy.uint8)
 
-    def take(offset: int, dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Any:
-        item = np.dtype(dtype).itemsize
-        steps = tuple(item * step for step in strides)
-        return cupy.ndarray(tuple(shape), dtype, memptr=block.data + offset, strides=steps)
+    def take(places: Sequence[Place]) -> dict[str, Any]:
+        return {
+            place.name: cupy.ndarray(place.shape, place.dtype, memptr=block.data + place.offset, strides=place.strides)
+            for place in places
+        }
 
-    return Results(block.data.ptr, take, _nothing)
-
-
-def _nothing() -> None:
-    """What pools of memory need: they reuse it in the order of the stream."""
+    return Results(block.data.ptr, take)
 
 
-def _module(array: Any, name: str) -> Any:
-    """The framework of this name, where the array is of it."""
-    return sys.modules.get(name) if type(array).__module__.partition(".")[0] == name else None
+def _framework(array: Any) -> str:
+    """The name of the module that it is of, which has been imported."""
+    return type(array).__module__.partition(".")[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from finercam_rt import arrays, device_arrays, ops
 from finercam_rt.backends import open_backend
-from finercam_rt.backends.protocol import DeviceBackend, RunTimes
+from finercam_rt.backends.protocol import DeviceBackend, Filling, RunTimes
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.device_arrays import DeviceArray
-from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device
+from finercam_rt.device_inputs import DeviceInputs, PixelMemory
+from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device, run_on_host
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate
 from finercam_rt.images import ImageSource
-from finercam_rt.loading import as_list, as_stream, checked_batch
+from finercam_rt.loading import as_list, as_stream, checked_batch, images_a_run
 from finercam_rt.manifest import DEFAULT_ALPHA, EMBEDDINGS, Manifest
 from finercam_rt.outputs import (
     Drawing,
@@ -39,7 +40,7 @@ from finercam_rt.outputs import (
     run_graph,
     run_logits,
 )
-from finercam_rt.photographs import Batch, Photographs
+from finercam_rt.photographs import Batch, HostInputs, Photographs, RunInputs
 from finercam_rt.preprocess import Preprocessor
 
 DEFAULT_BATCH_SIZE = 16
@@ -105,6 +106,7 @@ class Engine:
             cuda_graphs=cuda_graphs,
         )
         self._gpu: DeviceBackend | None = self._backend if isinstance(self._backend, DeviceBackend) else None
+        self._pixels = None if self._gpu is None else PixelMemory(self._gpu.gpu)
 
     def with_classes(self, class_embeddings: EmbeddingsSource) -> Engine:
         """An engine of the same zero-shot model with these classes, given as embeddings or as their file.
@@ -137,6 +139,11 @@ class Engine:
     def method(self) -> str:
         """How its maps are drawn, such as "gradcam"."""
         return self._drawing.method
+
+    @property
+    def _draws_there(self) -> bool:
+        """Whether the map is made where the graph runs, on a GPU."""
+        return self._gpu is not None and self._gpu.draws(self.method)
 
     @property
     def classes(self) -> Classes:
@@ -182,6 +189,8 @@ class Engine:
     def close(self) -> None:
         """Give the memory back once the runs under way have ended; later calls raise BackendError."""
         self._backend.close()
+        if self._pixels is not None:
+            self._pixels.close()
 
     def __enter__(self) -> Engine:
         """The engine itself."""
@@ -247,8 +256,9 @@ class Engine:
             )
             self._refuse_conflicts(contrast, few)
             return outputs
-        damaged = rows_not_finite(images)  # before the run, which needs the images in the cache as well
-        outputs = self._run(images, contrast, len(images), with_taps=True)
+        # before the run, which needs the images in the cache as well; a GPU that draws looks itself
+        damaged = None if self._draws_there else rows_not_finite(images)
+        outputs = self._run(images, contrast, count, with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
         self._refuse_conflicts(contrast, outputs if pinned else None)
@@ -267,8 +277,7 @@ class Engine:
         found = self._on_device(batch, stream)
         _ = self._resolver  # which refuses where there are no classes
         if found is not None and self._gpu is not None:
-            contrast = self._default_contrasts(found.shape[0])
-            return logits_on_device(self._gpu, self.manifest, batch, found, contrast, self._embeddings, stream)
+            return logits_on_device(self._gpu, self.manifest, batch, found, self._embeddings, stream)
         images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.shape, self.fixed_batch)
         logits = run_logits(self._backend, images, self._embeddings)
         return logits if isinstance(batch, np.ndarray) else arrays.like(logits, batch)
@@ -319,7 +328,7 @@ class Engine:
         With skip_errors, an image that cannot be read, or whose predicted class is one of its references, is reported
         in `Batch.failures` and the others go on; arguments that are wrong for all images still raise, at once.
         """
-        size = self._batch_size(batch_size)
+        size = images_a_run(batch_size, DEFAULT_BATCH_SIZE, self._backend.fixed_batch, self._backend.batch_range)
         stream = as_stream(images)
         if stream is not None:
             try:
@@ -329,21 +338,29 @@ class Engine:
                     "there may be any number of images in an iterator; give it one target, references, alpha and "
                     "contrasts for all, or explain a list."
                 ) from None
-            return self._photographs().batches(stream, contrast, size, skip_errors)
+            return Photographs(self.manifest, self.classes, self._inputs).batches(stream, contrast, size, skip_errors)
         sources = as_list(images)
         contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
-        return self._photographs().batches(iter(sources), contrast, min(size, len(sources)), skip_errors)
+        return Photographs(self.manifest, self.classes, self._inputs).batches(
+            iter(sources), contrast, min(size, len(sources)), skip_errors
+        )
 
-    def _photographs(self) -> Photographs:
-        def run(images: NDArray[np.float32], contrast: ContrastArrays, count: int) -> Outputs:
-            return self._run(images, contrast, count, with_taps=False)
+    def _inputs(self, size: int) -> RunInputs:
+        """Where `size` photographs become inputs: on the GPU, where it draws their maps too, else on the host."""
+        gpu, pixels, manifest, method, constants = self._gpu, self._pixels, self.manifest, self.method, self._embeddings
+        if gpu is not None and pixels is not None and self._draws_there and len(manifest.input.mean) == 3:
 
-        return Photographs(self.manifest, self.classes, self._preprocess, run, self.fixed_batch)
+            def run(images: Filling, asked: ContrastArrays) -> Outputs:
+                return run_on_host(gpu, manifest, method, images, asked, constants, with_taps=False)
+
+            return DeviceInputs(self._preprocess, pixels, run)
+        images = np.zeros((self.fixed_batch or size, *manifest.input.shape), np.float32)
+        return HostInputs(self._preprocess, functools.partial(self._run, with_taps=False), images, self.fixed_batch)
 
     def _on_device(self, batch: Any, stream: int | None) -> DeviceArray | None:
         """Where the batch lies on the engine's GPU; None where it is to be read on the host."""
-        if self._gpu is not None and device_arrays.is_on_device(batch):
-            return read_batch(batch, self._gpu, self.manifest, self.fixed_batch)
+        if self._gpu is not None and (where := device_arrays.device_of(batch)) is not None:
+            return read_batch(batch, where, self._gpu, self.manifest, self.fixed_batch)
         if stream is not None:
             raise InputError("a stream is for a batch on the engine's GPU; leave it out.")
         return None
@@ -364,7 +381,7 @@ class Engine:
         alpha = DEFAULT_ALPHA[manifest.objective]
         self._known_resolver = resolver = ContrastResolver(classes, manifest.references, alpha, manifest.contrasts)
         # resolving costs a small network's call some percent, and most calls of a service ask for nothing special
-        self._default_contrasts = lru_cache(maxsize=8)(
+        self._default_contrasts = functools.lru_cache(maxsize=8)(
             lambda count: resolver.resolve(count, target=None, references=None, alpha=None)
         )
 
@@ -378,15 +395,7 @@ class Engine:
         return self._known_resolver
 
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:
+        if self._gpu is not None and self._draws_there:
+            constants = self._embeddings
+            return run_on_host(self._gpu, self.manifest, self.method, images[:count], contrast, constants, with_taps)
         return run_graph(self._backend, self._drawing, images, contrast, count, self._embeddings, with_taps)
-
-    def _batch_size(self, wanted: int | None) -> int:
-        fixed = self._backend.fixed_batch
-        if wanted is None:
-            limits = self._backend.batch_range
-            return fixed or (DEFAULT_BATCH_SIZE if limits is None else min(DEFAULT_BATCH_SIZE, limits[1]))
-        if wanted < 1:
-            raise InputError(f"the batch size is {wanted}; give at least 1.")
-        if fixed is not None and wanted != fixed:
-            raise InputError(f"the batch size is {wanted}; the engine was exported for exactly {fixed}.")
-        return wanted

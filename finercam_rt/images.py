@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from finercam_rt import device_arrays
 from finercam_rt.errors import InputError
 from finercam_rt.manifest import GREY, RGB
 from finercam_rt.pixels import MODES, Pixels
@@ -84,6 +85,9 @@ def load_photograph(source: ImageSource, position: int = 0, channels: int = RGB)
     if hasattr(source, "read"):
         content = _read(source, name)
         return Photograph(*_from_stream(io.BytesIO(content), name, channels), content)
+    if device_arrays.device_of(source) is not None:
+        array = device_arrays.to_host(source, name)
+        return Photograph(_from_array(array, name, channels), _UPRIGHT, source)
     raise InputError(_other_type(source, name, channels))
 
 
@@ -91,6 +95,8 @@ def is_one_image(source: Any) -> bool:
     """Whether this is meant as one photograph rather than as several."""
     if isinstance(source, np.ndarray):
         return source.ndim != 4
+    if device_arrays.device_of(source) is not None:
+        return len(source.shape) != 4
     one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     return isinstance(source, one) or hasattr(source, "read")
 

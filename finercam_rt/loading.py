@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
-from finercam_rt.images import ImageSource, is_one_image, load_photograph, source_name
-from finercam_rt.original import Original, original_of
-from finercam_rt.preprocess import Preprocessor
+from finercam_rt.images import ImageSource, is_one_image, source_name
+from finercam_rt.original import Original
 
 
 class LoadedBatch(NamedTuple):
@@ -27,6 +26,17 @@ class LoadedBatch(NamedTuple):
     views: NDArray[np.uint8]
     failures: dict[int, InputError]
     taken: int
+
+
+class Inputs(Protocol):
+    """Where photographs become the graph's inputs."""
+
+    def put(self, source: ImageSource, position: int, row: int, view: NDArray[np.uint8], name: str) -> Original:
+        """Read a photograph, for a row of the next run; the crop is in `view` (H,W,C) uint8 when that has ended.
+
+        Raises:
+            InputError: it cannot be read, or not be resized for the model.
+        """
 
 
 def as_stream(images: Any) -> Iterator[ImageSource] | None:
@@ -62,19 +72,18 @@ def load_batch(
     sources: Iterator[ImageSource],
     start: int,
     count: int,
-    preprocess: Preprocessor,
-    inputs: NDArray[np.float32],
+    inputs: Inputs,
+    view_shape: tuple[int, int, int],
     skip_errors: bool,
 ) -> LoadedBatch:
-    """Take `count` photographs, of which the first has the position `start`, and write their inputs to `inputs`.
+    """Take `count` photographs, of which the first has the position `start`, and give them to `inputs`.
 
-    Each is loaded before the next is taken, since an iterator may give the same array or image again with other pixels.
+    view_shape: (H,W,C). Each is loaded before the next is taken, since an iterator may give the same array or image again with other pixels.
 
     Raises:
         InputError: one could not be loaded, unless skip_errors.
     """
-    spec = preprocess.spec
-    views = np.empty((count, *spec.view_shape), np.uint8)
+    views = np.empty((count, *view_shape), np.uint8)
     positions: list[int] = []
     names: list[str] = []
     originals: list[Original] = []
@@ -93,8 +102,7 @@ def load_batch(
             break
         try:
             name = source_name(source, position)
-            photograph = load_photograph(source, position, spec.channels)
-            geometry = preprocess(photograph.image, inputs[row], views[row], name)
+            original = inputs.put(source, position, row, views[row], name)
         except InputError as error:
             if not skip_errors:
                 raise
@@ -102,9 +110,24 @@ def load_batch(
         else:
             positions.append(position)
             names.append(name)
-            originals.append(original_of(photograph, position, geometry))
+            originals.append(original)
         taken += 1
     return LoadedBatch(positions, names, originals, views[: len(positions)], failures, taken)
+
+
+def images_a_run(wanted: int | None, default: int, fixed: int | None, limits: tuple[int, int] | None) -> int:
+    """How many images a run takes: those that are wanted, or the default; see Backend.fixed_batch and batch_range.
+
+    Raises:
+        InputError: fewer than one, or another number than the engine takes.
+    """
+    if wanted is None:
+        return fixed or (default if limits is None else min(default, limits[1]))
+    if wanted < 1:
+        raise InputError(f"the batch size is {wanted}; give at least 1.")
+    if fixed is not None and wanted != fixed:
+        raise InputError(f"the batch size is {wanted}; the engine was exported for exactly {fixed}.")
+    return wanted
 
 
 def checked_batch(images: NDArray[Any], shape: tuple[int, int, int], fixed: int | None) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ class Original:
 
     source: what it can be loaded from again. position: its number among the images, for errors. geometry: where the
     crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. channels: of
-    the engine's images.
+    the engine's images. checksum: None of an array on a GPU, which is not looked at on the host.
     """
 
     source: ImageSource
@@ -27,7 +27,7 @@ class Original:
     geometry: Geometry
     orientation: int
     channels: int
-    checksum: int
+    checksum: int | None
 
     def load(self) -> Image.Image:
         """The photograph, upright and RGB, as it was when it was explained; see `pixels.as_rgb` for other channels.
@@ -36,7 +36,8 @@ class Original:
             InputError: it cannot be read any more, or has changed.
         """
         image = load_photograph(self.source, self.position, self.channels).image
-        if size_of(image) != self.geometry.size or checksum(image) != self.checksum:
+        known = checksum(image) if self.checksum is not None else None
+        if size_of(image) != self.geometry.size or known != self.checksum:
             raise InputError(
                 f"{source_name(self.source, self.position)} has changed since it was explained; explain it again, or "
                 "give copies of arrays that are written to again."

@@ -138,7 +138,7 @@ def run_graph(
         filled = max(least, min(len(images), most))
         return _run_once(backend, drawing, _padded(images[:filled], filled), contrast, count, constants, with_taps)
     parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
-    return _joined(
+    return joined(
         [
             run_graph(backend, drawing, images[part], contrast.rows(part), part.stop - part.start, constants, with_taps)
             for part in parts
@@ -229,7 +229,7 @@ def rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     return ~finite
 
 
-def _joined(parts: list[Outputs]) -> Outputs:
+def joined(parts: list[Outputs]) -> Outputs:
     """The rows of all, in order."""
     first = parts[0]
     fields = {

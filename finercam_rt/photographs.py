@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from finercam_rt.classes import Classes
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, labels
-from finercam_rt.images import ImageSource
-from finercam_rt.loading import LoadedBatch, load_batch
+from finercam_rt.images import ImageSource, load_photograph
+from finercam_rt.loading import Inputs, LoadedBatch, load_batch
 from finercam_rt.manifest import Manifest
+from finercam_rt.original import Original, original_of
 from finercam_rt.outputs import Outputs, conflict_error, conflicts
 from finercam_rt.preprocess import Preprocessor
 
@@ -35,30 +36,54 @@ class Batch(NamedTuple):
     run_seconds: float
 
 
+class RunInputs(Inputs, Protocol):
+    """Inputs with the engine that they are for."""
+
+    def run(self, contrast: ContrastArrays, views: NDArray[np.uint8]) -> Outputs:
+        """The outputs of as many rows as there are views, which are filled."""
+
+
+@dataclass(frozen=True)
+class HostInputs:
+    """Photographs preprocessed on the host.
+
+    run_images: images (N,C,H,W), a contrast of `count` of them, and `count`, to their outputs. images: one for each row
+    of a run, zeros, because a fixed batch runs in full: rows that no image has filled must be finite. fixed: how
+    many those are, see Engine.
+    """
+
+    preprocess: Preprocessor
+    run_images: Callable[[NDArray[np.float32], ContrastArrays, int], Outputs]
+    images: NDArray[np.float32]
+    fixed: int | None
+
+    def put(self, source: ImageSource, position: int, row: int, view: NDArray[np.uint8], name: str) -> Original:
+        """See Inputs.put."""
+        photograph = load_photograph(source, position, self.preprocess.spec.channels)
+        return original_of(photograph, position, self.preprocess(photograph.image, self.images[row], view, name))
+
+    def run(self, contrast: ContrastArrays, views: NDArray[np.uint8]) -> Outputs:
+        """See RunInputs.run."""
+        return self.run_images(self.images if self.fixed else self.images[: len(views)], contrast, len(views))
+
+
 @dataclass(frozen=True)
 class Photographs:
-    """What explaining photographs takes of an engine.
-
-    run: images (N,C,H,W), a contrast of `count` of them, and `count`, to their outputs. fixed_batch: see Engine.
-    """
+    """What explaining photographs takes of an engine. inputs: for runs of at most so many photographs."""
 
     manifest: Manifest
     classes: Classes
-    preprocess: Preprocessor
-    run: Callable[[NDArray[np.float32], ContrastArrays, int], Outputs]
-    fixed_batch: int | None
+    inputs: Callable[[int], RunInputs]
 
     def batches(
         self, sources: Iterator[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
     ) -> Iterator[Batch]:
         """The batches of `sources`; a contrast of one row is that of all images."""
-        # Zeros, because a fixed batch runs in full: rows that no image has filled must be finite.
-        inputs = np.zeros((self.fixed_batch or size, *self.manifest.input.shape), np.float32)
-        start, ended = 0, False
+        inputs, start, ended = self.inputs(size), 0, False
         try:
             while not ended:
                 began = time.perf_counter()
-                loaded = load_batch(sources, start, size, self.preprocess, inputs, skip_errors)
+                loaded = load_batch(sources, start, size, inputs, self.manifest.input.view_shape, skip_errors)
                 start, ended = start + loaded.taken, loaded.taken < size
                 if start == 0 and not loaded.failures:
                     raise InputError("there are no images to explain; give at least one.")
@@ -74,7 +99,7 @@ class Photographs:
         self,
         loaded: LoadedBatch,
         contrast: ContrastArrays,
-        inputs: NDArray[np.float32],
+        inputs: RunInputs,
         skip_errors: bool,
         began: float,
     ) -> Batch:
@@ -83,8 +108,7 @@ class Photographs:
         explanation = None
         if kept:
             part = contrast.rows([0] * len(kept) if len(contrast.target) == 1 else kept)
-            filled = inputs if self.fixed_batch else inputs[: len(kept)]
-            outputs = self.run(filled, part, len(kept))
+            outputs = inputs.run(part, loaded.views)
             wrong = conflicts(part, outputs)
             for row in wrong:
                 failures[kept[row]] = conflict_error(part, outputs, row, loaded.names[row], self.classes)

@@ -27,6 +27,12 @@ def as_pixels(levels: NDArray[np.uint8]) -> Pixels:
     return Image.fromarray(np.ascontiguousarray(levels[:, :, 0] if levels.shape[2] == GREY else levels))
 
 
+def pixels_of(pixels: Pixels) -> NDArray[np.uint8]:
+    """`Pixels` as (H,W,C) uint8."""
+    values = np.asarray(pixels)
+    return values if values.ndim == 3 else values[:, :, None]
+
+
 def size_of(pixels: Pixels) -> tuple[int, int]:
     """(height, width)."""
     if isinstance(pixels, Image.Image):
@@ -44,9 +50,7 @@ def resized(pixels: Pixels, size: tuple[int, int], resample: Image.Resampling) -
     if not isinstance(pixels, Image.Image):
         channels = [as_pixels(pixels[:, :, c : c + 1]) for c in range(pixels.shape[2])]
         return np.concatenate([resized(channel, size, resample) for channel in channels], axis=2)
-    image = pixels if size_of(pixels) == size else pixels.resize((size[1], size[0]), resample)
-    values = np.asarray(image)
-    return values if values.ndim == 3 else values[:, :, None]
+    return pixels_of(pixels if size_of(pixels) == size else pixels.resize((size[1], size[0]), resample))
 
 
 def as_rgb(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:

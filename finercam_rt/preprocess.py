@@ -56,10 +56,14 @@ class Preprocessor:
         _crop(resized(image, (height, width), _RESAMPLING[self.spec.interpolation]), view, top, left, self.fill)
         for channel in range(self.spec.channels):
             np.take(self._levels[channel], view[:, :, channel], out=out[channel], mode="clip")
+        return self.geometry(whole, Frame((height, width), top, left))
+
+    def geometry(self, size: tuple[int, int], frame: Frame) -> Geometry:
+        """Where the crop lies in a photograph of (height, width) with this frame."""
         # Pillow lays the resized photograph's edges on the photograph's, so one factor an axis tells all.
-        y, x = whole[0] / height, whole[1] / width
-        box = (left * x, top * y, (left + view.shape[1]) * x, (top + view.shape[0]) * y)
-        return Geometry(whole, (view.shape[0], view.shape[1]), box)
+        y, x = size[0] / frame.resized[0], size[1] / frame.resized[1]
+        (height, width), (top, left) = self.spec.size, frame[1:]
+        return Geometry(size, self.spec.size, (left * x, top * y, (left + width) * x, (top + height) * y))
 
     def frame(self, size: tuple[int, int], name: str) -> Frame:
         """How a photograph of (height, width) is resized, and where its crop lies in that.

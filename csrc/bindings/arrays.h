@@ -33,6 +33,7 @@ void check_same_device(const First& first, const Second& second, const char* op)
 void bind_arrays(nanobind::module_& module);
 void bind_cam(nanobind::module_& module);
 void bind_cuda(nanobind::module_& module);
+void bind_exchange(nanobind::module_& module);
 void bind_graph(nanobind::module_& module);
 void bind_perturb(nanobind::module_& module);
 void bind_preprocess(nanobind::module_& module);

@@ -10,6 +10,7 @@ NB_MODULE(_core, module) {
   finercam::bind_seed(module);
   finercam::bind_cuda(module);
   finercam::bind_graph(module);
+  finercam::bind_exchange(module);
   // A program may end with an engine open: it then holds streams and memory, which the driver takes back.
   nanobind::set_leak_warnings(false);
 }

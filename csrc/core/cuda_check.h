@@ -42,23 +42,41 @@ void cuda_check(cudaError_t error, const char* file, int line, const Parts&... w
   throw CudaError(cuda_message(error, text.str(), file, line), is_fatal(error));
 }
 
-#define FINERCAM_CUDA_CHECK(call) ::finercam::cuda_check((call), __FILE__, __LINE__, #call)
-// With words for the operation: FINERCAM_CUDA_CHECK_AS(cudaFree(p), "freeing ", bytes, " bytes of cuda:", device);
+// The same of an allocation: where memory is what is missing, with the bytes that were asked for.
+template <typename... Parts>
+void cuda_check_allocated(cudaError_t error, const char* file, int line, std::size_t bytes, const Parts&... where) {
+  if (error != cudaErrorMemoryAllocation)
+    return cuda_check(error, file, line, "allocating ", bytes, " bytes", where...);
+  cudaGetLastError();
+  std::ostringstream text;
+  text << "allocating " << bytes << " bytes";
+  static_cast<void>((text << ... << where));
+  throw CudaMemoryError(cuda_message(error, text.str(), file, line), bytes);
+}
+
+// What is done, in words: FINERCAM_CUDA_CHECK_AS(cudaFree(p), "freeing ", bytes, " bytes of cuda:", device);
+// Where a kernel is launched, the operation, its shape and the device come from on_cuda (core/operation.h).
 #define FINERCAM_CUDA_CHECK_AS(call, ...) ::finercam::cuda_check((call), __FILE__, __LINE__, __VA_ARGS__)
+// FINERCAM_CUDA_ALLOCATED(cudaMalloc(&p, bytes), bytes, " of cuda:", device);
+#define FINERCAM_CUDA_ALLOCATED(call, ...) ::finercam::cuda_check_allocated((call), __FILE__, __LINE__, __VA_ARGS__)
 
 // Makes a device current and puts the former one back at the end of the scope.
 class DeviceScope {
  public:
   explicit DeviceScope(int device) {
     FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former_), "using the device cuda:", device);
-    FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
+    changed_ = former_ != device;
+    if (changed_) FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
   }
-  ~DeviceScope() { cudaSetDevice(former_); }
+  ~DeviceScope() {
+    if (changed_) cudaSetDevice(former_);
+  }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
  private:
   int former_ = 0;
+  bool changed_ = false;
 };
 
 // For destructors: never throws, is quiet where the driver has gone before (at interpreter exit), and may run in a

@@ -15,8 +15,10 @@ CudaStatus cuda_status() {
 
 int compute_capability(int device) {
   int major = 0, minor = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                         "reading the compute capability of cuda:", device);
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                         "reading the compute capability of cuda:", device);
   return 10 * major + minor;
 }
 
@@ -40,23 +42,9 @@ MemoryInfo memory_info(int device) {
   return info;
 }
 
-namespace {
-
-// An error of an allocation, which names the bytes where they are what is missing.
-void check_allocation(cudaError_t error, std::size_t bytes, const std::string& what, int line) {
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    throw CudaMemoryError(cuda_message(error, what, __FILE__, line), bytes);
-  }
-  cuda_check(error, __FILE__, line, what);
-}
-
-}  // namespace
-
 DeviceMemory::DeviceMemory(std::size_t bytes, int device) : bytes_(bytes), device_(device) {
   const DeviceScope scope(device);
-  check_allocation(cudaMalloc(&memory_, bytes), bytes,
-                   "allocating " + std::to_string(bytes) + " bytes of cuda:" + std::to_string(device), __LINE__);
+  FINERCAM_CUDA_ALLOCATED(cudaMalloc(&memory_, bytes), bytes, " of cuda:", device);
 }
 
 void DeviceMemory::release() noexcept {
@@ -68,8 +56,7 @@ void DeviceMemory::release() noexcept {
 
 PinnedMemory::PinnedMemory(std::size_t bytes, int device) : bytes_(bytes), device_(device) {
   const DeviceScope scope(device);
-  check_allocation(cudaHostAlloc(&memory_, bytes, cudaHostAllocPortable), bytes,
-                   "locking " + std::to_string(bytes) + " bytes of the host", __LINE__);
+  FINERCAM_CUDA_ALLOCATED(cudaHostAlloc(&memory_, bytes, cudaHostAllocPortable), bytes, " of the host, locked,");
 }
 
 void PinnedMemory::release() noexcept {

@@ -1,5 +1,7 @@
 #include "kernels/cam.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void cam(const CamArgs& args, const Execution& execution) {
@@ -20,7 +22,8 @@ void cam(const CamArgs& args, const Execution& execution) {
   }
   FINERCAM_CHECK(execution.threads >= 1, "cam", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    cam_cuda(args, execution.device, execution.stream);
+    on_cuda("cam", {a.batch, args.contrasts, a.channels, a.height, a.width}, execution.device,
+            [&] { cam_cuda(args, execution.device, execution.stream); });
   } else {
     cam_cpu(args, execution.threads);
   }

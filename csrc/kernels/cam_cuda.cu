@@ -281,7 +281,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Method>)
 // Enough blocks for two on every multiprocessor, of chunks that repay their part of the reduction.
 int chunk_of(const CamArgs& args, int device) {
   int processors = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                         "reading the number of multiprocessors");
   const std::int64_t maps = args.activations.batch * args.contrasts;
   const std::int64_t wanted = (2 * processors + maps - 1) / maps;
   const std::int64_t chunk = (args.activations.channels + wanted - 1) / wanted;
@@ -311,15 +312,16 @@ void launch(const CamArgs& args, int device, cudaStream_t stream) {
   float* parts = nullptr;
   if (chunks > 1) {
     const std::size_t bytes = sizeof(float) * maps * static_cast<std::size_t>(chunks) * in.positions;
-    FINERCAM_CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&finished), counters + bytes, stream));
-    FINERCAM_CUDA_CHECK(cudaMemsetAsync(finished, 0, counters, stream));
+    FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&finished), counters + bytes, stream),
+                            counters + bytes);
+    FINERCAM_CUDA_CHECK_AS(cudaMemsetAsync(finished, 0, counters, stream), "clearing its counters");
     parts = reinterpret_cast<float*>(finished) + counters / sizeof(float);
   }
   const dim3 grid(static_cast<unsigned>(chunks * in.contrasts), static_cast<unsigned>(args.activations.batch));
   cam_kernel<Method, T><<<grid, kThreads, 0, stream>>>(in, parts, finished, args.map);
   const cudaError_t launched = cudaGetLastError();
-  if (finished != nullptr) FINERCAM_CUDA_CHECK(cudaFreeAsync(finished, stream));
-  FINERCAM_CUDA_CHECK(launched);
+  if (finished != nullptr) FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(finished, stream), "freeing its memory");
+  FINERCAM_CUDA_CHECK_AS(launched, "its launch");
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "kernels/finite.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void mark_non_finite(const FiniteArgs& args, const Execution& execution) {
@@ -8,7 +10,8 @@ void mark_non_finite(const FiniteArgs& args, const Execution& execution) {
                  args.rows, ", ", args.repeats, ")");
   FINERCAM_CHECK(execution.threads >= 1, "finite", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    mark_non_finite_cuda(args, execution.device, execution.stream);
+    on_cuda("finite", {args.rows, args.columns}, execution.device,
+            [&] { mark_non_finite_cuda(args, execution.device, execution.stream); });
   } else {
     mark_non_finite_cpu(args, execution.threads);
   }

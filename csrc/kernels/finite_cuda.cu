@@ -46,7 +46,8 @@ void mark_non_finite_cuda(const FiniteArgs& args, int device, void* stream) {
   FINERCAM_CHECK(args.rows <= 65535, "finite", "expected at most 65535 rows on CUDA, got ", args.rows);
   const DeviceScope scope(device);
   int processors = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                         "reading the number of multiprocessors");
   const std::int64_t wanted = (8 * processors + args.rows - 1) / args.rows;  // chunks of a row that fill the device
   const std::int64_t even = (args.columns + wanted - 1) / wanted;
   const std::int64_t chunk = std::max((even + 3) / 4 * 4, kMinChunk);
@@ -54,8 +55,7 @@ void mark_non_finite_cuda(const FiniteArgs& args, int device, void* stream) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(args.values) % 16 == 0 && args.columns % 4 == 0;
   const auto kernel = aligned ? finite_kernel<true> : finite_kernel<false>;
   kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args, chunk);
-  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "looking for values that are not finite in (", args.rows, ", ",
-                         args.columns, ") on cuda:", device);
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 }  // namespace finercam

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void mask(const MaskArgs& args, const Execution& execution) {
@@ -15,7 +17,8 @@ void mask(const MaskArgs& args, const Execution& execution) {
                  args.map_height, " x ", args.map_width);
   FINERCAM_CHECK(execution.threads >= 1, "mask", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    mask_cuda(args, execution.device, execution.stream);
+    on_cuda("mask", {args.batch, args.maps_per_image, args.channels, args.height, args.width}, execution.device,
+            [&] { mask_cuda(args, execution.device, execution.stream); });
   } else {
     mask_cpu(args, execution.threads);
   }

@@ -118,11 +118,12 @@ void mask_cuda(const MaskArgs& args, int device, void* stream) {
   FINERCAM_CHECK(copies <= 2147483647, "mask", "expected less than 2^31 copies on CUDA, got ", copies);
   const DeviceScope scope(device);
   int processors = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                         "reading the number of multiprocessors");
   const std::int64_t wanted = (4 * processors + copies - 1) / copies;
   const dim3 grid(static_cast<unsigned>(copies), static_cast<unsigned>(std::min({args.height, wanted, kMaxParts})));
   mask_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
-  FINERCAM_CUDA_CHECK(cudaGetLastError());
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 }  // namespace finercam

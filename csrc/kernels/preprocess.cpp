@@ -1,5 +1,7 @@
 #include "kernels/preprocess.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void preprocess(const PreprocessArgs& args, const Execution& execution) {
@@ -15,7 +17,8 @@ void preprocess(const PreprocessArgs& args, const Execution& execution) {
                    photograph.width, ") resized to (", photograph.resized_height, ", ", photograph.resized_width, ")");
   }
   if (execution.cuda) {
-    preprocess_cuda(args, execution.device, execution.stream);
+    on_cuda("preprocess", {args.batch, 3, args.height, args.width}, execution.device,
+            [&] { preprocess_cuda(args, execution.device, execution.stream); });
   } else {
     preprocess_cpu(args, execution.threads);
   }

@@ -142,7 +142,7 @@ void launch(const PreprocessArgs& args, std::int32_t channel, std::int64_t start
                   static_cast<unsigned>((args.height + kRows - 1) / kRows), static_cast<unsigned>(count));
   preprocess_kernel<T, kFilter, kCount, kPlanes>
       <<<grid, dim3(kColumns, kWarps), 0, stream>>>(parameters, static_cast<int>(start));
-  FINERCAM_CUDA_CHECK(cudaGetLastError());
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 template <typename T, ResizeFilter kFilter, int kPlanes>

@@ -1,5 +1,7 @@
 #include "kernels/rank.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 std::int64_t rank(const RankArgs& args, const Execution& execution) {
@@ -8,7 +10,9 @@ std::int64_t rank(const RankArgs& args, const Execution& execution) {
   FINERCAM_CHECK(args.pixels() <= kMaxRanked, "rank", "expected maps of at most 2^30 pixels, got ", args.height, " x ",
                  args.width);
   FINERCAM_CHECK(execution.threads >= 1, "rank", "expected threads of at least 1, got ", execution.threads);
-  return execution.cuda ? rank_cuda(args, execution.device, execution.stream) : rank_cpu(args, execution.threads);
+  if (!execution.cuda) return rank_cpu(args, execution.threads);
+  return on_cuda("rank", {args.batch, args.height, args.width}, execution.device,
+                 [&] { return rank_cuda(args, execution.device, execution.stream); });
 }
 
 }  // namespace finercam

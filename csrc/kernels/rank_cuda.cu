@@ -130,16 +130,16 @@ std::int64_t rank_cuda(const RankArgs& args, int device, void* stream) {
   const auto batch = static_cast<std::size_t>(args.batch);
   const std::size_t bytes = sizeof(Item) * 2 * batch * static_cast<std::size_t>(args.pixels());
   Item* items = nullptr;
-  FINERCAM_CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&items), bytes + batch, on));
+  FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&items), bytes + batch, on), bytes + batch);
   auto* wrong = reinterpret_cast<unsigned char*>(items) + bytes;
   rank_kernel<<<static_cast<unsigned>(batch), kThreads, 0, on>>>(args, items, wrong);
   const cudaError_t launched = cudaGetLastError();
   std::vector<unsigned char> found(batch);
   const cudaError_t copied = cudaMemcpyAsync(found.data(), wrong, batch, cudaMemcpyDeviceToHost, on);
-  FINERCAM_CUDA_CHECK(cudaFreeAsync(items, on));
-  FINERCAM_CUDA_CHECK(launched);
-  FINERCAM_CUDA_CHECK(copied);
-  FINERCAM_CUDA_CHECK(cudaStreamSynchronize(on));
+  FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(items, on), "freeing its memory");
+  FINERCAM_CUDA_CHECK_AS(launched, "its launch");
+  FINERCAM_CUDA_CHECK_AS(copied, "its copy to the host");
+  FINERCAM_CUDA_CHECK_AS(cudaStreamSynchronize(on), "waiting for it");
   for (std::size_t image = 0; image < batch; ++image) {
     if (found[image] != 0) return static_cast<std::int64_t>(image);
   }

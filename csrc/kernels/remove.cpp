@@ -1,5 +1,7 @@
 #include "kernels/remove.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void remove(const RemoveArgs& args, const Execution& execution) {
@@ -8,7 +10,8 @@ void remove(const RemoveArgs& args, const Execution& execution) {
                  ", ", args.height, ", ", args.width, ")");
   FINERCAM_CHECK(execution.threads >= 1, "remove", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    remove_cuda(args, execution.device, execution.stream);
+    on_cuda("remove", {args.batch, args.steps, args.channels, args.height, args.width}, execution.device,
+            [&] { remove_cuda(args, execution.device, execution.stream); });
   } else {
     remove_cpu(args, execution.threads);
   }

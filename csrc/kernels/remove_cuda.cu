@@ -100,11 +100,13 @@ void remove_cuda(const RemoveArgs& args, int device, void* stream) {
   const DeviceScope scope(device);
   const auto on = static_cast<cudaStream_t>(stream);
   int processors = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                         "reading the number of multiprocessors");
   const std::size_t counts_bytes = sizeof(std::int32_t) * static_cast<std::size_t>(args.batch * args.steps);
   const std::size_t fill_bytes = args.fill_on_host ? sizeof(float) * static_cast<std::size_t>(args.channels) : 0;
   char* brought = nullptr;
-  FINERCAM_CUDA_CHECK(cudaMallocAsync(reinterpret_cast<void**>(&brought), counts_bytes + fill_bytes, on));
+  FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&brought), counts_bytes + fill_bytes, on),
+                          counts_bytes + fill_bytes);
   // From pageable memory: the values are taken before the call returns.
   cudaError_t failed = cudaMemcpyAsync(brought, args.counts, counts_bytes, cudaMemcpyHostToDevice, on);
   if (failed == cudaSuccess && args.fill_on_host) {
@@ -121,8 +123,8 @@ void remove_cuda(const RemoveArgs& args, int device, void* stream) {
     kernel<<<grid, kThreads, 0, on>>>(args, reinterpret_cast<const std::int32_t*>(brought), fill);
     failed = cudaGetLastError();
   }
-  FINERCAM_CUDA_CHECK(cudaFreeAsync(brought, on));
-  FINERCAM_CUDA_CHECK(failed);
+  FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(brought, on), "freeing its memory");
+  FINERCAM_CUDA_CHECK_AS(failed, "its copies or launch");
 }
 
 }  // namespace finercam

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void render(const RenderArgs& args, const Execution& execution) {
@@ -34,7 +36,8 @@ void render(const RenderArgs& args, const Execution& execution) {
                  args.opacity);
   FINERCAM_CHECK(execution.threads >= 1, "render", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    render_cuda(args, execution.device, execution.stream);
+    on_cuda("render", {args.batch, args.map_height, args.map_width}, execution.device,
+            [&] { render_cuda(args, execution.device, execution.stream); });
   } else {
     render_cpu(args, execution.threads);
   }

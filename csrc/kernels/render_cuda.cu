@@ -169,7 +169,8 @@ void launch(const RenderArgs& args, int device, cudaStream_t stream) {
   Palette palette{};
   if (args.colors != nullptr) std::copy_n(args.colors, sizeof palette.rgb, palette.rgb);
   int processors = 0;
-  FINERCAM_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+                         "reading the number of multiprocessors");
   const std::int64_t wanted = (8 * processors + args.batch - 1) / args.batch;
   const auto blocks = static_cast<unsigned>(kPicture == Picture::kNone ? 1 : std::min(args.height, wanted));
   const dim3 grid(blocks, static_cast<unsigned>(args.batch));
@@ -179,7 +180,7 @@ void launch(const RenderArgs& args, int device, cudaStream_t stream) {
   const bool whole = kPicture == Picture::kNone || (axes.rows.is_whole() && axes.columns.is_whole());
   const auto kernel = whole ? &render_kernel<kPicture, false> : &render_kernel<kPicture, true>;
   kernel<<<grid, kThreads, 0, stream>>>(args, axes, palette);
-  FINERCAM_CUDA_CHECK(cudaGetLastError());
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "kernels/seed.h"
 
+#include "core/operation.h"
+
 namespace finercam {
 
 void seed(const SeedArgs& args, const Execution& execution) {
@@ -11,7 +13,8 @@ void seed(const SeedArgs& args, const Execution& execution) {
   FINERCAM_CHECK(args.classes <= 2147483647, "seed", "expected less than 2^31 classes, got ", args.classes);
   FINERCAM_CHECK(execution.threads >= 1, "seed", "expected threads of at least 1, got ", execution.threads);
   if (execution.cuda) {
-    seed_cuda(args, execution.device, execution.stream);
+    on_cuda("seed", {args.batch, args.contrasts, args.references, args.classes}, execution.device,
+            [&] { seed_cuda(args, execution.device, execution.stream); });
   } else {
     seed_cpu(args, execution.threads);
   }

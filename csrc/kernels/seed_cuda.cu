@@ -78,7 +78,7 @@ void seed_cuda(const SeedArgs& args, int device, void* stream) {
   FINERCAM_CHECK(contrasts <= 2147483647, "seed", "expected less than 2^31 contrasts on CUDA, got ", contrasts);
   const DeviceScope scope(device);
   seed_kernel<<<static_cast<unsigned>(contrasts), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
-  FINERCAM_CUDA_CHECK(cudaGetLastError());
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 }  // namespace finercam

@@ -1,4 +1,4 @@
-"""How the results of runs on a GPU lie in one piece of memory of the caller's."""
+"""How the results of runs on a GPU lie in one piece of memory, of the caller's or of the host's."""
 
 from __future__ import annotations
 
@@ -29,54 +29,75 @@ class Piece(NamedTuple):
     contrasts: bool
 
 
+class Place(NamedTuple):
+    """Where a result lies, and as what: `offset` and `strides` in bytes, `start` and `steps` the same in elements."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...]
+    start: int
+    steps: tuple[int, ...]
+
+
 class ResultLayout:
     """Results of `count` images, one behind the other."""
 
     def __init__(self, pieces: Mapping[str, Piece], count: int) -> None:
         """In the order of `pieces`."""
-        self._pieces, self._count, self._offsets, end = pieces, count, dict[str, int](), 0
+        self.count = count
+        self._pieces, self._offsets, end = pieces, dict[str, int](), 0
         for name, piece in pieces.items():
             self._offsets[name] = end
-            end += -(-self._bytes(piece) * count // _ALIGNMENT) * _ALIGNMENT
+            end += max(1, -(-self._bytes(piece) * count // _ALIGNMENT)) * _ALIGNMENT
         self.bytes = max(end, _ALIGNMENT)
-        self._arrays: dict[tuple[str, int | None], tuple[int, str, tuple[int, ...], tuple[int, ...]]] = {}
+        self._places: dict[int | None, tuple[Place, ...]] = {}
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
         return iter(self._pieces)
-
-    def has_contrasts(self, name: str) -> bool:
-        """Whether contrasts are the second axis of a result."""
-        return self._pieces[name].contrasts
 
     def span(self, name: str, start: int, count: int) -> tuple[int, int]:
         """Offset and size in bytes of the rows of `count` images, the first of them row `start`."""
         size = self._bytes(self._pieces[name])
         return self._offsets[name] + start * size, count * size
 
-    def array(self, name: str, several: int | None = None) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
-        """Offset in bytes, dtype, shape (N, ...) and strides in elements; `several` contrasts of those there are."""
-        if (known := self._arrays.get((name, several))) is not None:
-            return known
-        piece = self._pieces[name]
-        strides = [1]
-        for size in reversed(piece.shape):
-            strides.insert(0, strides[0] * size)
-        shape: tuple[int, ...] = (self._count, *piece.shape)
-        if several is not None:
-            shape = (shape[0], several, *shape[2:])
-        found = self._offsets[name], dtype_name(piece.dtype), shape, tuple(strides)
-        self._arrays[name, several] = found
-        return found
+    def places(self, several: int | None = None) -> tuple[Place, ...]:
+        """Of all, with shapes (N, ...); `several` contrasts of those there are."""
+        known = self._places.get(several)
+        if known is None:
+            known = self._places[several] = tuple(self._place(name, several) for name in self._pieces)
+        return known
+
+    def arrays(self, results: NDArray[np.uint8], several: int | None = None) -> dict[str, NDArray[Any]]:
+        """All of them by name, contiguous, where the results lie in an array of the host."""
+        found = {
+            name: np.ndarray(shape, dtype, results, offset, strides)
+            for name, dtype, shape, offset, strides, _, _ in self.places(several)
+        }
+        return found if several is None else {name: np.ascontiguousarray(values) for name, values in found.items()}
 
     def read(self, name: str, results: int, device: Device, caller: int) -> NDArray[Any]:
         """One of them as a NumPy array, from results at an address that are used on a stream; waits for it."""
-        offset, dtype, shape, _ = self.array(name)
-        size = self._bytes(self._pieces[name]) * self._count
+        offset, size = self.span(name, 0, self.count)
         pinned, stream = device.pinned(size), device.stream(caller)
         stream.copy(pinned.address, results + offset, size)
         stream.synchronize()
-        return pinned.array()[:size].view(dtype).reshape(shape).copy()
+        piece = self._pieces[name]
+        return pinned.array()[:size].view(piece.dtype).reshape(self.count, *piece.shape).copy()
+
+    def _place(self, name: str, several: int | None) -> Place:
+        piece = self._pieces[name]
+        steps = [1]
+        for size in reversed(piece.shape):
+            steps.insert(0, steps[0] * size)
+        shape: tuple[int, ...] = (self.count, *piece.shape)
+        if several is not None and piece.contrasts:
+            shape = (shape[0], several, *shape[2:])
+        offset, item = self._offsets[name], piece.dtype.itemsize
+        strides = tuple(step * item for step in steps)
+        return Place(name, piece.dtype, shape, offset, strides, offset // item, tuple(steps))
 
     @staticmethod
     def _bytes(piece: Piece) -> int:

@@ -1,6 +1,6 @@
 """What a thread keeps on a GPU for the sizes of a run: buffers, a library's context, and a CUDA graph of the whole run.
 
-The first run of a slot is queued call by call; the second is captured, and from then on one launch replays it. All of a
+The first run of a slot is queued call by call; the second is captured, and from then on one call replays it. All of a
 slot's work is ordered: on the stream that it has, or on the caller's.
 """
 
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Protocol
@@ -21,15 +19,13 @@ from numpy.typing import NDArray
 
 from finercam_rt import _core
 from finercam_rt.backends.device_block import ALIGNMENT, Block, Values
-from finercam_rt.backends.protocol import RunTimes
-from finercam_rt.backends.slots import BATCH_SIZES_KEPT
-from finercam_rt.cuda import DEFAULT_STREAMS, Device, Event, Graph, Pinned, Stream
-from finercam_rt.errors import BackendError, DeviceMemoryError
+from finercam_rt.backends.device_results import ResultLayout
+from finercam_rt.backends.protocol import Filling, HostImages, RunTimes
+from finercam_rt.contrast import ContrastArrays
+from finercam_rt.cuda import Copies, Device, Event, Exchange, Graph, Pinned, Stream
+from finercam_rt.errors import BackendError
 
-MEMORY_KEPT = 4 << 30
-"""Bytes of the GPU that the slots of one thread keep at most, but for the one in use."""
-_STAGED = 4
-"""How many runs of device arrays may be queued before the host waits for the first of them."""
+_LAYOUTS_KEPT = 64
 
 _logger = logging.getLogger("finercam_rt")
 
@@ -44,6 +40,10 @@ class Executor(Protocol):
     @property
     def rebindable(self) -> bool:
         """Whether an address may change from run to run, where runs are not captured here."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether CUDA graphs of its runs are the library's own affair; what comes behind is then captured alone."""
 
     def bind(self, name: str, address: int) -> None:
         """Say where an input or output lies."""
@@ -64,8 +64,8 @@ class Executor(Protocol):
 class DeviceSlot:
     """Everything for runs of one size by one thread.
 
-    images, questions, embeddings: blocks of inputs. answers: the small outputs, and the map where it is drawn here.
-    taps: the large outputs of head "taps".
+    images, embeddings: blocks of inputs. values: the other inputs, which are the questions, and behind them the small
+    outputs and what is made of the outputs here. taps: the large outputs of head "taps".
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class DeviceSlot:
         *,
         taps: Sequence[str],
         embeddings: str,
-        draw: Callable[[DeviceSlot, Stream], None] | None,
-        drawn: Values,
+        behind: Callable[[DeviceSlot, Stream, int], None],
+        made: Values,
         graphs: bool,
     ) -> None:
         """Allocate and bind.
@@ -89,114 +89,125 @@ class DeviceSlot:
             inputs, outputs: of the graph.
             taps: names of the outputs that few callers read.
             embeddings: name of the input that is the same for many runs.
-            draw: queues what makes `drawn` from the outputs, behind a run.
-            drawn: what else is answered.
+            behind: queues what makes `made` from the outputs and the images at an address, behind a run.
+            made: what else is answered.
             graphs: whether runs are captured.
         """
-        self.device, self._executor, self._draw, self._graphs = device, executor, draw, graphs
+        self.device, self._executor, self._behind = device, executor, behind
         self._runs, self.no_graph = 0, "" if graphs else "they are turned off"
         self._graph: Graph | None = None
         self._open = False
         alone = ("images", embeddings)
-        self.images = Block(device, {"images": inputs["images"]})
-        self.questions = Block(device, {name: value for name, value in inputs.items() if name not in alone})
-        self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
+        questions = {name: value for name, value in inputs.items() if name not in alone}
         small = {name: value for name, value in outputs.items() if name not in taps}
-        self.answers = Block(device, {**small, **drawn})
+        self.images = Block(device, {"images": inputs["images"]})
+        self.values = Block(device, {**questions, **small, **made})
+        self.embeddings = Block(device, {embeddings: inputs[embeddings]}) if embeddings in inputs else None
         self.taps = Block(device, {name: outputs[name] for name in taps}) if taps else None
         for block in self._blocks():
             for name in block.values:
                 if name in inputs or name in outputs:
                     executor.bind(name, block.address(name))
-        self._images_at = self.images.address("images")
-        self.stream: Stream = device.stream()
-        self._done: Event = device.event()
-        self._entered: Event = device.event()
-        for block in (self.questions, self.images):  # rows that no image has filled must be finite
-            self.stream.fill(block.memory.address, 0, block.bytes)
-        self.stream.record(self._done)
+        self.rows = inputs["images"][1][0]
+        self._images_at = self._images = self.images.address("images")
+        self._image_bytes = self.images.bytes_of("images") // self.rows
+        self._spans = [self.values.span_of(name) for name in questions]
+        self._exchange: Exchange = device.exchange(self.values.memory.address, sum(self._spans))
+        self.stream: Stream = device.stream(self._exchange.stream)
+        self.stream.fill(self.images.memory.address, 0, self.images.bytes)  # rows that no image fills must be finite
+        self.stream.synchronize()  # the first run may be on another
         self._open = True
-        self._last = self.stream.handle
+        self._asked: ContrastArrays | None = None
         self._embedded: Any = None
-        self._staging: list[tuple[Pinned, dict[str, NDArray[Any]], Event]] = []
+        self._embeddings_staging: tuple[Pinned, NDArray[np.uint8]] | None = None
+        self._copies: dict[tuple[ResultLayout, int, int], Copies] = {}
+        self._staging: tuple[Pinned, NDArray[np.uint8]] | None = None
+        self._mirror: tuple[Pinned, NDArray[np.uint8]] | None = None
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Of the GPU's memory."""
         return self._executor.bytes + sum(block.bytes for block in self._blocks())
 
     def run_host(
         self,
-        feeds: Mapping[str, NDArray[Any]],
-        download: Callable[[Stream], None],
+        images: HostImages,
+        contrast: ContrastArrays | None,
+        embeddings: NDArray[np.float32] | None,
+        layout: ResultLayout,
         times: list[RunTimes] | None = None,
-    ) -> None:
-        """A run of arrays of the host. `download` queues the copies of what is wanted, which have ended on return.
+    ) -> NDArray[np.uint8]:
+        """A run of images of the host: its results as they lie in `layout`, in new memory.
 
-        With `times`, those of the run are appended.
+        Args:
+            images: contiguous, or what makes them; at most as many as the slot takes. What it computes for the rest is
+                not looked at.
+            contrast: of as many images, in the graph's dtypes and shapes; None where it does not matter.
+            embeddings: where they are an input; taken for the same ones while they are the same object.
+            layout: of as many images.
+            times: those of the run are appended.
         """
-        stream = self._enter(None)
+        if self._mirror is None or len(self._mirror[1]) < layout.bytes:
+            self._mirror = self._pinned(layout.bytes)
+        mirror, mirrored = self._mirror
+        copies = self._copies_of(layout, 0, len(images))
+        out: NDArray[np.uint8] = np.empty(layout.bytes, np.uint8)
+        staging, size, filling = 0, 0, None
+        if isinstance(images, np.ndarray):
+            pinned, staged = self._staging = self._staging or self._pinned(self.images.bytes)
+            if times is None and self._replays(embeddings):
+                questions, self._asked = self._questions(contrast), None
+                self._exchange.replay_host(self._graph, images, pinned, self._images, questions, copies, mirror, out)
+                self._asked = contrast
+                return out
+            staging, size = pinned.address, images.nbytes
+            staged[:size] = images.reshape(-1).view(np.uint8)
+        else:
+            filling = images
         marks = [self.device.event(timing=True) for _ in range(4)] if times is not None else []
-        images = self.images.host()["images"]
-        np.copyto(images, feeds["images"])
-        self._bind_images(self.images.address("images"))
-        self._mark(stream, marks, 0)
-        self.images.upload(stream)
-        questions = self.questions.host()
-        for name, values in questions.items():
-            if (given := feeds.get(name)) is not None:
-                values[...] = given
-        self.questions.upload(stream)
-        self._embed(feeds, stream)
-        self._mark(stream, marks, 1)
-        began = time.perf_counter()
-        self._execute(stream)
-        enqueue = 1e3 * (time.perf_counter() - began)
-        self._mark(stream, marks, 2)
-        download(stream)
-        self._mark(stream, marks, 3)
-        stream.record(self._done)
-        stream.synchronize()
+        enqueue = self._step_by_step(
+            staging, self._images, size, contrast, embeddings, None, copies, mirror.address, marks, filling
+        )
+        self._exchange.synchronize()
+        out[...] = mirrored[: layout.bytes]
         if times is not None:
-            spans = (later.milliseconds_since(earlier) for earlier, later in pairwise(marks))
-            h2d, compute, d2h = spans
-            times.append(RunTimes(h2d, compute, d2h, enqueue, None if self._graph is None else self._graph.nodes))
+            self.stream.synchronize()
+            h2d, compute, d2h = (later.milliseconds_since(earlier) for earlier, later in pairwise(marks))
+            nodes = None if self._graph is None or self._executor.captures else self._graph.nodes
+            times.append(RunTimes(h2d, compute, d2h, enqueue, nodes))
+        return out
 
     def run_device(
         self,
         images: int,
         count: int,
-        feeds: Mapping[str, NDArray[Any]],
+        contrast: ContrastArrays | None,
+        embeddings: NDArray[np.float32] | None,
         caller: int,
-        collect: Callable[[Stream], None],
-    ) -> Event:
-        """A run of images that lie on the device, at an address; nothing waits for its end, which is the event.
+        layout: ResultLayout,
+        start: int,
+        results: int,
+    ) -> None:
+        """A run of `count` images that lie on the device, at an address; nothing waits for its end.
 
         Args:
-            images: the address of `count` images, contiguous.
-            count: at most as many as the slot takes; what it computes for the rest is not looked at.
-            feeds: the other inputs, of the host, with a row for each image that the slot takes.
+            images, count: contiguous; see `run_host`.
+            contrast, embeddings: see `run_host`.
             caller: handle of the stream on which the images were made and the results are read.
-            collect: queues the copies of what is wanted.
+            layout, start: the results begin with row `start` of it.
+            results: its address.
         """
-        stream = self._enter(caller)
-        rows = self.images.values["images"][1][0]
-        size = self.images.bytes_of("images") // rows * count
-        if self.no_graph and self._executor.rebindable and images % ALIGNMENT == 0 and count == rows:
-            self._bind_images(images)  # no copy; a graph would hold on to the address
-        else:
-            self._bind_images(self.images.address("images"))
-            stream.copy(self.images.address("images"), images, size)
-        staged = self._stage(feeds)
-        stream.copy(self.questions.memory.address, staged[0].address, self.questions.bytes)
-        stream.record(staged[2])
-        self._embed(feeds, stream)
-        self._execute(stream)
-        collect(stream)
-        stream.record(self._done)
-        if caller in DEFAULT_STREAMS:
-            self.device.stream(caller).wait(self._done)
-        return self._done
+        copies = self._copies_of(layout, start, count)
+        size = count * self._image_bytes
+        if self._replays(embeddings):
+            questions, self._asked = self._questions(contrast), None
+            self._exchange.replay(self._graph, images, self._images, size, questions, caller, copies, results)
+            self._asked = contrast
+            return
+        # a graph would hold on to the address
+        in_place = self.no_graph and self._executor.rebindable and images % ALIGNMENT == 0 and count == self.rows
+        at = 0 if in_place else self._images
+        self._step_by_step(images, at, size, contrast, embeddings, caller, copies, results, ())
 
     def __del__(self) -> None:
         """Of a thread that has ended, or of a closed engine; at the interpreter's end the driver takes all back."""
@@ -209,7 +220,7 @@ class DeviceSlot:
             return
         self._open = False
         with suppress(_core.CudaError):  # of a GPU that is lost: there is nothing left to wait for
-            self._done.synchronize()
+            self._exchange.synchronize()
             self.stream.synchronize()  # what a run that failed has left
         self._graph = None
         self._executor.close()
@@ -217,81 +228,137 @@ class DeviceSlot:
             block.memory.release()
 
     def _blocks(self) -> list[Block]:
-        blocks = (self.images, self.questions, self.embeddings, self.answers, self.taps)
+        blocks = (self.images, self.values, self.embeddings, self.taps)
         return [block for block in blocks if block is not None]
 
-    def _enter(self, caller: int | None) -> Stream:
-        """The stream to queue on, behind the caller's work and behind the slot's own."""
-        if caller is None or caller in DEFAULT_STREAMS:
-            stream = self.stream
-            if caller is not None:  # libraries synchronise on a default stream, and it cannot be captured
-                self.device.stream(caller).record(self._entered)
-                stream.wait(self._entered)
-        else:
-            stream = self.device.stream(caller)
-        if stream.handle != self._last:
-            stream.wait(self._done)
-            self._last = stream.handle
-        return stream
+    def _pinned(self, size: int) -> tuple[Pinned, NDArray[np.uint8]]:
+        pinned = self.device.pinned(size)
+        return pinned, pinned.array()
 
-    @staticmethod
-    def _mark(stream: Stream, marks: Sequence[Event], index: int) -> None:
-        if marks:
-            stream.record(marks[index])
+    def _replays(self, embeddings: Any) -> bool:
+        """Whether the whole run is one graph, and the device has these embeddings."""
+        return self._graph is not None and not self._executor.captures and embeddings is self._embedded
+
+    def _questions(self, contrast: ContrastArrays | None) -> bytes | None:
+        """As they lie on the device, zeros behind them; None for those that were asked last."""
+        if contrast is None or contrast is self._asked:
+            return None
+        asked: Sequence[NDArray[Any]] = contrast
+        return b"".join(values.tobytes().ljust(span, b"\0") for values, span in zip(asked, self._spans, strict=True))
+
+    def _copies_of(self, layout: ResultLayout, start: int, count: int) -> Copies:
+        """From the buffers to the rows of the results from `start` on, in as few copies as there can be."""
+        key = layout, start, count
+        if (known := self._copies.get(key)) is not None:
+            return known
+        if len(self._copies) >= _LAYOUTS_KEPT:
+            self._copies.clear()
+        joined: list[tuple[int, int, int]] = []
+        last: Block | None = None
+        for name in layout:
+            block = next(b for b in (self.values, self.taps) if b is not None and name in b.values)
+            source, (to, size) = block.address(name), layout.span(name, start, count)
+            if joined and block is last and count == layout.count:  # what aligns the two may be copied along
+                before, offset, length = joined[-1]
+                if source - before == to - offset and 0 <= to - offset - length < ALIGNMENT:
+                    joined[-1] = before, offset, to - offset + size
+                    continue
+            joined.append((source, to, size))
+            last = block
+        found = self._copies[key] = self.device.copies(joined)
+        return found
 
     def _bind_images(self, address: int) -> None:
         if address != self._images_at:
             self._executor.bind("images", address)
             self._images_at = address
 
-    def _stage(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[Pinned, dict[str, NDArray[Any]], Event]:
-        """The small inputs in pinned memory whose last copy has ended."""
-        if len(self._staging) < _STAGED:
-            staged = (*self.questions.staged(), self.device.event())
-        else:
-            staged = self._staging.pop(0)
-            staged[2].synchronize()
-        self._staging.append(staged)
-        for name, values in staged[1].items():
-            if (given := feeds.get(name)) is not None:
-                values[...] = given
-        return staged
+    def _step_by_step(
+        self,
+        images: int,
+        at: int,
+        size: int,
+        contrast: ContrastArrays | None,
+        embeddings: NDArray[np.float32] | None,
+        caller: int | None,
+        copies: Copies,
+        results: int,
+        marks: Sequence[Event],
+        filling: Filling | None = None,
+    ) -> float:
+        """A run that is not replayed. Milliseconds that queueing its compute took.
 
-    def _embed(self, feeds: Mapping[str, NDArray[Any]], stream: Stream) -> None:
-        if self.embeddings is None:
-            return
-        (name,) = self.embeddings.values
-        if self._embedded is not feeds[name]:  # they are large, and the same ones for many runs
-            self._done.synchronize()  # an earlier copy may still read the mirror
-            np.copyto(self.embeddings.host()[name], feeds[name])
-            self.embeddings.upload(stream)
-            self._embedded = feeds[name]
+        `at` is where the images are copied to, or made by `filling`; 0 for not at all. `marks`, of a run of the host,
+        are put before and behind the copies.
+        """
+        questions, self._asked = self._questions(contrast), None
+        self._bind_images(at or images)
+        if marks:
+            self.stream.record(marks[0])
+        handle = self._exchange.begin(images, at if filling is None else 0, size, questions, caller)
+        try:
+            stream = self.stream if handle == self.stream.handle else self.device.stream(handle)
+            if filling is not None:
+                filling.fill(stream, at)
+            self._embed(embeddings, stream)
+            if marks:
+                stream.record(marks[1])
+            began = time.perf_counter()
+            self._execute(stream, at or images)
+            enqueue = 1e3 * (time.perf_counter() - began)
+            if marks:
+                stream.record(marks[2])
+            self._exchange.end(copies, results)
+            if marks:
+                stream.record(marks[3])
+        except BaseException:
+            self._exchange.abandon()
+            if caller is None:
+                with suppress(_core.CudaError):  # the host will write to what is copied
+                    self._exchange.synchronize()
+            raise
+        self._asked = contrast
+        return enqueue
 
-    def _execute(self, stream: Stream) -> None:
+    def _embed(self, embeddings: NDArray[np.float32] | None, stream: Stream) -> None:
+        if self.embeddings is None or embeddings is None or embeddings is self._embedded:
+            return  # they are large, and the same ones for many runs
+        staging, staged = self._embeddings_staging = self._embeddings_staging or self._pinned(self.embeddings.bytes)
+        self._exchange.synchronize()  # an earlier copy may still read it
+        staged[: embeddings.nbytes] = np.ascontiguousarray(embeddings).reshape(-1).view(np.uint8)
+        self._embedded = None
+        stream.copy(self.embeddings.memory.address, staging.address, embeddings.nbytes)
+        self._embedded = embeddings
+
+    def _execute(self, stream: Stream, images: int) -> None:
         if self._runs == 1 and not self.no_graph:
-            self._capture()
-        if self._graph is not None:
-            stream.launch(self._graph)
+            self._capture(images)
+        if self._graph is None:
+            self._queue(stream, images)
         else:
-            self._queue(stream)
+            if self._executor.captures:
+                self._executor.enqueue(stream.handle)
+            stream.launch(self._graph)
         if self._runs == 0:
             self._executor.ran()
         self._runs += 1
 
-    def _queue(self, stream: Stream) -> None:
+    def _queue(self, stream: Stream, images: int) -> None:
         self._executor.enqueue(stream.handle)
-        if self._draw is not None:
-            self._draw(self, stream)
+        self._behind(self, stream, images)
 
-    def _capture(self) -> None:
+    def _capture(self, images: int) -> None:
         """The graph of a run, where it can be had; else why not."""
-        self._done.synchronize()  # the first run has set the library up
-        if not self._executor.capturable(self.stream.handle):
+        self._exchange.synchronize()  # the first run has set the library up
+        if not self._executor.captures and not self._executor.capturable(self.stream.handle):
             self.no_graph = "the library says that this plan's runs cannot be captured"
         else:
             try:
                 self.stream.begin_capture()
-                self._queue(self.stream)
+                if self._executor.captures:
+                    self._behind(self, self.stream, images)
+                else:
+                    self._queue(self.stream, images)
                 self._graph = self.stream.end_capture()
             except (_core.CudaError, _core.CudaMemoryError, BackendError) as error:
                 self.stream.abandon_capture()
@@ -300,45 +367,3 @@ class DeviceSlot:
                 self.no_graph = " ".join(str(error).split())
         if self.no_graph:
             _logger.warning("runs are not captured in a CUDA graph, and take longer to queue: %s", self.no_graph)
-
-
-class DeviceSlots(threading.local):
-    """The calling thread's slots; the least recently used goes first, by number and by memory."""
-
-    def __init__(self, limit: int = MEMORY_KEPT) -> None:
-        """Called once for each thread that uses it."""
-        self._slots: OrderedDict[Hashable, DeviceSlot] = OrderedDict()
-        self._limit = limit
-
-    def get(self, key: Hashable, make: Callable[[], DeviceSlot]) -> DeviceSlot:
-        """The slot of this key, made where there is none; the others make room where memory is short."""
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._fitting(make)
-            if slot is None:
-                while self._slots:
-                    self._drop()
-                slot = make()
-            self._slots[key] = slot
-            while len(self._slots) > 1 and (len(self._slots) > BATCH_SIZES_KEPT or self._bytes() > self._limit):
-                self._drop()
-        self._slots.move_to_end(key)
-        return slot
-
-    def _fitting(self, make: Callable[[], DeviceSlot]) -> DeviceSlot | None:
-        """None where memory is short and the others could make room.
-
-        A function of its own: while an error is handled, what had been allocated when it came is still held.
-        """
-        try:
-            return make()
-        except (_core.CudaMemoryError, DeviceMemoryError):
-            if not self._slots:
-                raise
-            return None
-
-    def _bytes(self) -> int:
-        return sum(slot.bytes for slot in self._slots.values())
-
-    def _drop(self) -> None:
-        self._slots.popitem(last=False)[1].close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -12,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core, cuda, ops
-from finercam_rt.backends.device_block import Values
+from finercam_rt.backends.device_block import Block, Values
 from finercam_rt.backends.device_results import Piece, ResultLayout
-from finercam_rt.backends.device_slot import DeviceSlot, DeviceSlots, Executor
-from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch, sizes_of
-from finercam_rt.backends.protocol import RunTimes, Wanted
-from finercam_rt.cuda import Device, Event, Stream
+from finercam_rt.backends.device_slot import DeviceSlot, Executor
+from finercam_rt.backends.device_slots import DeviceSlots
+from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch
+from finercam_rt.backends.protocol import HostImages, RunTimes, Wanted
+from finercam_rt.contrast import ContrastArrays
+from finercam_rt.cuda import Device, Stream
 from finercam_rt.errors import BackendError, InputError
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, Manifest
 
-DRAWN_HERE = ("gradcam",)
-"""Methods whose kernel runs on the GPU; for the others the taps are copied to the host."""
 _MAP = "saliency_map"
 _STATUS = "status"
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
@@ -75,13 +76,14 @@ class GpuBackend:
         self._lost: BackendError | None = None
         self._loaded: Loaded | None = None
         self._times: list[RunTimes] | None = None
-        loaded = self._guarded(load, f"loading {path}")
+        loaded = self._guarded(f"loading {path}", load)
         inputs, outputs = loaded.interface()
         self._interface = checked_interface(inputs, outputs, manifest, path)
         fixed = fixed_batch(inputs)
         self.batch_range: tuple[int, int] | None = loaded.sizes("images") if fixed is None else (fixed, fixed)
         self._range = least, most = self.batch_range or (1, sys.maxsize)
         self.fixed_batch = least if least == most else None
+        self._image_bytes = math.prod(manifest.input.shape) * _FLOAT32.itemsize
         self._classes = loaded.sizes(EMBEDDINGS) if EMBEDDINGS in inputs else None
         self._loaded = loaded
         self._slots = DeviceSlots()
@@ -89,36 +91,19 @@ class GpuBackend:
 
     def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
-        sizes = sizes_of(feeds)
-        draws = self._draws(wanted)
-        taps = self._manifest.taps is not None and not (draws and wanted is not None and not wanted.taps)
-
-        def run() -> Mapping[str, NDArray[Any]]:
-            slot = self._slot(sizes, draws)
-
-            def download(stream: Stream) -> None:
-                slot.answers.download(stream)
-                if taps and slot.taps is not None:
-                    slot.taps.download(stream)
-
-            slot.run_host(feeds, download, self._times)
-            found = dict(slot.answers.host())
-            if taps and slot.taps is not None:
-                found |= slot.taps.host()
-            return found
-
-        return self._guarded(run, f"a run of {sizes.batch} images")
+        images, contrast = feeds["images"], ContrastArrays(feeds["target"], feeds["references"], feeds["alpha"])
+        if self._manifest.taps is None or (wanted is not None and self.draws(wanted.method)):
+            wanted, names = wanted or Wanted(self._manifest.method, True), None
+        else:
+            wanted, names = Wanted(self._manifest.method, True), tuple(self._interface.outputs)
+        layout = self.results(len(images), _classes_of(feeds), wanted, names)
+        return layout.arrays(self.run_on_host(images, contrast, feeds, wanted, layout))
 
     def logits(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """See Backend.logits. The graph computes the rest too; it is not copied."""
-        sizes = sizes_of(feeds)
-
-        def run() -> NDArray[np.float32]:
-            slot = self._slot(sizes, self._manifest.taps is not None)
-            slot.run_host(feeds, lambda stream: slot.answers.download(stream, ("logits",)))
-            return slot.answers.host()["logits"]
-
-        return self._guarded(run, f"a run of {sizes.batch} images")
+        images, wanted = feeds["images"], Wanted(self._manifest.method, False)
+        layout = self.results(len(images), _classes_of(feeds), wanted, ("logits",))
+        return layout.arrays(self.run_on_host(images, None, feeds, wanted, layout))["logits"]
 
     def record_times(self, times: list[RunTimes] | None) -> None:
         """See DeviceBackend.record_times."""
@@ -129,105 +114,109 @@ class GpuBackend:
         """See DeviceBackend.gpu."""
         return self._device
 
+    @property
+    def largest(self) -> int:
+        """See DeviceBackend.largest."""
+        return self._range[1]
+
+    def draws(self, method: str) -> bool:
+        """See DeviceBackend.draws."""
+        return self._manifest.taps is None or method in ops.KERNEL_METHODS
+
     def results(self, count: int, classes: int, wanted: Wanted, names: tuple[str, ...] | None) -> ResultLayout:
         """See DeviceBackend.results."""
-        manifest = self._manifest
-        if names is None and manifest.taps is not None and not self._draws(wanted):
+        key = count, classes, wanted, names
+        if (known := self._layouts.get(key)) is not None:
+            return known
+        left_out = () if wanted.taps else self._taps()
+        if names is None and not self.draws(wanted.method):
             raise InputError(
                 f"maps by {wanted.method} are drawn on the host, and the batch lies on {self.device}; give an array of "
                 f"the host, or export the engine with --method {wanted.method}."
             )
-        key = count, classes, wanted.taps, names
-        if (known := self._layouts.get(key)) is not None:
-            return known
-        some = manifest.contrasts > 1
-        several = (manifest.contrasts,) if some else ()
-        alike = ("logits", ACTIVATIONS, *(manifest.taps.carried_outputs if manifest.taps else ()))  # for all contrasts
-        pieces = {
-            name: Piece(dtype, Sizes(1, classes).of(shape)[1:], some and name not in alike)
-            for name, (dtype, shape) in self._interface.outputs.items()
-        }
-        pieces["alpha"] = Piece(_FLOAT32, several, some)
-        if manifest.taps is not None:
-            pieces[_MAP] = Piece(_FLOAT32, (*several, *manifest.grid), some)
-        pieces[_STATUS] = Piece(_UINT8, several, some)
-        left_out = () if wanted.taps else self._taps()
+        pieces = self._pieces(classes)
         chosen = [name for name in pieces if name not in left_out] if names is None else names
         if len(self._layouts) >= _LAYOUTS_KEPT:
             self._layouts.clear()
         layout = self._layouts[key] = ResultLayout({name: pieces[name] for name in chosen}, count)
         return layout
 
+    def _pieces(self, classes: int) -> dict[str, Piece]:
+        """All results, in the order in which a slot has them, so that few copies take them."""
+        manifest = self._manifest
+        some = manifest.contrasts > 1
+        several = (manifest.contrasts,) if some else ()
+        alike = ("logits", ACTIVATIONS, *(manifest.taps.carried_outputs if manifest.taps else ()))  # for all contrasts
+        outputs = {
+            name: Piece(dtype, Sizes(1, classes).of(shape)[1:], some and name not in alike)
+            for name, (dtype, shape) in self._interface.outputs.items()
+        }
+        taps = {name: outputs.pop(name) for name in self._taps()}
+        drawn = {} if manifest.taps is None else {_MAP: Piece(_FLOAT32, (*several, *manifest.grid), some)}
+        alpha, status = Piece(_FLOAT32, several, some), Piece(_UINT8, several, some)
+        return {"alpha": alpha, **outputs, **drawn, _STATUS: status, **taps}
+
+    def run_on_host(
+        self,
+        images: HostImages,
+        contrast: ContrastArrays | None,
+        constants: Mapping[str, NDArray[Any]],
+        wanted: Wanted,
+        layout: ResultLayout,
+    ) -> NDArray[np.uint8]:
+        """See DeviceBackend.run_on_host."""
+        return self._guarded(len(images), self._on_host, images, contrast, constants.get(EMBEDDINGS), wanted, layout)
+
+    def _on_host(
+        self,
+        images: HostImages,
+        contrast: ContrastArrays | None,
+        embeddings: NDArray[Any] | None,
+        wanted: Wanted,
+        layout: ResultLayout,
+    ) -> NDArray[np.uint8]:
+        slot = self._slot_of(len(images), embeddings, wanted, layout)
+        return slot.run_host(images, contrast, embeddings, layout, self._times)
+
     def run_on_device(
         self,
         images: int,
-        feeds: Mapping[str, NDArray[Any]],
+        count: int,
+        contrast: ContrastArrays | None,
+        constants: Mapping[str, NDArray[Any]],
         wanted: Wanted,
         stream: int,
         layout: ResultLayout,
         results: int,
-    ) -> Event:
+    ) -> None:
         """See DeviceBackend.run_on_device."""
-        count = len(feeds["alpha"])
-        numbers = math.prod(self._manifest.input.shape)
-        least, most = self._range
-        constants = {name: value for name, value in feeds.items() if name == EMBEDDINGS}
-        done: Event | None = None
+        embeddings, most = constants.get(EMBEDDINGS), self._range[1]
+        if count <= most:
+            self._guarded(
+                count, self._on_device, images, 0, count, contrast, embeddings, wanted, stream, layout, results
+            )
+            return
         for start in range(0, count, most):
             rows = min(most, count - start)
-            part = {name: value[start : start + rows] for name, value in feeds.items() if name != EMBEDDINGS}
-            filled = max(least, rows)
-            if filled > rows:
-                part = {name: _filled(value, filled) for name, value in part.items()}
-            sizes = Sizes(filled, len(constants[EMBEDDINGS]) if constants else 0)
-            address = images + start * numbers * _FLOAT32.itemsize
-            done = self._guarded(
-                lambda: self._run_part(address, rows, part | constants, sizes, stream, layout, results, start),  # noqa: B023
-                f"a run of {filled} images",
-            )
-        assert done is not None
-        return done
+            part = None if contrast is None else contrast.rows(slice(start, start + rows))
+            at = images + start * self._image_bytes
+            self._guarded(rows, self._on_device, at, start, rows, part, embeddings, wanted, stream, layout, results)
 
-    def _run_part(
+    def _on_device(
         self,
         images: int,
-        count: int,
-        feeds: Mapping[str, NDArray[Any]],
-        sizes: Sizes,
-        caller: int,
+        start: int,
+        rows: int,
+        contrast: ContrastArrays | None,
+        embeddings: NDArray[Any] | None,
+        wanted: Wanted,
+        stream: int,
         layout: ResultLayout,
         results: int,
-        start: int,
-    ) -> Event:
-        """`count` images of one run, to the rows of the results from `start` on."""
-        slot = self._slot(sizes, self._manifest.taps is not None)
-
-        def collect(stream: Stream) -> None:
-            if _STATUS in layout:
-                self._queue_status(slot, stream, images, count)
-            for name in layout:
-                block = next(b for b in (slot.answers, slot.questions, slot.taps) if b is not None and name in b.values)
-                offset, size = layout.span(name, start, count)
-                stream.copy(results + offset, block.address(name), size)
-
-        return slot.run_device(images, count, feeds, caller, collect)
-
-    def _queue_status(self, slot: DeviceSlot, stream: Stream, images: int, count: int) -> None:
-        """What the maps are worth; that images or logits are not finite need not show in them."""
-        manifest = self._manifest
-        shape = slot.answers.values[_STATUS][1]
-        maps = slot.answers.view(_MAP, (math.prod(shape), *manifest.grid))
-        flat = slot.answers.view(_STATUS, (math.prod(shape),))
-        marked = slot.answers.view(_STATUS, (count, manifest.contrasts))
-        given = self._device.view(images, "float32", (count, math.prod(manifest.input.shape)))
-        logits = slot.answers.view("logits", (count, slot.answers.values["logits"][1][1]))
-
-        def queue(handle: int) -> None:
-            _core.map_status(maps, flat, threads=1, stream=handle)
-            for values in (given, logits):
-                _core.mark_non_finite(values, marked, threads=1, stream=handle)
-
-        self._device.queue(stream, queue)
+    ) -> None:
+        """One run, to the rows of the results from `start` on."""
+        slot = self._slot_of(rows, embeddings, wanted, layout)
+        slot.run_device(images, rows, contrast, embeddings, stream, layout, start, results)
 
     def close(self) -> None:
         """See Backend.close."""
@@ -239,17 +228,21 @@ class GpuBackend:
         taps = self._manifest.taps
         return () if taps is None else (ACTIVATIONS, taps.second, *taps.carried_outputs)
 
-    def _draws(self, wanted: Wanted | None) -> bool:
-        """Whether the map is made here, from the taps."""
-        return self._manifest.taps is not None and wanted is not None and wanted.method in DRAWN_HERE
-
-    def _slot(self, sizes: Sizes, draws: bool) -> DeviceSlot:
+    def _slot_of(self, rows: int, embeddings: NDArray[Any] | None, wanted: Wanted, layout: ResultLayout) -> DeviceSlot:
+        """For as many images and these results. There is one for each method that is drawn here from the taps: what is
+        captured draws by one, and a context of TensorRT is for one graph alone.
+        """
         loaded = self._loaded
         if loaded is None:
             raise BackendError("the engine is closed; make a new one.")
-        return self._slots.get((sizes, draws), lambda: self._new_slot(loaded, sizes, draws))
+        sizes = Sizes(max(self._range[0], rows), 0 if embeddings is None else len(embeddings))
+        method = wanted.method if self._manifest.taps is not None and self.draws(wanted.method) else None
+        key = sizes, method
+        if self._manifest.taps is not None and _MAP not in layout:  # the method does not matter
+            key = self._slots.last(lambda key: key[0] == sizes, key)
+        return self._slots.get(key) or self._slots.put(key, lambda: self._new_slot(loaded, *key))
 
-    def _new_slot(self, loaded: Loaded, sizes: Sizes, draws: bool) -> DeviceSlot:
+    def _new_slot(self, loaded: Loaded, sizes: Sizes, method: str | None) -> DeviceSlot:
         if self._classes is not None and not self._classes[0] <= sizes.classes <= self._classes[1]:
             raise InputError(
                 f"there are {sizes.classes} classes, and {self._path} was built for {self._classes[0]} to "
@@ -258,9 +251,11 @@ class GpuBackend:
         inputs, outputs = (_of_sizes(values, sizes) for values in self._interface)
         manifest = self._manifest
         several = () if manifest.contrasts == 1 else (manifest.contrasts,)
-        drawn: Values = {_STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
-        if draws:
-            drawn = {**drawn, _MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
+        made: Values = {}
+        if manifest.taps is not None and method is not None:
+            made = {_MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
+        if _MAP in outputs or made:
+            made = {**made, _STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
         return DeviceSlot(
             self._device,
             loaded.context(inputs, outputs),
@@ -268,23 +263,30 @@ class GpuBackend:
             outputs,
             taps=self._taps(),
             embeddings=EMBEDDINGS,
-            draw=self._queue_maps if draws else None,
-            drawn=drawn,
+            behind=functools.partial(self._queue_behind, method),
+            made=made,
             graphs=self._graphs,
         )
 
-    def _queue_maps(self, slot: DeviceSlot, stream: Stream) -> None:
-        """`cam` behind the run, on its stream, one launch for all contrasts."""
-        assert slot.taps is not None
+    def _queue_behind(self, method: str | None, slot: DeviceSlot, stream: Stream, images: int) -> None:
+        """Behind the run, on its stream: the map, where it is not the graph's, and what the maps are worth."""
+        if slot.taps is not None and method is not None:
+            self._queue_maps(method, slot, slot.taps, stream)
+        if _STATUS in slot.values.values:
+            self._queue_status(slot, stream, images)
+
+    def _queue_maps(self, method: str, slot: DeviceSlot, taps: Block, stream: Stream) -> None:
+        """`cam`, one launch for all contrasts."""
         (layer,) = self._manifest.layers
-        activations, out = slot.taps.view(ACTIVATIONS), slot.answers.view(_MAP)
-        name = GRADIENTS if GRADIENTS in slot.taps.values else CHANNEL_WEIGHTS
-        second = {name: slot.taps.view(name)}
+        activations, out = taps.view(ACTIVATIONS), slot.values.view(_MAP)
+        name = GRADIENTS if GRADIENTS in taps.values else CHANNEL_WEIGHTS
+        second = {name: taps.view(name)}
 
         def draw(handle: int) -> None:
             ops.cam(
                 activations,
                 **second,
+                method=method,
                 layout=layer.layout,
                 prefix_tokens=layer.prefix_tokens,
                 grid=layer.grid if layer.layout == "tokens" else None,
@@ -294,14 +296,30 @@ class GpuBackend:
 
         self._device.queue(stream, draw)
 
-    def _guarded(self, call: Callable[[], Result], during: str) -> Result:
-        """The result of `call`, whose CUDA errors become sentences."""
+    def _queue_status(self, slot: DeviceSlot, stream: Stream, images: int) -> None:
+        """That images or logits are not finite need not show in the maps."""
+        manifest, rows, values = self._manifest, slot.rows, slot.values
+        maps = values.view(_MAP, (rows * manifest.contrasts, *manifest.grid))
+        flat = values.view(_STATUS)
+        marked = values.view(_STATUS, (rows, manifest.contrasts))
+        logits = values.view("logits")
+        given = self._device.view(images, "float32", (rows, self._image_bytes // _FLOAT32.itemsize))
+
+        def queue(handle: int) -> None:
+            _core.map_status(maps, flat, threads=1, stream=handle)
+            for seen in (given, logits):
+                _core.mark_non_finite(seen, marked, threads=1, stream=handle)
+
+        self._device.queue(stream, queue)
+
+    def _guarded(self, during: str | int, call: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a call whose CUDA errors become sentences; during: what it does, or of how many images."""
         if self._lost is not None:
             raise self._lost
         try:
-            return call()
+            return call(*arguments)
         except (_core.CudaError, _core.CudaMemoryError) as error:
-            found = cuda.as_backend_error(error, during)
+            found = cuda.as_backend_error(error, during if isinstance(during, str) else f"a run of {during} images")
             error.__traceback__ = None  # whose frames hold what had been allocated
             if getattr(error, "fatal", False):
                 self._lost = found
@@ -320,9 +338,10 @@ class GpuBackend:
                 raise self._lost from None
 
 
-def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """With the last row repeated up to `count` rows."""
-    return np.concatenate([values, np.repeat(values[-1:], count - len(values), axis=0)])
+def _classes_of(constants: Mapping[str, NDArray[Any]]) -> int:
+    """K where the classes are an input, else 0."""
+    embeddings = constants.get(EMBEDDINGS)
+    return 0 if embeddings is None else len(embeddings)
 
 
 def _of_sizes(values: Values, sizes: Sizes) -> Values:

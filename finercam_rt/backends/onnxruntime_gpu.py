@@ -66,13 +66,13 @@ PROVIDERS = {
 
 
 def open_session(path: Path, manifest: Manifest, *, backend: str, device: str, cuda_graphs: bool) -> GpuBackend:
-    """Load and refuse; see open_backend for the errors. CUDA graphs are captured by ONNX Runtime itself."""
+    """Load and refuse; see open_backend for the errors. ONNX Runtime captures CUDA graphs of its runs by itself."""
     opened = cuda.open_device(device)
 
     def load() -> LoadedSession:
         return LoadedSession(path, manifest, backend, opened, graphs=cuda_graphs)
 
-    return GpuBackend(backend, path, manifest, opened, load, cuda_graphs=False)
+    return GpuBackend(backend, path, manifest, opened, load, cuda_graphs=cuda_graphs)
 
 
 class LoadedSession:
@@ -92,7 +92,7 @@ class LoadedSession:
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         ort = _import()
-        self._graphs = graphs
+        self._graphs = self.wants_graphs = graphs
         self._fixed = _fixed_batch(ort, path) if self._provider.builds else None
         try:
             self._session: Any = self._open(ort, path)
@@ -244,6 +244,11 @@ class SessionContext:
         """Whether an address may change from run to run."""
         return self._number is None
 
+    @property
+    def captures(self) -> bool:
+        """Whether CUDA graphs of its runs are ONNX Runtime's affair."""
+        return self._loaded.wants_graphs
+
     def bind(self, name: str, address: int) -> None:
         """Say where an input or output lies."""
         dtype, shape = self._values[name]
@@ -260,7 +265,7 @@ class SessionContext:
         self._loaded.run(self._binding, self._options, stream)
 
     def capturable(self, stream: int) -> bool:
-        """Never: ONNX Runtime captures by itself."""
+        """Never: it is ONNX Runtime itself that captures its runs, or nobody."""
         return False
 
     def ran(self) -> None:

@@ -9,10 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.backends.device_results import ResultLayout
-from finercam_rt.cuda import Device, Event
+from finercam_rt.contrast import ContrastArrays
+from finercam_rt.cuda import Device
 
 Run: TypeAlias = Callable[[Mapping[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]
 """A loaded graph: inputs by name, to outputs by name."""
+
+
+class Filling(Protocol):
+    """Images that are made on a GPU, in the place where a run reads them."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice) -> Filling:
+        """Some of them."""
+
+    def fill(self, stream: Any, images: int) -> None:
+        """Queue what makes them, (N,3,H,W) float32, at an address."""
+
+
+HostImages: TypeAlias = "NDArray[np.float32] | Filling"
 
 
 class Wanted(NamedTuple):
@@ -94,6 +111,13 @@ class DeviceBackend(Backend, Protocol):
     def record_times(self, times: list[RunTimes] | None) -> None:
         """From now on, append the times of every run of host arrays; None for no more of that."""
 
+    @property
+    def largest(self) -> int:
+        """The most images of one run."""
+
+    def draws(self, method: str) -> bool:
+        """Whether the map by this method is made on the GPU."""
+
     def results(self, count: int, classes: int, wanted: Wanted, names: tuple[str, ...] | None) -> ResultLayout:
         """How the results of `count` images lie: all that is wanted, with "status" and "alpha", or those of `names`.
 
@@ -103,21 +127,44 @@ class DeviceBackend(Backend, Protocol):
             InputError: a map that is not drawn on the GPU.
         """
 
+    def run_on_host(
+        self,
+        images: HostImages,
+        contrast: ContrastArrays | None,
+        constants: Mapping[str, NDArray[Any]],
+        wanted: Wanted,
+        layout: ResultLayout,
+    ) -> NDArray[np.uint8]:
+        """A run of arrays of the host: the results as `layout` has them, in new memory.
+
+        Args:
+            images: (N,3,H,W), contiguous, or what makes them; at most `largest`.
+            contrast: of as many, with as many contrasts as the graph; None where only logits are read.
+            constants: the inputs that are the same for many runs.
+            wanted: as `results` was asked.
+            layout: of as many images.
+
+        Raises:
+            BackendError: see `run`.
+        """
+
     def run_on_device(
         self,
         images: int,
-        feeds: Mapping[str, NDArray[Any]],
+        count: int,
+        contrast: ContrastArrays | None,
+        constants: Mapping[str, NDArray[Any]],
         wanted: Wanted,
         stream: int,
         layout: ResultLayout,
         results: int,
-    ) -> Event:
-        """Queue a run of images at an address into results at another; its end is the event.
+    ) -> None:
+        """Queue a run of images at an address into results at another; nothing waits for it.
 
         Args:
             images: (N,C,H,W) float32, contiguous, made on `stream`.
-            feeds: the other inputs, of the host.
-            wanted: as `results` was asked.
+            count: N, any number.
+            contrast, constants, wanted: see `run_on_host`.
             stream: the caller's, by its handle.
             layout: of `results`.
             results: where they go; they are there for what is queued on `stream` from then on.

@@ -10,6 +10,7 @@ device, so a loop should give `out`.
 """
 
 from finercam_rt.kernel_arrays import cuda_status as cuda_status
+from finercam_rt.ops.activation_maps import KERNEL_METHODS as KERNEL_METHODS
 from finercam_rt.ops.activation_maps import cam as cam
 from finercam_rt.ops.perturbation import mask as mask
 from finercam_rt.ops.perturbation import rank as rank

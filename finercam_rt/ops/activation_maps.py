@@ -33,6 +33,8 @@ _KERNELS = {
     "hirescam": _core.Method.HIRESCAM,
     "gradcamelementwise": _core.Method.GRADCAM_ELEMENTWISE,
 }
+KERNEL_METHODS = tuple(_KERNELS)
+"""The methods that have a kernel, on the CPU and on CUDA devices; the others are NumPy's."""
 _LAYOUTS = {
     "nchw": (_core.Layout.NCHW, ("N", "C", "h", "w")),
     "nhwc": (_core.Layout.NHWC, ("N", "h", "w", "C")),

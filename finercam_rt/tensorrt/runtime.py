@@ -170,6 +170,7 @@ class PlanContext:
         return self._memory.bytes
 
     rebindable = True
+    captures = False
 
     def bind(self, name: str, address: int) -> None:
         """Say where an input or output lies, a multiple of 256."""

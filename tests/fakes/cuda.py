@@ -9,7 +9,7 @@ result, and an address that is stale ends the device, as on a GPU. A captured gr
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -182,6 +182,107 @@ class FakeStream:
         self.captured = None
 
 
+class FakeCopies:
+    def __init__(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        self.all = list(copies)
+
+
+class FakeExchange:
+    """As csrc/graph/exchange.cpp, which tests/runtime/test_exchange.py holds to the same order of calls."""
+
+    STAGED = 4
+
+    def __init__(self, device: FakeDevice, questions: int, size: int) -> None:
+        self._device, self._questions = device, questions
+        self._own, self._done, self._entered = device.stream(), device.event(), device.event()
+        self._staged = [(device.pinned(size), device.event()) for _ in range(self.STAGED)]
+        self._asked, self._answered, self._next = bytes(size), False, 0
+        self._caller: int | None = None
+        self._on, self._begun = self._own, False
+        self._own.record(self._done)
+
+    @property
+    def stream(self) -> int:
+        return self._own.handle
+
+    def begin(self, images: int, images_at: int, image_bytes: int, questions: bytes | None, caller: int | None) -> int:
+        self._begun = False
+        if caller in DEFAULT_STREAMS:
+            self._device.stream(caller).record(self._entered)
+            self._own.wait(self._entered)
+        on = self._own if caller is None or caller in DEFAULT_STREAMS else self._device.stream(caller)
+        if on is not self._on:
+            on.wait(self._done)
+        self._caller, self._on, self._begun = caller, on, True
+        if images_at:
+            on.copy(images_at, images, image_bytes)
+        if questions is not None and questions != self._asked:
+            assert len(questions) == len(self._asked)
+            self._asked, self._answered = questions, False
+        if not self._answered:
+            memory, read = self._staged[self._next]
+            self._next = (self._next + 1) % self.STAGED
+            read.synchronize()
+            memory.raw[:] = np.frombuffer(self._asked, np.uint8)
+            on.copy(self._questions, memory.address, len(self._asked))
+            on.record(read)
+            self._answered = True
+        return on.handle
+
+    def end(self, copies: FakeCopies, results: int) -> None:
+        for source, to, size in copies.all:
+            self._on.copy(results + to, source, size)
+        self._on.record(self._done)
+        if self._caller in DEFAULT_STREAMS:
+            self._device.stream(self._caller).wait(self._done)
+
+    def abandon(self) -> None:
+        self._answered = False
+        if self._begun and self._device.lost is None:
+            self._on.record(self._done)
+
+    def replay(
+        self,
+        graph: FakeGraph,
+        images: int,
+        images_at: int,
+        image_bytes: int,
+        questions: bytes | None,
+        caller: int | None,
+        copies: FakeCopies,
+        results: int,
+    ) -> None:
+        self._device.log("replay", 0)
+        try:
+            self.begin(images, images_at, image_bytes, questions, caller)
+            self._on.launch(graph)
+            self.end(copies, results)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def replay_host(
+        self,
+        graph: FakeGraph,
+        images: np.ndarray,
+        staging: FakeMemory,
+        images_at: int,
+        questions: bytes | None,
+        copies: FakeCopies,
+        mirror: FakeMemory,
+        out: np.ndarray,
+    ) -> None:
+        assert images.flags.c_contiguous
+        assert images.dtype == np.float32
+        staging.raw[: images.nbytes] = images.reshape(-1).view(np.uint8)
+        self.replay(graph, staging.address, images_at, images.nbytes, questions, None, copies, mirror.address)
+        self.synchronize()
+        out[:] = mirror.raw[: len(out)]
+
+    def synchronize(self) -> None:
+        self._done.synchronize()
+
+
 class FakeDevice:
     """limit: bytes of its memory. refuses_captures: every capture fails at its end. journal: what was asked for."""
 
@@ -243,6 +344,12 @@ class FakeDevice:
     def event(self, timing: bool = False) -> FakeEvent:
         self.check()
         return FakeEvent(self, timing)
+
+    def exchange(self, questions: int, size: int) -> FakeExchange:
+        return FakeExchange(self, questions, size)
+
+    def copies(self, copies: Sequence[tuple[int, int, int]]) -> FakeCopies:
+        return FakeCopies(copies)
 
     def queue(self, stream: FakeStream, kernel: Callable[[int], object]) -> None:
         self.log("kernel", 0)

@@ -18,14 +18,14 @@ class DeviceTensor:
     As with a framework's pool, the memory goes to someone else when the stream has come to where it was dropped.
     """
 
-    def __init__(self, device: FakeDevice, values: np.ndarray, stream: int = 0) -> None:
+    def __init__(self, device: FakeDevice, values: np.ndarray, stream: int = 0, offset: int = 0) -> None:
         self.device, self.values = device, np.ascontiguousarray(values)
-        self.memory = device.memory(self.values.nbytes)
-        self.offset, self.strides, self.stream = 0, None, stream
+        self.memory = device.memory(offset + self.values.nbytes)
+        self.offset, self.strides, self.stream = offset, None, stream
         staged = self.values.view(np.uint8).ravel().copy()
 
         def write() -> None:
-            self.memory.raw[:] = staged
+            self.memory.raw[offset:] = staged
 
         device.stream(stream).put(write)
 
@@ -34,11 +34,15 @@ class DeviceTensor:
             self.device.stream(self.stream).put(self.memory.release)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "shape": self.values.shape,
             "typestr": self.values.dtype.str,
-            "data": (self.memory.address, False),
+            "data": (self.memory.address + self.offset, False),
             "strides": self.strides,
             "stream": self.stream or None,
             "version": 3,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -193,26 +196,88 @@ def test_a_view_of_memory_that_someone_else_holds():
         _core.cuda_view(256, "float16", (2, 3), 0)
 
 
+FLOAT, INT, LONG, BYTE = "float32", "int32", "int64", "uint8"
+
+
+def _view(dtype: str, *shape: int) -> object:
+    return _core.cuda_view(256, dtype, shape, 0)
+
+
 @pytest.mark.skipif(not ABSENT, reason="there is a GPU")
-def test_the_kernels_take_such_views():
-    """They get as far as CUDA itself."""
-    features, maps = (_core.cuda_view(256, "float32", shape, 0) for shape in ((2, 8, 3, 4), (2, 3, 4)))
-    status, rows = _core.cuda_view(256, "uint8", (2,), 0), _core.cuda_view(256, "uint8", (2, 1), 0)
-    values = _core.cuda_view(256, "float32", (2, 12), 0)
-    options = {"threads": 1, "stream": 0}
-    for _ in range(2):
-        for call in (
-            lambda: _core.cam(
-                features,
-                features,
-                maps,
+@pytest.mark.parametrize(
+    ("named", "call"),
+    [
+        (
+            "cam of (2, 1, 8, 3, 4)",
+            lambda **options: _core.cam(
+                _view(FLOAT, 2, 8, 3, 4),
+                _view(FLOAT, 2, 8, 3, 4),
+                _view(FLOAT, 2, 3, 4),
                 method=_core.Method.GRADCAM,
                 layout=_core.Layout.NCHW,
                 prefix_tokens=0,
                 **options,
             ),
-            lambda: _core.map_status(maps, status, **options),
-            lambda: _core.mark_non_finite(values, rows, **options),
-        ):
-            with pytest.raises((_core.CudaError, ValueError), match=r"driver|without CUDA"):
-                call()
+        ),
+        (
+            "render of (2, 3, 4)",
+            lambda **options: _core.map_status(_view(FLOAT, 2, 3, 4), _view(BYTE, 2), **options),
+        ),
+        (
+            "finite of (2, 12)",
+            lambda **options: _core.mark_non_finite(_view(FLOAT, 2, 12), _view(BYTE, 2, 1), **options),
+        ),
+        ("rank of (2, 5, 6)", lambda **options: _core.rank(_view(FLOAT, 2, 5, 6), _view(INT, 2, 5, 6), **options)),
+        (
+            "preprocess of (1, 3, 8, 9)",
+            lambda **options: _core.preprocess(
+                [_view(BYTE, 5, 6, 3)],
+                [(8, 9, 0, 0)],
+                _view(FLOAT, 1, 3, 8, 9),
+                None,
+                filter=_core.ResizeFilter.BILINEAR,
+                mean=(0, 0, 0),
+                std=(1, 1, 1),
+                fill=(0, 0, 0),
+                **options,
+            ),
+        ),
+        (
+            "mask of (2, 4, 3, 8, 9)",
+            lambda **options: _core.mask(
+                _view(FLOAT, 2, 3, 8, 9),
+                _view(FLOAT, 2, 4, 5, 6),
+                _view(FLOAT, 2, 4, 3, 8, 9),
+                align_corners=False,
+                **options,
+            ),
+        ),
+    ],
+)
+def test_the_kernels_take_such_views_and_name_themselves(named, call):
+    """They get as far as CUDA itself, which is not there."""
+    for _ in range(2):
+        with pytest.raises((_core.CudaError, ValueError)) as caught:
+            call(threads=1, stream=0)
+        text = str(caught.value)
+        assert "without CUDA" in text or text.startswith(f"[cuda] {named} on cuda:0: using the device cuda:0 failed: ")
+
+
+def test_every_kernel_is_queued_under_its_name():
+    """So that no failure of one comes without its operation, shape and device."""
+    kernels = Path(__file__).parents[2] / "csrc" / "kernels"
+    entries = {
+        name
+        for file in kernels.glob("*_cuda.cu")
+        for name in re.findall(r"^\S+ (\w+_cuda)\(const \w+& args, int device, void\* stream\)", file.read_text(), re.M)
+    }
+    assert len(entries) == len(list(kernels.glob("*_cuda.cu"))) >= 8
+    calls = [
+        (name, text[: match.start()].rpartition(";")[2])
+        for text in (file.read_text() for file in kernels.glob("*.cpp"))
+        for name in entries
+        for match in re.finditer(rf"\b{name}\(args, execution", text)
+    ]
+    assert sorted(name for name, _ in calls) == sorted(entries)
+    for name, before in calls:
+        assert re.search(r"on_cuda\(\"\w+\", \{.*\}, execution\.device,\s*\[&\] \{ (return )?$", before, re.S), name

@@ -17,6 +17,7 @@ from finercam_rt.backends import onnxruntime_gpu
 from finercam_rt.errors import DeviceMemoryError
 
 from ..fakes import onnxruntime as fake_onnxruntime
+from ..fakes.frameworks import DeviceTensor, install
 from ..fakes.gpu import Gpu
 from ..fakes.onnxruntime import FakeOnnxRuntime
 from ..fakes.taps import with_taps
@@ -70,7 +71,36 @@ def test_taps_are_drawn_behind_the_run(make_toy, gpu, ort):
     for step in range(3):
         images = _batch(3, step)
         np.testing.assert_allclose(engine(images).saliency_map, reference(images).saliency_map, rtol=1e-4, atol=1e-5)
-    assert gpu.device.count("kernel") == 3
+    assert gpu.device.count("kernel") == 2 * 2, (
+        "the map and the status, of the first run, and captured behind the second"
+    )
+    (graph,) = gpu.device.graphs
+    assert (graph.nodes, graph.launches) == (2, 2)
+    assert len(ort.sessions[0].graphs) == 1, "its own part"
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("contrasts", [1, 2])
+def test_arrays_on_the_gpu(make_toy, gpu, ort, monkeypatch, contrasts, cuda_graphs):
+    """Two graphs a run, ONNX Runtime's and ours behind it, on the caller's stream; without them nothing is copied."""
+    install(monkeypatch, 0)
+    path = with_taps(make_toy(contrasts=contrasts), gradients=True)
+    engine, reference = Engine(path, device="cuda", cuda_graphs=cuda_graphs), Engine(path)
+    stream = gpu.device.stream().handle
+    kept = []
+    for step in range(5):
+        images = _batch(3, step)
+        given = DeviceTensor(gpu.device, images, stream)
+        del gpu.device.journal[:]
+        kept.append((engine(given), given, reference(images)))
+        assert (("copy", images.nbytes) in gpu.device.journal) == cuda_graphs
+        assert gpu.device.count("launch") == (cuda_graphs and step > 0)
+        assert gpu.device.count("kernel") == (2 if not cuda_graphs or step < 2 else 0)
+    for found, _, wanted in kept:
+        for name in ("logits", "saliency_map", "status", "activations", "gradients"):
+            np.testing.assert_allclose(
+                getattr(found, name).numpy(gpu.device), getattr(wanted, name), rtol=1e-4, atol=1e-5, err_msg=name
+            )
 
 
 def test_sizes_that_a_provider_builds_for(toy, make_toy, ort):

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from finercam_rt import Engine, InputError, device_arrays, top_classes
+from finercam_rt import Engine, InputError, device_arrays, ops, top_classes
 from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.contrast import Contrast
 from finercam_rt.device_arrays import DeviceArray
@@ -76,6 +76,17 @@ def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
         same(found, reference(images, **asked), gpu.device)
     assert gpu.device.count("capture") == 0
     assert len(gpu.device.graphs) == cuda_graphs
+
+
+def test_images_that_are_not_aligned_are_copied(toy, gpu):
+    """Libraries take no others."""
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=False), Engine(toy.path)
+    for offset in (0, 16, 256):
+        images = batch(2, offset)
+        del gpu.device.journal[:]
+        found = engine(DeviceTensor(gpu.device, images, offset=offset))
+        assert (("copy", images.nbytes) in gpu.device.journal) == (offset == 16)
+        same(found, reference(images), gpu.device)
 
 
 def _event(gpu, handle):
@@ -211,6 +222,28 @@ def test_images_that_are_not_finite_are_reported(make_toy, gpu, contrasts, head)
         assert (status[[0, 2]] != Status.NON_FINITE).all()
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_logits_that_are_not_finite_are_reported(toy, gpu, where):
+    """They show in the map of no other class."""
+    import onnx
+
+    model = onnx.load(toy.path)
+    (bias,) = (value for value in model.graph.initializer if value.name == "bias")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[3] = np.inf
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, "bias"))
+    onnx.save(model, toy.path)
+    engine = Engine(gpu.plan(toy.path))
+    for _ in range(3):
+        given = batch(2) if where == "host" else DeviceTensor(gpu.device, batch(2))
+        found = engine(given, target=1, references=[2])
+        status, maps = found.status, found.saliency_map
+        if where == "device":
+            status, maps = status.numpy(gpu.device), maps.numpy(gpu.device)
+        assert np.isfinite(maps).all()
+        assert (status == Status.NON_FINITE).all()
+
+
 def test_a_reference_that_is_the_predicted_class(make_toy, gpu):
     toy = make_toy()
     engine = Engine(gpu.plan(toy.path))
@@ -254,9 +287,20 @@ def test_batches_that_are_refused(toy, gpu):
         Engine(toy.path)(DeviceTensor(gpu.device, batch(2)))
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("contrasts", [1, 2])
+@pytest.mark.parametrize("method", ops.KERNEL_METHODS)
+def test_every_method_that_has_a_kernel(make_toy, gpu, method, contrasts, cuda_graphs):
+    path = with_taps(make_toy(contrasts=contrasts), gradients=True)
+    engine = Engine(gpu.plan(path), cuda_graphs=cuda_graphs).with_method(method)
+    reference = Engine(path, method=method)
+    for step in range(3):
+        same(engine(DeviceTensor(gpu.device, batch(2, step))), reference(batch(2, step)), gpu.device)
+
+
 def test_maps_that_the_gpu_does_not_draw(make_toy, gpu):
-    engine = Engine(gpu.plan(with_taps(make_toy(), gradients=True)), method="layercam")
-    with pytest.raises(InputError, match="maps by layercam are drawn on the host, and the batch lies on cuda:0"):
+    engine = Engine(gpu.plan(with_taps(make_toy(), gradients=True)), method="eigencam")
+    with pytest.raises(InputError, match="maps by eigencam are drawn on the host, and the batch lies on cuda:0"):
         engine(DeviceTensor(gpu.device, batch(2)))
     assert engine.logits(DeviceTensor(gpu.device, batch(2))).numpy(gpu.device).shape == (2, 7)
 
@@ -311,16 +355,15 @@ def test_torch_allocates_its_results_on_the_stream_that_uses_them(monkeypatch):
         },
         5,
     )
-    for stream in (0, 0x99):
-        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream)
+    for stream, current in ((0, False), (0x99, False), (0x77, True)):
+        results = device_arrays.allocate(example, layout.bytes, FakeDevice(), stream, current=current)
         memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * layout.bytes).from_address(results.address))
         memory[:] = np.random.default_rng(0).integers(0, 64, layout.bytes)
-        for name in layout:
-            tensor = results.take(*layout.array(name))
-            offset, dtype, shape, strides = layout.array(name)
-            item = np.dtype(dtype).itemsize
-            wanted = np.ndarray(shape, dtype, memory.data, offset, tuple(item * step for step in strides))
-            assert tensor.shape == wanted.shape
-            np.testing.assert_array_equal(tensor.numpy(), wanted)
-        assert results.take(*layout.array("target", 1)).shape == (5, 1)
-    assert stands_in.used == [0, 0x99]
+        wanted = layout.arrays(memory)
+        found = results.take(layout.places())
+        assert list(found) == list(wanted)
+        for name, tensor in found.items():
+            assert tensor.shape == wanted[name].shape
+            np.testing.assert_array_equal(tensor.numpy(), wanted[name])
+        assert results.take(layout.places(1))["target"].shape == (5, 1)
+    assert stands_in.used == [0, 0x99], "on its current stream it needs no other"

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, _core, top_classes
+from finercam_rt import BackendError, Engine, _core, ops, top_classes
 from finercam_rt.errors import DeviceMemoryError
+from finercam_rt.manifest import InputSpec
 from finercam_rt.ops import Status
 from finercam_rt.tensorrt.build import build_plan
 from finercam_rt.tensorrt.builder import BuildOptions
 from finercam_rt.tensorrt.library import RTX, Library, load_library, targets
 
 from ..fakes.taps import with_taps
+from .test_photographs import photograph
 
 pytestmark = pytest.mark.gpu
 
@@ -76,6 +78,14 @@ def test_it_gives_what_onnx_runtime_gives(make_toy, plan_of, cuda_graphs, contra
     assert min(times[0][:4]) > 0
 
 
+@pytest.mark.parametrize("method", ops.KERNEL_METHODS)
+def test_every_method_that_has_a_kernel(make_toy, plan_of, method):
+    path = with_taps(make_toy(contrasts=2), gradients=True)
+    reference, engine = Engine(path, method=method), Engine(plan_of(path), method=method)
+    for step, count in enumerate((2, 2, 2, 1)):
+        same(engine(batch(count, step)), reference(batch(count, step)))
+
+
 @pytest.mark.parametrize("own_stream", [True, False])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_torch_tensors_stay_on_the_gpu(toy, plan_of, own_stream, cuda_graphs):
@@ -96,6 +106,44 @@ def test_torch_tensors_stay_on_the_gpu(toy, plan_of, own_stream, cuda_graphs):
                 np.testing.assert_allclose(
                     host(engine.logits(torch.from_numpy(images).cuda())), reference.logits(images), rtol=1e-3, atol=1e-4
                 )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_photographs_are_resized_there(make_toy, plan_of, interpolation, where):
+    """Against the host's; levels may be two off, see tests/tensorrt/test_photographs.py."""
+    spec = InputSpec((32, 48), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), interpolation, 0.9)
+    path = make_toy(manifest={"input": spec}).path
+    engine, reference = Engine(plan_of(path)), Engine(path)
+    images = [photograph(size, k) for k, size in enumerate([(48, 64), (90, 41), (33, 200), (20, 20), (600, 800)])]
+    given = images
+    if where == "device":
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available() or interpolation == "lanczos":
+            pytest.skip("torch sees no CUDA device, or the host resizes")
+        given = [torch.from_numpy(image).cuda() if k % 2 else image for k, image in enumerate(images)]
+    for _ in range(3):
+        found, wanted = (
+            engine.explain(given, target=1, references=[2]),
+            reference.explain(images, target=1, references=[2]),
+        )
+        assert np.abs(found.images.astype(int) - wanted.images).max() <= (0 if interpolation == "lanczos" else 2)
+        np.testing.assert_allclose(found.logits, wanted.logits, atol=0.05 * np.abs(wanted.logits).max())
+        assert found.status == wanted.status
+    for row in (1, 3):
+        assert found.overlay(row, coordinates="original").size == images[row].shape[1::-1]
+
+
+def test_a_launch_that_fails_names_itself(real):
+    """On a device that is not there; the one that is works on."""
+    view = _core.cuda_empty_float32([2, 8, 3, 4], 0)
+    out = _core.cuda_empty_float32([2, 3, 4], 0)
+    options = {"layout": _core.Layout.NCHW, "prefix_tokens": 0, "threads": 1}
+    _core.cam(view, view, out, method=_core.Method.GRADCAM, stream=0, **options)
+    elsewhere = _core.cuda_view(256, "float32", (2, 3, 4), 63)
+    with pytest.raises(_core.CudaError, match=r"render of \(2, 3, 4\) on cuda:63: using the device cuda:63 failed"):
+        _core.map_status(elsewhere, _core.cuda_view(256, "uint8", (2,), 63), threads=1, stream=0)
+    _core.cam(view, view, out, method=_core.Method.GRADCAM, stream=0, **options)
 
 
 def test_cupy_arrays(toy, plan_of):

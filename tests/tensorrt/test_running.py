@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from finercam_rt import BackendError, Engine, InputError, top_classes
-from finercam_rt.backends import device_slot
+from finercam_rt import BackendError, Engine, InputError, ops, top_classes
+from finercam_rt.backends import device_slots
 from finercam_rt.errors import DeviceMemoryError
 from finercam_rt.tensorrt.library import RTX
 
@@ -79,22 +79,63 @@ def test_taps_are_drawn_on_the_gpu(make_toy, gpu, contrasts, gradients):
         same(found, host(images, **asked))
         assert len(found.carried) == 1
     kernels = gpu.device.count("kernel")
-    assert kernels == 2, "once for the first run, once for the capture"
+    assert kernels == 2 * 2, "the map and the status, once for the first run, once for the capture"
     photographs = [np.full((32, 48, 3), 40 * k, np.uint8) for k in range(5)]
     del gpu.device.journal[:]
     explained = engine.explain(photographs)
     np.testing.assert_allclose(explained.saliency_map, host.explain(photographs).saliency_map, rtol=1e-4, atol=1e-5)
-    assert gpu.device.count("copy") == 3, "the taps, which nobody reads, stay on the GPU"
+    assert gpu.device.count("copy") == 4, "pixels, questions, crops and answers; the taps stay, as nobody reads them"
     engine(images)
-    assert gpu.device.count("copy") == 3 + 4
+    assert gpu.device.count("copy") == 4 + 3, "the images, the answers and the taps; the questions are the same"
+
+
+@pytest.mark.parametrize("contrasts", [1, 3])
+def test_every_method_that_has_a_kernel_is_drawn_on_the_gpu(make_toy, gpu, contrasts):
+    """In turn, from one engine: each has a graph of its own, and its own map."""
+    taps = with_taps(make_toy(contrasts=contrasts), gradients=True)
+    host, engine = Engine(taps), Engine(gpu.plan(taps))
+    maps = {}
+    for step in range(3):
+        for method in ops.KERNEL_METHODS[:4]:
+            found = engine.with_method(method)(batch(2, step))
+            same(found, host.with_method(method)(batch(2, step)))
+            maps[method] = found.saliency_map
+    assert gpu.device.count("kernel") == 4 * 2 * 2, "of each the first run, and the capture"
+    assert all(graph.launches == 2 for graph in gpu.device.graphs)
+    for method in ops.KERNEL_METHODS[4:]:
+        found = engine.with_method(method)(batch(2, step))
+        same(found, host.with_method(method)(batch(2, step)))
+        maps[method] = found.saliency_map
+    assert gpu.device.count("kernel") == 4 * 2 * 2 + 3 * 2
+    different = {values.tobytes() for values in maps.values()}
+    assert len(different) == len(ops.KERNEL_METHODS)
+
+
+def test_fem_needs_no_gradients(make_toy, gpu):
+    taps = with_taps(make_toy(), gradients=False)
+    host, engine = Engine(taps, method="fem"), Engine(gpu.plan(taps), method="fem")
+    for step in range(3):
+        same(engine(batch(2, step)), host(batch(2, step)))
+    assert gpu.device.count("kernel") == 2 * 2
 
 
 def test_methods_that_the_gpu_does_not_draw(make_toy, gpu):
     taps = with_taps(make_toy(), gradients=True)
-    host, engine = Engine(taps, method="layercam"), Engine(gpu.plan(taps), method="layercam")
+    host, engine = Engine(taps, method="eigencam"), Engine(gpu.plan(taps), method="eigencam")
     for step in range(3):
         same(engine(batch(2, step)), host(batch(2, step)))
         same(engine.with_method("gradcam")(batch(2, step)), host.with_method("gradcam")(batch(2, step)))
+    assert gpu.device.count("kernel") == 2 * 2, "of gradcam"
+
+
+def test_the_logits_are_read_of_any_method(make_toy, gpu):
+    """No context and no buffers of their own."""
+    taps = with_taps(make_toy(), gradients=True)
+    host, engine = Engine(taps), Engine(gpu.plan(taps)).with_method("layercam")
+    engine(batch(2))
+    for step in range(3):
+        np.testing.assert_allclose(engine.logits(batch(2, step)), host.logits(batch(2, step)), rtol=1e-5, atol=1e-6)
+    assert len(gpu.trt.contexts) == 1
 
 
 def test_batches_outside_of_the_profile(toy, gpu):
@@ -145,7 +186,8 @@ def test_the_steady_state_allocates_nothing(toy, gpu):
         engine(batch(2))
     assert (gpu.device.used(), len(gpu.device.streams), len(gpu.trt.contexts)) == before
     assert gpu.device.count("memory") == gpu.device.count("pinned") == gpu.device.count("capture") == 0
-    assert gpu.device.count("copy") == 5 * 3, "the images, the questions, the answers"
+    assert gpu.device.count("replay") == 5
+    assert gpu.device.count("copy") == 5 * 2, "the images and the answers; the questions are the same"
 
 
 def test_few_sizes_are_kept_and_their_memory_comes_back(toy, gpu):
@@ -170,10 +212,10 @@ def test_few_sizes_are_kept_and_their_memory_comes_back(toy, gpu):
 
 def test_the_memory_of_a_thread_is_bounded(toy, gpu, monkeypatch):
     engine = Engine(gpu.plan(toy.path))
-    monkeypatch.setattr(device_slot, "MEMORY_KEPT", 0)
+    monkeypatch.setattr(device_slots, "MEMORY_KEPT", 0)
     gc.collect()
     small = Engine(gpu.plan(toy.path))
-    small._backend._slots = device_slot.DeviceSlots(0)
+    small._backend._slots = device_slots.DeviceSlots(0)
     for count in (1, 2, 1, 2):
         same(small(batch(count)), engine(batch(count)))
     assert len(gpu.trt.contexts) == 4 + 2, "of the small one only the last is kept"

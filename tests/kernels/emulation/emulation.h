@@ -100,7 +100,8 @@ inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-#define FINERCAM_CUDA_CHECK(call) static_cast<void>(call)
+#define FINERCAM_CUDA_CHECK_AS(call, ...) static_cast<void>(call)
+#define FINERCAM_CUDA_ALLOCATED(call, ...) static_cast<void>(call)
 
 namespace finercam {
 struct DeviceScope {

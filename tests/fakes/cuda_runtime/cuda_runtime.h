@@ -1,0 +1,156 @@
+// A CUDA runtime that keeps a journal of what it is asked for and does nothing else, for csrc/graph and csrc/core.
+// What it is told to fail once raises there. Memory is the host's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace null_cuda {
+
+struct State {
+  bool writes = false;  // whether the journal is kept
+  std::vector<std::string> journal;
+  std::string failing;              // the call that fails, once
+  std::uintptr_t handles = 0x1000;  // of streams, events and graphs
+  int current = 0;
+};
+
+inline State& state() {
+  static State found;
+  return found;
+}
+
+inline std::string text(const void* handle) {
+  char buffer[32];
+  std::snprintf(buffer, sizeof buffer, "%zx", static_cast<std::size_t>(reinterpret_cast<std::uintptr_t>(handle)));
+  return buffer;
+}
+
+}  // namespace null_cuda
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorECCUncorrectable = 214,
+  cudaErrorInvalidPc = 718,
+  cudaErrorNvlinkUncorrectable = 220,
+  cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchTimeout = 702,
+  cudaErrorAssert = 710,
+  cudaErrorHardwareStackError = 714,
+  cudaErrorIllegalInstruction = 715,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorInvalidAddressSpace = 717,
+  cudaErrorLaunchFailure = 719
+};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+enum cudaMemcpyKind { cudaMemcpyDefault };
+enum { cudaEventDefault, cudaEventDisableTiming, cudaStreamNonBlocking, cudaHostAllocPortable };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+using cudaStream_t = struct CUstream*;
+using cudaEvent_t = struct CUevent*;
+using cudaGraph_t = struct CUgraph*;
+using cudaGraphExec_t = struct CUexec*;
+using cudaGraphNode_t = struct CUnode*;
+struct cudaDeviceProp {
+  char name[64];
+};
+
+namespace null_cuda {
+
+template <typename T>
+T new_handle() {
+  return reinterpret_cast<T>(state().handles += 16);
+}
+
+inline cudaError_t done(const char* call, const std::string& rest) {
+  State& now = state();
+  now.journal.push_back(call + rest);
+  if (now.failing != call) return cudaSuccess;
+  now.failing.clear();
+  return cudaErrorIllegalAddress;
+}
+
+}  // namespace null_cuda
+
+// A macro, so that a journal that is not kept costs a comparison.
+#define NULL_CUDA_DONE(call, rest) (null_cuda::state().writes ? null_cuda::done(call, rest) : cudaSuccess)
+
+inline cudaError_t cudaGetDevice(int* device) { return *device = null_cuda::state().current, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return null_cuda::state().current = device, cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "it was told to fail"; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 9, cudaSuccess; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int) {
+  return std::strcpy(found->name, "null"), cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) { return *free = *total = 1, cudaSuccess; }
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+
+template <typename T>
+cudaError_t cudaMalloc(T** memory, std::size_t bytes) {
+  *memory = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+  return cudaSuccess;
+}
+template <typename T>
+cudaError_t cudaHostAlloc(T** memory, std::size_t bytes, unsigned) {
+  return cudaMalloc(memory, bytes);
+}
+inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void* memory) { return std::free(memory), cudaSuccess; }
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = null_cuda::new_handle<cudaStream_t>();
+  return NULL_CUDA_DONE("new stream ", null_cuda::text(*stream));
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = null_cuda::new_handle<cudaEvent_t>();
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float* span, cudaEvent_t, cudaEvent_t) { return *span = 1, cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return NULL_CUDA_DONE("wait on host for ", null_cuda::text(event));
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  return NULL_CUDA_DONE("record ", null_cuda::text(event) + " on " + null_cuda::text(stream));
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  return NULL_CUDA_DONE("wait for ", null_cuda::text(event) + " on " + null_cuda::text(stream));
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return NULL_CUDA_DONE("synchronize ", null_cuda::text(stream));
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return NULL_CUDA_DONE("copy ", std::to_string(bytes) + " from " + null_cuda::text(from) + " to " +
+                                     null_cuda::text(to) + " on " + null_cuda::text(stream));
+}
+inline cudaError_t cudaMemsetAsync(void*, int, std::size_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  return NULL_CUDA_DONE("launch ", null_cuda::text(graph) + " on " + null_cuda::text(stream));
+}
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaSuccess; }
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  return *graph = null_cuda::new_handle<cudaGraph_t>(), cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
+inline cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, std::size_t* count) {
+  return *count = 1, cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) {
+  return *graph = null_cuda::new_handle<cudaGraphExec_t>(), cudaSuccess;
+}
+inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }

@@ -1,0 +1,32 @@
+// The bindings of CUDA's streams, memory and graphs over the CUDA runtime of this folder.
+#include <string>
+#include <vector>
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings/arrays.h"
+#include "core/cuda_check.h"
+#include "core/operation.h"
+#include "cuda_runtime.h"
+
+NB_MODULE(_null_core, module) {
+  finercam::bind_graph(module);
+  finercam::bind_exchange(module);
+  module.def("keep_journal", [](bool writes) { null_cuda::state().writes = writes; });
+  module.def("take_journal", [] {
+    std::vector<std::string> journal;
+    journal.swap(null_cuda::state().journal);
+    return journal;
+  });
+  module.def("fail_at", [](const std::string& call) { null_cuda::state().failing = call; });
+  module.def("fail_in_operation", [](int error, std::size_t bytes) {
+    const auto failed = static_cast<cudaError_t>(error);
+    return finercam::on_cuda("rank", {2, 31, 7}, 1, [&] {
+      if (bytes > 0) FINERCAM_CUDA_ALLOCATED(failed, bytes);
+      FINERCAM_CUDA_CHECK_AS(failed, "its launch");
+      return 5;
+    });
+  });
+  nanobind::set_leak_warnings(false);
+}
