@@ -23,7 +23,7 @@ def torch_forward(setting: Setting) -> Bind:
     model = _model(setting)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = images_on(setting, batch)
 
         def call() -> Answer:
             with torch.no_grad():
@@ -46,7 +46,7 @@ def torchcam(setting: Setting) -> Bind:
     extractor = FinerCAM(model, setting.layer.name, gamma=0.6, num_references=REFERENCES, **options)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = images_on(setting, batch)
 
         def call() -> Answer:
             scores = model(images)
@@ -68,7 +68,7 @@ def gradcam(setting: Setting) -> Bind:
     cam = FinerCAM(model, [model.get_submodule(setting.layer.name)], reshape_transform=transform)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = images_on(setting, batch)
         return Bound(lambda: Answer(None, cam(input_tensor=images, alpha=1.0)))
 
     return bind
@@ -90,7 +90,7 @@ def captum(setting: Setting) -> Bind:
     attribution = LayerGradCam(finer, model.get_submodule(setting.layer.name))
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = images_on(setting, batch)
 
         def call() -> Answer:
             saliency_map = attribution.attribute(images, relu_attributions=True)
@@ -99,6 +99,13 @@ def captum(setting: Setting) -> Bind:
         return Bound(call)
 
     return bind
+
+
+def images_on(setting: Setting, batch: NDArray[np.float32]) -> torch.Tensor:
+    """The batch on the setting's device, in the precision of the model."""
+    import torch
+
+    return torch.from_numpy(batch).to(setting.device, next(_model(setting).parameters()).dtype)
 
 
 def _reshape_transform(setting: Setting) -> Callable[[Any], Any]:
