@@ -35,7 +35,7 @@ class Setting:
     """What a contender is made from; model is None where it needs no torch.
 
     openvino_xai: the Python of the environment that has it; scratch: a folder for what is exchanged with that process.
-    device: where it runs, "cpu" or "cuda"; the model lies there.
+    device: where it runs, "cpu" or "cuda"; the model lies there. compiled: whether the model goes through torch.compile.
     """
 
     case: Case
@@ -46,6 +46,7 @@ class Setting:
     openvino_xai: Path | None = None
     scratch: Path | None = None
     device: str = "cpu"
+    compiled: bool = False
 
 
 class Bound(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comparison.contenders import Answer, Bind, Bound, Setting
+from comparison.graphs import images_on
 from comparison.verification import REFERENCES, channels_first
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def torch_forward(setting: Setting) -> Bind:
     """The model alone."""
     import torch
 
-    model = _model(setting)
+    model = _copied(setting) if setting.compiled else _model(setting)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = images_on(setting, batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             with torch.no_grad():
@@ -39,14 +40,14 @@ def torchcam(setting: Setting) -> Bind:
     import torch
     from torchcam.methods import FinerCAM
 
-    model = copy.deepcopy(_model(setting))
+    model = _copied(setting)
     options: dict[str, Any] = {}
     if setting.layer.layout != "nchw":
         options["reshape_transform"] = _reshape_transform(setting)
     extractor = FinerCAM(model, setting.layer.name, gamma=0.6, num_references=REFERENCES, **options)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = images_on(setting, batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             scores = model(images)
@@ -63,12 +64,12 @@ def gradcam(setting: Setting) -> Bind:
     import torch
     from pytorch_grad_cam import FinerCAM
 
-    model = copy.deepcopy(_model(setting))
+    model = _copied(setting)
     transform = None if setting.layer.layout == "nchw" else _reshape_transform(setting)
     cam = FinerCAM(model, [model.get_submodule(setting.layer.name)], reshape_transform=transform)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = images_on(setting, batch)
+        images = _images(setting, batch)
         return Bound(lambda: Answer(None, cam(input_tensor=images, alpha=1.0)))
 
     return bind
@@ -90,7 +91,7 @@ def captum(setting: Setting) -> Bind:
     attribution = LayerGradCam(finer, model.get_submodule(setting.layer.name))
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = images_on(setting, batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             saliency_map = attribution.attribute(images, relu_attributions=True)
@@ -101,11 +102,16 @@ def captum(setting: Setting) -> Bind:
     return bind
 
 
-def images_on(setting: Setting, batch: NDArray[np.float32]) -> torch.Tensor:
-    """The batch on the setting's device, in the precision of the model."""
-    import torch
+def _copied(setting: Setting) -> torch.nn.Module:
+    model = copy.deepcopy(_model(setting))
+    if setting.compiled:
+        model.compile()
+    return model
 
-    return torch.from_numpy(batch).to(setting.device, next(_model(setting).parameters()).dtype)
+
+def _images(setting: Setting, batch: NDArray[np.float32]) -> torch.Tensor:
+    """The batch on the setting's device, in the precision of the model."""
+    return images_on(setting.device, batch).to(next(_model(setting).parameters()).dtype)
 
 
 def _reshape_transform(setting: Setting) -> Callable[[Any], Any]:

@@ -40,7 +40,14 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    planes=((1, 2048, 7, 7), (16, 2048, 7, 7), (64, 2048, 7, 7), (1024, 2048, 7, 7), (1, 512, 56, 56), (64, 512, 56, 56)),
+    planes=(
+        (1, 2048, 7, 7),
+        (16, 2048, 7, 7),
+        (64, 2048, 7, 7),
+        (1024, 2048, 7, 7),
+        (1, 512, 56, 56),
+        (64, 512, 56, 56),
+    ),
     tokens=((1, 768, 14, 14), (64, 768, 14, 14), (1024, 768, 14, 14)),
     render=((1, 7, 224), (16, 7, 224), (256, 14, 224), (2048, 7, 224)),
     photographs=((1, 480, 224), (16, 480, 224), (64, 480, 224), (256, 480, 224)),
@@ -188,7 +195,11 @@ def _preprocess_case(mode: str, n: int, height: int, side: int) -> KernelCase:
 
 def _mask_case(maps: int, side: int) -> KernelCase:
     def make(draw: Draw) -> Work:
-        images, cells, out = draw.normal(1, 3, side, side), draw.normal(1, maps, 7, 7), draw.empty(1, maps, 3, side, side)
+        images, cells, out = (
+            draw.normal(1, 3, side, side),
+            draw.normal(1, maps, 7, 7),
+            draw.empty(1, maps, 3, side, side),
+        )
         moved = bytes_of(images, cells, out)
         return Work((images, cells), (out,), lambda: ops.mask(images, cells, out=out), formulas.mask, moved, 1e-5)
 
@@ -199,9 +210,7 @@ def _remove_case(n: int, side: int) -> KernelCase:
     def make(draw: Draw) -> Work:
         images, ranks = draw.normal(n, 3, side, side), draw.order(n, side * side).view(n, side, side)
         out = draw.empty(n, STEPS, 3, side, side)
-        counts = np.ascontiguousarray(
-            np.broadcast_to(np.linspace(0, side * side, STEPS).astype(np.int32), (n, STEPS))
-        )
+        counts = np.ascontiguousarray(np.broadcast_to(np.linspace(0, side * side, STEPS).astype(np.int32), (n, STEPS)))
         fill = np.array([0.5, -0.5, 0.25], np.float32)
         on_device = [torch.from_numpy(values).to(draw.device) for values in (counts, fill)]
 
@@ -219,7 +228,9 @@ def _rank_case(n: int, side: int) -> KernelCase:
     def make(draw: Draw) -> Work:
         maps, out = draw.normal(n, side, side), draw.empty(n, side, side, dtype=torch.int32)
         # it waits, to say which map is not finite
-        return Work((maps,), (out,), lambda: ops.rank(maps, out=out), formulas.rank, bytes_of(maps, out), 0, capture=False)
+        return Work(
+            (maps,), (out,), lambda: ops.rank(maps, out=out), formulas.rank, bytes_of(maps, out), 0, capture=False
+        )
 
     return KernelCase("rank", "float32", f"{n}x{side}x{side}", make)
 

@@ -80,8 +80,6 @@ class Draw:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 
-
-
 def check_ours(work: Work) -> float:
     """Run it once over poisoned outputs; its error against the formula in float64.
 
