@@ -35,7 +35,7 @@ class Setting:
     """What a contender is made from; model is None where it needs no torch.
 
     openvino_xai: the Python of the environment that has it; scratch: a folder for what is exchanged with that process.
-    device: where it runs, "cpu" or "cuda"; the model lies there. compiled: whether the model goes through torch.compile.
+    device: where it runs and where the model lies, "cpu" or "cuda". compiled: whether that goes through torch.compile.
     """
 
     case: Case

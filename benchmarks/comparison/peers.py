@@ -37,7 +37,6 @@ def torch_forward(setting: Setting) -> Bind:
 
 def torchcam(setting: Setting) -> Bind:
     """Its extractor is made once, on a copy of the model, so that its hooks slow nobody else."""
-    import torch
     from torchcam.methods import FinerCAM
 
     model = _copied(setting)
@@ -61,7 +60,6 @@ def torchcam(setting: Setting) -> Bind:
 
 def gradcam(setting: Setting) -> Bind:
     """As torch-cam, made once on a copy of the model."""
-    import torch
     from pytorch_grad_cam import FinerCAM
 
     model = _copied(setting)
@@ -77,7 +75,6 @@ def gradcam(setting: Setting) -> Bind:
 
 def captum(setting: Setting) -> Bind:
     """LayerGradCam of a function that contrasts the best class with the next; its one forward pass gives the logits."""
-    import torch
     from captum.attr import LayerGradCam
 
     model = _model(setting)

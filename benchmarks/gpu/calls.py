@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from comparison.cases import find_cases, images_of
 from comparison.engines import ENGINE, build_of
 from comparison.graphs import images_on
 from comparison.timing import spread
+
 from finercam_rt import Engine
 from finercam_rt.onnx_metadata import read_manifest
 from gpu.clock import Clock

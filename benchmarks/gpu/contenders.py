@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
-
 from comparison import graphs, peers
 from comparison.contenders import GRADCAM, OURS, PLAIN, TORCH, TORCHCAM, Answer, Bind, Bound, Contender, Setting
 from comparison.engines import ENGINE, FORWARD, FP16, FP16_FORWARD
 from comparison.verification import REDUCED, Tolerance
+from numpy.typing import NDArray
+
 from gpu.sessions import forward
 
 PRECISIONS = ("fp32", "fp16")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.script import read_document, write_document
+
 from gpu import goals
 
 SCHEMA = 1

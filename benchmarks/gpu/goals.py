@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from comparison.contenders import GRADCAM, OURS, PLAIN, TORCHCAM
 from comparison.script import table
+
 from gpu.measuring import COMPILED, TORCH
 from gpu.measuring import OURS as KERNEL
 

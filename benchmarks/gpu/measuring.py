@@ -1,4 +1,4 @@
-"""One kernel case: held to its formula, then timed against plain torch, and torch.compile where the case asks for it."""
+"""One kernel case: held to its formula, then timed beside plain torch, and beside torch.compile where it is asked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-
 from comparison.timing import spread
+
 from gpu.clock import Call, Clock
 from gpu.work import Draw, KernelCase, Work, check_formula, check_ours
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-
 from comparison import timing
 from comparison.cases import Case, find_cases, images_of, load
 from comparison.contenders import Bind, Call, Setting
@@ -17,6 +16,7 @@ from comparison.engines import FP16, FP16_FORWARD, build, build_of
 from comparison.timing import Samples
 from comparison.verification import check
 from comparison.worker import unfit
+
 from finercam_rt.onnx_metadata import read_manifest
 from gpu.clock import Clock
 from gpu.contenders import OWN, RATIOS, contenders_of

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from comparison.cases import DEVICE_CASES, TOY_CASES
+
 from gpu.cases import FULL, TINY, kernel_cases
 from gpu.contenders import COMPILED, OWN, PEERS, PLAN, PRECISIONS
 from gpu.models import ModelJob

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison.script import RESULTS, make_parser, refuse
+
 from finercam_rt import _core
 from finercam_rt.cli.progress import progress
 from gpu import documents, goals

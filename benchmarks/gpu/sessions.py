@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from comparison.contenders import Answer, Bind, Bound, Setting
 from comparison.graphs import images_on
+from numpy.typing import NDArray
+from torch import Tensor
 
 _DTYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 _NUMPY = {torch.float32: np.float32, torch.int64: np.int64}

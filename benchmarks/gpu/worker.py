@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, TextIO
 
 import torch
-
 from comparison.environment import describe
+
 from finercam_rt import _core
 from gpu import calls, measuring, models
 from gpu.cases import FULL, TINY, kernel_cases
