@@ -85,6 +85,7 @@ def _start(request: dict[str, Any], errors: IO[str]) -> subprocess.Popen[str]:
     variables = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "gpu.worker"],
+        cwd=_FOLDER,  # of a package that is installed, not of its sources in the folder above
         env=variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
