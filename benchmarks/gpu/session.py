@@ -26,12 +26,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from comparison.cases import DEVICE_CASES, find_cases
 from comparison.script import RESULTS, make_parser, refuse
 
 from finercam_rt import _core
 from finercam_rt.cli.progress import progress
-from gpu import documents, goals
+from gpu import calls, documents, goals, models
 from gpu.children import Message, run
+from gpu.contenders import PRECISIONS
 from gpu.plan import PARTS, Job, jobs_of
 
 _EPILOG = """\
@@ -47,13 +49,15 @@ def main(argv: list[str]) -> int:
     """0: all measured. 1: some jobs failed or were not begun, each named. 2: a wrong argument, or no GPU."""
     args = _parser().parse_args(argv)
     try:
-        gpu = _gpu(rehearsal=args.rehearse)
+        gpu = _gpu(rehearsal=args.rehearse or args.export or args.list)
         if not 0 < args.seconds <= DAY:
             raise ValueError(f"seconds must be above zero, and {DAY:.0f} at most.")
         folder = args.output_folder or (REHEARSAL if args.rehearse else RESULTS)
         every = [job for job in jobs_of(args.parts, rehearsal=args.rehearse) if _wanted(job["name"], args.only)]
         if not every:
             raise ValueError(f"no case has {' and '.join(args.only)} in its name; run with --list to see them.")
+        if args.export:
+            return _export()
         if args.list:
             print("\n".join(job["name"] for job in every))
             return 0
@@ -74,7 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-folder", type=Path, metavar="DIR", help="default: benchmarks/results")
     parser.add_argument("--rehearse", action="store_true", help="small, on the CPU, where the figures mean nothing")
     parser.add_argument("--list", action="store_true", help="name the cases and measure nothing")
+    parser.add_argument(
+        "--export", action="store_true", help="make the models' graphs and measure nothing; no GPU needed"
+    )
     return parser
+
+
+def _export() -> int:
+    """Those of the calls first: they take a second."""
+    jobs = [(calls.CASE, "fp32"), *((case.name, precision) for case in DEVICE_CASES for precision in PRECISIONS)]
+    with progress(len(jobs), "graphs", "exporting") as bar:
+        for name, precision in jobs:
+            began = time.monotonic()
+            models.export(find_cases([name])[0], precision)
+            bar.write(f"{name} {precision}: {time.monotonic() - began:.0f} s")
+            bar.advance()
+    return 0
 
 
 def _gpu(*, rehearsal: bool) -> str:

@@ -119,9 +119,10 @@ def _require(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: flo
             for a, b in zip(got.flatten().split(_PART), right.flatten().split(_PART), strict=True)
         ]
         error, size = (float(torch.stack(parts).sum()) for parts in zip(*squares, strict=True))
-        worst = max(worst, (error / size) ** 0.5 if size else error**0.5)
-        if not worst <= tolerance:  # so that NaN is wrong
-            raise ValueError(f"its result differs from the formula by {worst:.1e}")
+        relative = (error / size) ** 0.5 if size else error**0.5
+        if not relative <= tolerance:  # so that NaN is wrong
+            raise ValueError(f"its result differs from the formula by {relative:.1e}")
+        worst = max(worst, relative)
     return worst
 
 

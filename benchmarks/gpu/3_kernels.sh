@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The kernels' bandwidth beside a copy's, plain torch and torch.compile, and what a call costs where ONNX Runtime's GPU
+# build has come already.
+source "$(dirname "$0")/common.sh"
+
+kernels() {
+  "$PYTHON" benchmarks/run.py --device cuda --parts kernels --seconds "${SECONDS_LEFT:-520}" --resume \
+    --output-folder "$OUT"
+}
+
+step kernels kernels
+finish
