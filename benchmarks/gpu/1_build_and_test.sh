@@ -6,7 +6,6 @@ source "$(dirname "$0")/common.sh"
 build() {
   local capability
   capability=$(nvidia-smi --id=0 --query-gpu=compute_cap --format=csv,noheader | tr -d .)
-  # not upgraded where the machine has them: what came along is of the versions that were tried
   "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/tools/*.whl
   CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation \
     --config-settings=cmake.define.FINERCAM_CUDA=ON \

@@ -41,6 +41,8 @@ join() {
     (cd "$KEPT" && sha256sum --check --quiet < "$OLDPWD/.gpu/sums")
     mkdir "$KEPT/unpacking"
     cat "$KEPT"/part-* | tar -xJ -C "$KEPT/unpacking"
+    # where onnxruntime looks for CUDA's libraries: beside itself
+    ln -s "$("$PYTHON" -c 'import nvidia; print(list(nvidia.__path__)[0])')" "$KEPT/unpacking/nvidia"
     mv "$KEPT/unpacking" "$KEPT/site"
   fi
   export PYTHONPATH=$KEPT/site${PYTHONPATH:+:$PYTHONPATH}

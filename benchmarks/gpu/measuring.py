@@ -23,8 +23,9 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
     """The record of a case; `copied` is the copy bandwidth in bytes a second.
 
     Cold: each call of a chain has its own inputs and outputs, twice the cache in all, and the cache is overwritten
-    before each repetition. Warm: the same inputs again and again, as a network leaves them behind in the cache. A
-    contender that fails or is wrong has an error in the place of its times.
+    before each repetition. Warm: the same inputs again and again, as a network leaves them behind in the cache. Queued:
+    cold, but call by call, with the host's launches and allocations. A contender that fails or is wrong has an error in
+    the place of its times.
     """
     works = [case.make(Draw(clock.device, seed=0))]
     moved = works[0].moved
@@ -47,6 +48,9 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
     if "error" not in found[OURS]:
         speed = moved / (1e-6 * found[OURS]["microseconds"]["median"])
         record |= {"bytes_per_s": speed, "share_of_copy": speed / copied}
+        if found[OURS]["graph"]:
+            calls = [work.ours for work in islice(cycle(works), _LEAST_CALLS)]
+            record["queued_microseconds"] = spread(clock.chain(calls, capture=False).microseconds)
         if moved < clock.cache_bytes:
             warm = clock.chain([works[0].ours] * _WARM_CALLS, capture=works[0].capture)
             record["warm_microseconds"] = spread(warm.microseconds)

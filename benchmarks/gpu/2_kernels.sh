@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The kernels' bandwidth beside a copy's, plain torch and torch.compile, and what a call costs where ONNX Runtime's GPU
-# build has come already.
+# The kernels' bandwidth beside a copy's, plain torch and torch.compile.
 source "$(dirname "$0")/common.sh"
 
 kernels() {
