@@ -6,10 +6,12 @@ export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 FEWER='not (blend and (jet or gray))'  # colours change no address
 
 watch() {  # watch TOOL SECONDS ARGUMENTS...
-  local tool=$1 limit=$2
+  local tool=$1 limit=$2 code=0
   shift 2
   timeout "$limit" compute-sanitizer --tool "$tool" --kernel-regex kns=finercam --error-exitcode 9 \
-    --log-file "$OUT/$tool.log" "$PYTHON" -m pytest -m gpu -q -x -p no:cacheprovider "$@" && tail -n 3 "$OUT/$tool.log"
+    --log-file "$OUT/$tool.log" "$PYTHON" -m pytest -m gpu -q -x -p no:cacheprovider "$@" || code=$?
+  tail -n 3 "$OUT/$tool.log"
+  return $code
 }
 
 memcheck() { watch memcheck 200 tests/kernels -k "$FEWER"; }
