@@ -127,7 +127,7 @@ def _row(part: str, goal: str, sign: str, bound: float, figures: Sequence[Figure
     if not figures:
         return Row(part, goal, words, None, None, None)
     order = sorted(figures, key=lambda figure: figure.value, reverse=sign == "<=")
-    worst = order[len(order) // 2 if median else 0]
+    worst = order[(len(order) - 1) // 2 if median else 0]
     met = {"<=": worst.value <= bound, ">=": worst.value >= bound, ">": worst.value > bound}[sign]
     return Row(part, goal, words, worst.value, met, f"{worst.at} ({len(figures)} figures)")
 

@@ -245,6 +245,36 @@ def test_a_file_that_breaks_the_schema_is_refused(change: Any, says: str, tmp_pa
         documents.read(tmp_path / "x.json")
 
 
+def test_the_report_has_goals_figures_and_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"error": "ValueError: wrong"}
+    right = {**_kernel("cam", "gradcam", "1024x2048x7x7", 0.9, ours=200.0, torch=500.0), "bytes_per_s": 4e12}
+    wrong = _kernel("render", "values", "s", 0.0, torch=7.0)
+    wrong = {**wrong, "contenders": {**wrong["contenders"], "ours": own}}
+    del wrong["share_of_copy"]
+    more = {"name": "x", "moved_bytes": 3, "environment": 0, "copy_bytes_per_s": 4.4e12}
+    records = [{**right, **more}, {**wrong, **more, "name": "render values, s"}]
+    records.append({"kind": "failure", "name": "rank", "environment": 0, "error": "its process ended"})
+    host = {"cpu": "a processor", "logical_cpus": 2, "commit": None, "sources_changed": None}
+    environment = {**ENVIRONMENT, **host, "gpu": {"name": "NVIDIA H200", "driver_version": "580"}}
+    document = {**documents.new("kernels", "NVIDIA H200", rehearsal=False), "environments": [environment]}
+    path = tmp_path / "h200-kernels.json"
+    documents.write({**document, "records": records}, path)
+    assert report.main([str(path)]) == 0
+    headline = capsys.readouterr().out
+    assert "| cam, inputs several times the L2: share of the copy bandwidth | >= 0.85 | 0.9 | yes | cam" in headline
+    text = path.with_suffix(".md").read_text()
+    assert text.startswith("# Kernels on NVIDIA H200\n")
+    assert headline.strip() in text
+    assert "| cam | gradcam | 1024x2048x7x7 | 200.0 | 4000 | 90 % | - | - | 500.0 | - |" in text
+    assert "| render | values | s | error | - | - | - | - | 7.0 | - |" in text
+    assert "A copy within the device moves 4400 GB/s." in text
+    assert "- rank failed: its process ended" in text
+    assert "- render values, s: ours is left out: ValueError: wrong" in text
+    assert "- GPU: name NVIDIA H200, driver_version 580" in text
+    path.write_text(json.dumps({**document, "records": [{"kind": "x"}]}))
+    assert report.main([str(path)]) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
