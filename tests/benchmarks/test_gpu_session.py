@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+import report
 from comparison import engines
 from comparison.contenders import GRADCAM, OURS, PLAIN, TORCHCAM
 from gpu import children, documents, goals, models, session
