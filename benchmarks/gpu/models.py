@@ -40,7 +40,9 @@ class ModelJob:
 
 def export(case: Case, precision: str) -> None:
     """The graphs of a case in a precision, where they are not there yet."""
-    build(case, build_of(case), (FP16, FP16_FORWARD) if precision == "fp16" else ())
+    graphs, variants = build_of(case), (FP16, FP16_FORWARD) if precision == "fp16" else ()
+    if not graphs.folder.exists() or graphs.missing(variants):
+        build(case, graphs, variants)
 
 
 def measure(job: ModelJob, clock: Clock) -> Iterator[dict[str, Any]]:

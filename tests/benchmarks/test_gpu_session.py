@@ -15,11 +15,8 @@ pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 import report
-from comparison import engines
 from comparison.contenders import GRADCAM, OURS, PLAIN, TORCHCAM
-from gpu import children, documents, goals, models, session
-from gpu.clock import HostClock
-from gpu.models import ModelJob
+from gpu import children, documents, goals, session
 from gpu.plan import PARTS, jobs_of
 
 from finercam_rt import _core
@@ -297,27 +294,3 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.startswith("run.py: there is no GPU here (")
     assert "--rehearse" in found
     assert found.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_models_are_compared_on_the_cpu_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchcam")
-    monkeypatch.setattr(models, "build_of", lambda case: engines.build_of(case, tmp_path))
-    names = (OURS, PLAIN, "finercam-rt plan", TORCHCAM)
-    for precision in ("fp32", "fp16"):
-        found = list(models.measure(ModelJob("toy_vit", precision, names, (1, 2), 0.01), HostClock()))
-        assert [record["batch"] for record in found] == [1, 2]
-        for record in found:
-            assert set(record["latency_ms"]) == set(record["queued_ms"]) == {OURS, PLAIN, TORCHCAM}
-            assert record["queued_ratios"][f"{TORCHCAM} / {OURS}"]["ratio"] > 0
-            assert f"{OURS} / {PLAIN}" in record["latency_ratios"]
-            assert record["verification"][OURS]["map_cosine_median"] > 0.8
-            assert "tensorrt" in record["left_out"]["finercam-rt plan"]
-            assert record["images_per_s"][OURS] > 0
-
-    def broken(*_: object, **__: object) -> None:
-        raise ValueError("its map differs")
-
-    monkeypatch.setattr(models, "check", broken)
-    with pytest.raises(ValueError, match=f"{OURS}: batch 1: ValueError: its map differs"):
-        list(models.measure(ModelJob("toy_vit", "fp32", names, (1,), 0.01), HostClock()))
