@@ -17,14 +17,10 @@ export_in_background() {
   setsid nohup nice "$PYTHON" benchmarks/run.py --device cuda --export > "$KEPT/export.log" 2>&1 < /dev/null &
 }
 
-tests() {
-  "$PYTHON" -m pytest -m gpu -q --junitxml "$OUT/gpu-tests.xml" -p no:cacheprovider --durations 5 \
-    tests/kernels tests/runtime/test_cuda.py tests/tensorrt/test_gpu.py tests/benchmarks/test_gpu_clock.py
-}
-
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
 "$PYTHON" -m pip list 2> /dev/null | grep -Ei '^(torch|triton|timm|onnx|numpy|nanobind|scikit-build)' || true
 step build build
 step export export_in_background
-step tests tests
+step tests tested gpu-tests --durations 5 \
+  tests/kernels tests/runtime/test_cuda.py tests/tensorrt/test_gpu.py tests/benchmarks/test_gpu_clock.py
 finish

@@ -5,16 +5,11 @@ source "$(dirname "$0")/common.sh"
 join
 tail -n 3 "$KEPT/export.log" 2> /dev/null || true
 
-tests() {
-  "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --junitxml "$OUT/onnxruntime-tests.xml" \
-    tests/runtime/test_onnxruntime_gpu.py
-}
-
 models() {
   "$PYTHON" benchmarks/run.py --device cuda --parts calls models --seconds "${SECONDS_LEFT:-480}" --resume \
     --output-folder "$OUT"
 }
 
-step tests tests
+step tests tested onnxruntime-tests tests/runtime/test_onnxruntime_gpu.py
 step models models
 finish

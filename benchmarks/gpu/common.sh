@@ -25,6 +25,15 @@ step() {
   echo "== $name: $((SECONDS - began)) s"
 }
 
+# tested NAME ARGUMENTS...: pytest over what needs a GPU, with NAME.xml; where all is skipped there is none.
+tested() {
+  local name=$1 code=0
+  shift
+  "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --junitxml "$OUT/$name.xml" "$@" | tee "$KEPT/$name.log" || code=$?
+  grep -Eq '[0-9]+ passed' "$KEPT/$name.log" || { echo "no test of $name has passed"; code=1; }
+  return $code
+}
+
 # finish: say what failed; the exit code.
 finish() {
   keep
