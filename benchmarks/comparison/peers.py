@@ -102,7 +102,11 @@ def captum(setting: Setting) -> Bind:
 def _copied(setting: Setting) -> torch.nn.Module:
     model = copy.deepcopy(_model(setting))
     if setting.compiled:
-        model.compile()
+        import torch._functorch.config
+
+        # or grad-cam's backward pass, which keeps its graph, is refused
+        torch._functorch.config.donated_buffer = False
+        model.compile(dynamic=False)
     return model
 
 
