@@ -90,19 +90,17 @@ class CudaClock:
         return int(self._cuda.get_device_properties(0).L2_cache_size)
 
     def chain(self, calls: Sequence[Call], *, capture: bool = True) -> Chain:
-        """See Clock.chain; `capture`: whether the calls can be captured. Those that wait for the device cannot."""
+        """See Clock.chain; `capture`: whether the calls can be captured. Those that wait for the device cannot.
+
+        What cannot be captured all the same is queued call by call.
+        """
         cuda, stream = self._cuda, self._stream
         cuda.synchronize()  # inputs were made on another stream
         with cuda.stream(stream):
             for call in calls[:2]:  # loads the modules and grows the pools, which a capture forbids
                 call()
         cuda.synchronize()
-        graph = None
-        if capture:
-            graph = cuda.CUDAGraph()
-            with cuda.graph(graph, stream=stream):
-                for call in calls:
-                    call()
+        graph = self._captured(calls) if capture else None
 
         def run() -> None:
             if graph is not None:
@@ -124,6 +122,17 @@ class CudaClock:
                 after.synchronize()
                 found.append(1e3 * before.elapsed_time(after) / len(calls))
         return Chain(found, graph is not None)
+
+    def _captured(self, calls: Sequence[Call]) -> Any:
+        graph = self._cuda.CUDAGraph()
+        try:
+            with self._cuda.graph(graph, stream=self._stream):
+                for call in calls:
+                    call()
+        except RuntimeError:
+            self._cuda.synchronize()  # which fails again where the GPU is lost
+            return None
+        return graph
 
     def synchronize(self) -> None:
         """Wait for all streams."""

@@ -21,7 +21,7 @@ from finercam_rt.onnx_metadata import read_manifest
 from gpu.clock import Clock
 from gpu.contenders import OWN, RATIOS, contenders_of
 
-ROUNDS, LEAST_ROUNDS = 30, 3
+ROUNDS, LEAST_ROUNDS = 30, 2
 QUEUED_SECONDS, QUEUED_MOST = 0.15, 40
 """Of calls that are queued one behind the other before the host waits: throughput."""
 LATENCY, QUEUED = "latency", "queued"

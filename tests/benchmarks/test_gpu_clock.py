@@ -44,8 +44,10 @@ class FakeCuda:
     def graph(self, graph: FakeGraph, *, stream: str) -> Any:
         assert stream == "stream"
         self.capturing = graph
-        yield
-        self.capturing = None
+        try:
+            yield
+        finally:
+            self.capturing = None
 
     def work(self) -> None:
         if self.capturing is not None:
@@ -99,6 +101,17 @@ def test_what_cannot_be_captured_is_queued_call_by_call(fake: FakeCuda) -> None:
     found = CudaClock(fake).chain([fake.work] * 3, capture=False)
     assert not found.graph
     assert "replay" not in fake.log
+    assert found.microseconds == pytest.approx([1.0] * len(found.microseconds))
+
+
+def test_a_capture_that_fails_is_no_failure(fake: FakeCuda) -> None:
+    def forbidden() -> None:
+        if fake.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        fake.work()
+
+    found = CudaClock(fake).chain([fake.work, forbidden])
+    assert not found.graph
     assert found.microseconds == pytest.approx([1.0] * len(found.microseconds))
 
 

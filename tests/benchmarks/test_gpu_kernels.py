@@ -82,9 +82,16 @@ def test_what_fails_has_an_error_and_the_others_have_times(monkeypatch: pytest.M
     assert "microseconds" in record["contenders"][OURS]
 
 
-def test_a_gpu_that_is_lost_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Lost(HostClock):
+def test_a_gpu_that_is_lost_ends_the_process_and_one_that_is_not_does_not() -> None:
+    class Failing(HostClock):
         def chain(self, *_: object, **__: object) -> Chain:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    record = measure(replace(CASES[0], compiled=False), Failing(), 1e9)
+    assert "not permitted" in record["contenders"][OURS]["error"]
+
+    class Lost(HostClock):
+        def synchronize(self) -> None:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
