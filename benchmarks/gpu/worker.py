@@ -84,14 +84,16 @@ def run(request: dict[str, Any], out: TextIO) -> int:
         if time.time() > request["deadline"]:
             break
         say(begun=index)
+        lost = False
         try:
             for record in records_of(job, clock, rehearsal=request["rehearsal"]):
                 say(record=record, of=index)
         except Exception as error:  # of any library: it is recorded, and the others go on
             say(error=f"{type(error).__name__}: {error}".splitlines()[0], of=index)
-            if _is_lost(error):
-                return 1
+            lost = _is_lost(error)
         say(ended=index)
+        if lost:
+            return 1
     return 0
 
 
