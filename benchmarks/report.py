@@ -1,7 +1,11 @@
-"""Turn a result file of run.py into tables and a plot: FILE.md and FILE.png beside it, and the headline on stdout."""
+"""Turn a result file of run.py into tables and a plot: FILE.md and FILE.png beside it, and the headline on stdout.
+
+A file of run.py --device cuda has tables and no plot; its headline is the goals.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-plot", action="store_true", help="the tables only")
     args = parser.parse_args(argv)
     try:
+        if _is_of_gpu(args.results):
+            return _report_gpu(args.results)
         document = records.read(args.results)
         written = [args.results.with_suffix(".md")]
         write_text(tables.markdown(document), written[0])
@@ -26,6 +32,26 @@ def main(argv: list[str] | None = None) -> int:
         return refuse("report.py", error)
     print(tables.headline(document))
     print(f"\nwritten: {', '.join(map(str, written))}", file=sys.stderr)
+    return 0
+
+
+def _is_of_gpu(path: Path) -> bool:
+    """Whether it has parts, as those of the GPU's benchmark have."""
+    try:
+        return "part" in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _report_gpu(path: Path) -> int:
+    from gpu import documents, goals
+    from gpu.tables import markdown
+
+    document = documents.read(path)
+    written = path.with_suffix(".md")
+    write_text(markdown(document), written)
+    print(goals.as_table([goals.Row(**row) for row in document["goals"]]))
+    print(f"\nwritten: {written}", file=sys.stderr)
     return 0
 
 

@@ -72,6 +72,7 @@ PACKAGES = (
     "captum",
     "openvino",
 )
+DEVICES = ("cpu", "cuda")
 JOB_TIMEOUT = 3600
 MEMORY_OF = (OURS, PLAIN, FIVE_CONTRASTS, LAYER_CAM, INT8, OPENVINO, OPENVINO_PLAIN, TORCHCAM, GRADCAM)
 MEMORY_PROCESSES = 3
@@ -91,7 +92,13 @@ example: python benchmarks/run.py --cases resnet50 vit_base --batches 1 4 --thre
 
 def main(argv: list[str] | None = None) -> int:
     """0: all measured. 1: some jobs failed, each with a record. 2: a wrong argument."""
-    args = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    device, rest = _device_of(given)
+    if device == "cuda":
+        from gpu import session
+
+        return session.main(rest)
+    args = _parser().parse_args(rest)
     try:
         cases = find_cases(args.cases)
         if args.rounds < 2 or not args.seconds > 0 or min(args.batches) < 1 or min(args.threads) < 1:
@@ -118,8 +125,17 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _device_of(argv: list[str]) -> tuple[str, list[str]]:
+    """The device, which decides what is measured, and the other arguments."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/run.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0])
+    args, rest = parser.parse_known_args(argv)
+    return args.device, rest
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("run.py", __doc__, _EPILOG)
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="cuda has a --help of its own")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="default: all but the toys")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N", help="default: 1 4 16")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
@@ -128,7 +129,7 @@ class _Sinker:
             after = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
         with self.graph.inserting_after(after):
             node = self.graph.call_function(target, args, kwargs)
-        with self._fake_mode:
+        with self._fake_mode, enable_python_dispatcher():
             values = fx.node.map_arg((args, kwargs), self._value)
             node.meta["val"] = target(*values[0], **values[1])
         return node

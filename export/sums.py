@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
 from finercam_rt.export.cut import drop_dead
@@ -143,6 +144,6 @@ class _Summer:
         assert self._before is not None
         with self.graph.inserting_before(self._before):
             node = self.graph.call_function(target, args)
-        with self._fake_mode:
+        with self._fake_mode, enable_python_dispatcher():
             node.meta["val"] = target(*fx.node.map_arg(args, lambda value: value.meta["val"]))
         return node

@@ -56,6 +56,12 @@ CASES = (
     Case("dinov2_small_cls", "timm:vit_small_patch14_dinov2", CLS_VIT, "blocks.11.norm1", _DINOV2),
     Case("dinov2_small_mean", "timm:vit_small_patch14_dinov2", MEAN_VIT, "blocks.11.norm1", _MEAN),
 )
+DEVICE_CASES = (
+    CASES[0],
+    CASES[4],
+    Case("dinov2_base_cls", "timm:vit_base_patch14_dinov2", CLS_VIT, "blocks.11.norm1", _DINOV2),
+)
+"""Of the GPU; run.py --device cuda."""
 TOY_CASES = (
     Case("toy_cnn", "timm:test_resnet", GAP_CNN, "layer4", {"num_classes": 10}),
     Case("toy_vit", "timm:test_vit", CLS_VIT, "blocks.5.norm1", {"num_classes": 10, "img_size": 64}),
@@ -69,7 +75,7 @@ def find_cases(names: list[str] | None) -> list[Case]:
     Raises:
         ValueError: no such case.
     """
-    known = {case.name: case for case in (*CASES, *TOY_CASES)}
+    known = {case.name: case for case in (*CASES, *DEVICE_CASES, *TOY_CASES)}
     for name in names or []:
         if name not in known:
             raise ValueError(f"there is no case {name!r}; choose from {', '.join(known)}.")

@@ -35,6 +35,7 @@ class Setting:
     """What a contender is made from; model is None where it needs no torch.
 
     openvino_xai: the Python of the environment that has it; scratch: a folder for what is exchanged with that process.
+    device: where it runs and where the model lies, "cpu" or "cuda". compiled: whether that goes through torch.compile.
     """
 
     case: Case
@@ -44,6 +45,8 @@ class Setting:
     threads: int
     openvino_xai: Path | None = None
     scratch: Path | None = None
+    device: str = "cpu"
+    compiled: bool = False
 
 
 class Bound(NamedTuple):

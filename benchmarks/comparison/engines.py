@@ -31,8 +31,17 @@ ORACLE_IMAGES = 16
 CALIBRATION_IMAGES = 16
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "benchmarks"
 ENGINE, FORWARD = "engine", "forward"
-FIVE, LAYERCAM, INT8, INT8_FORWARD = VARIANTS = "five", "layercam", "int8", "int8_forward"
+FIVE, LAYERCAM, INT8, INT8_FORWARD, FP16, FP16_FORWARD = VARIANTS = (
+    "five",
+    "layercam",
+    "int8",
+    "int8_forward",
+    "fp16",
+    "fp16_forward",
+)
 """In the order in which they can be made."""
+_PREDICTS = {INT8_FORWARD: INT8, FP16_FORWARD: FP16}
+"""Variants that are the predicting part of another."""
 _PACKAGES = ("finercam-rt", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 _SOURCES = (
     "finercam_rt.export",
@@ -143,8 +152,8 @@ def _build_base(case: Case, loaded: LoadedModel, draft: Build) -> dict[str, Any]
 
 
 def _build_variant(case: Case, loaded: LoadedModel, base: Build, name: str, path: Path) -> None:
-    if name == INT8_FORWARD:
-        logits_alone(base.graph(INT8), path)
+    if name in _PREDICTS:
+        logits_alone(base.graph(_PREDICTS[name]), path)
         return
     noise = np.random.default_rng(SEED).integers(0, 256, (CALIBRATION_IMAGES, *loaded.input.size, 3), np.uint8)
     options: dict[str, dict[str, Any]] = {
@@ -152,6 +161,7 @@ def _build_variant(case: Case, loaded: LoadedModel, base: Build, name: str, path
         LAYERCAM: {"method": "layercam"},
         # forced, because how near it comes is a question to real weights and photographs, and not asked here
         INT8: {"precision": "int8", "calibration": list(noise), "force": True},
+        FP16: {"precision": "fp16", "calibration": list(noise), "force": True},
     }
     _export(case, loaded, path, options[name])
 

@@ -12,16 +12,22 @@ from comparison.contenders import Answer, Bind, Bound, Setting
 
 
 def engine(graph: str, backend: str = "onnxruntime", **options: Any) -> Callable[[Setting], Bind]:
-    """engine(batch) of this graph of the case: prediction, automatic references, map, status."""
+    """engine(batch) of this graph of the case: prediction, automatic references, map, status.
+
+    On a GPU the batch lies there, as a tensor of torch, and so do the results.
+    """
 
     def make(setting: Setting) -> Bind:
         from finercam_rt import Engine
 
-        loaded = Engine(setting.graphs.graph(graph), backend=backend, threads=setting.threads, **options)
+        common: dict[str, Any] = {"backend": backend, "device": setting.device, "threads": setting.threads}
+        loaded = Engine(setting.graphs.graph(graph), **common, **options)
 
         def bind(batch: NDArray[np.float32]) -> Bound:
+            images = batch if setting.device == "cpu" else images_on(setting.device, batch)
+
             def call() -> Answer:
-                outputs = loaded(batch)
+                outputs = loaded(images)
                 return Answer(outputs.logits, outputs.saliency_map)
 
             return Bound(call)
@@ -29,6 +35,13 @@ def engine(graph: str, backend: str = "onnxruntime", **options: Any) -> Callable
         return bind
 
     return make
+
+
+def images_on(device: str, batch: NDArray[np.float32]) -> Any:
+    """A tensor of torch on the device."""
+    import torch
+
+    return torch.from_numpy(batch).to(device)
 
 
 def onnxruntime_forward(graph: str) -> Callable[[Setting], Bind]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comparison.contenders import Answer, Bind, Bound, Setting
+from comparison.graphs import images_on
 from comparison.verification import REFERENCES, channels_first
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def torch_forward(setting: Setting) -> Bind:
     """The model alone."""
     import torch
 
-    model = _model(setting)
+    model = _copied(setting) if setting.compiled else _model(setting)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             with torch.no_grad():
@@ -36,17 +37,16 @@ def torch_forward(setting: Setting) -> Bind:
 
 def torchcam(setting: Setting) -> Bind:
     """Its extractor is made once, on a copy of the model, so that its hooks slow nobody else."""
-    import torch
     from torchcam.methods import FinerCAM
 
-    model = copy.deepcopy(_model(setting))
+    model = _copied(setting)
     options: dict[str, Any] = {}
     if setting.layer.layout != "nchw":
         options["reshape_transform"] = _reshape_transform(setting)
     extractor = FinerCAM(model, setting.layer.name, gamma=0.6, num_references=REFERENCES, **options)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             scores = model(images)
@@ -60,15 +60,14 @@ def torchcam(setting: Setting) -> Bind:
 
 def gradcam(setting: Setting) -> Bind:
     """As torch-cam, made once on a copy of the model."""
-    import torch
     from pytorch_grad_cam import FinerCAM
 
-    model = copy.deepcopy(_model(setting))
+    model = _copied(setting)
     transform = None if setting.layer.layout == "nchw" else _reshape_transform(setting)
     cam = FinerCAM(model, [model.get_submodule(setting.layer.name)], reshape_transform=transform)
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = _images(setting, batch)
         return Bound(lambda: Answer(None, cam(input_tensor=images, alpha=1.0)))
 
     return bind
@@ -76,7 +75,6 @@ def gradcam(setting: Setting) -> Bind:
 
 def captum(setting: Setting) -> Bind:
     """LayerGradCam of a function that contrasts the best class with the next; its one forward pass gives the logits."""
-    import torch
     from captum.attr import LayerGradCam
 
     model = _model(setting)
@@ -90,7 +88,7 @@ def captum(setting: Setting) -> Bind:
     attribution = LayerGradCam(finer, model.get_submodule(setting.layer.name))
 
     def bind(batch: NDArray[np.float32]) -> Bound:
-        images = torch.from_numpy(batch)
+        images = _images(setting, batch)
 
         def call() -> Answer:
             saliency_map = attribution.attribute(images, relu_attributions=True)
@@ -99,6 +97,22 @@ def captum(setting: Setting) -> Bind:
         return Bound(call)
 
     return bind
+
+
+def _copied(setting: Setting) -> torch.nn.Module:
+    model = copy.deepcopy(_model(setting))
+    if setting.compiled:
+        import torch._functorch.config
+
+        # or grad-cam's backward pass, which keeps its graph, is refused
+        torch._functorch.config.donated_buffer = False
+        model.compile(dynamic=False)
+    return model
+
+
+def _images(setting: Setting, batch: NDArray[np.float32]) -> torch.Tensor:
+    """The batch on the setting's device, in the precision of the model."""
+    return images_on(setting.device, batch).to(next(_model(setting).parameters()).dtype)
 
 
 def _reshape_transform(setting: Setting) -> Callable[[Any], Any]:

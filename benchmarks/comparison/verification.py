@@ -122,7 +122,7 @@ def check(
     """
     measured: dict[str, float] = {}
     if answer.logits is not None:
-        logits = np.asarray(answer.logits)[: len(expected["logits"])]
+        logits = _on_host(answer.logits)[: len(expected["logits"])]
         right = expected["logits"][: len(logits)]
         measured["logits_relative_max"] = float(np.abs(logits - right).max() / np.abs(right).max())
         measured["same_class"] = float((logits.argmax(1) == right.argmax(1)).mean())
@@ -130,12 +130,17 @@ def check(
         _require(error <= tolerance.logits, f"its logits differ by {error:.1e}")
     if map_of is None:
         return measured
-    maps = np.asarray(answer.saliency_map, np.float64)[: len(expected["logits"])]
+    maps = _on_host(answer.saliency_map).astype(np.float64)[: len(expected["logits"])]
     _require(bool(np.isfinite(maps).all()), "its map differs from any that can be drawn: it is not finite")
     if map_of == "other":
         _require(maps.ndim == 3 and bool((np.ptp(maps, axis=(1, 2)) > 0).all()), "its map is constant")
         return measured
     return {**measured, **_check_maps(maps, expected[map_of][: len(maps)].astype(np.float64), tolerance)}
+
+
+def _on_host(values: Any) -> NDArray[Any]:
+    """Of NumPy, or of torch on any device."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def _check_maps(got: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance) -> dict[str, float]:

@@ -3,8 +3,9 @@
 // maps (N, h, w) float, any strides. values (N, H, W) float or rgba (N, H, W) of 4 bytes; photos (N, H, W, 3) bytes,
 // any strides. grid (blocks, N): the blocks of an image each find its range by themselves (a map is small and lies in
 // L2 after the first block), keep it normalised in shared memory where it fits, and draw rows blockIdx.x, + gridDim.x,
-// ... Threads run along x, so a warp writes one line of memory, and what depends on x is computed once per thread and
-// column.
+// ... Threads run along x, so a warp writes one line of memory. Where a pixel lies in the map takes two divisions an
+// axis, far more than a pixel of 4 bytes may cost at the memory's speed: of columns they are done once per thread and
+// column, of rows once per block, into shared memory.
 #include <algorithm>
 
 #include "core/cuda_check.h"
@@ -15,8 +16,17 @@ namespace finercam {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of a multiprocessor; left to itself the compiler makes room for more, with a stack
 constexpr int kWarp = 32;
 constexpr int kSharedCells = 4096;  // maps of up to 64 x 64 are kept in 16 KiB of shared memory
+constexpr int kSharedRows = 256;    // so many rows of a block are found at a time: 4 KiB
+
+// Where a row of the image lies in the map, and whether it lies in the box.
+struct alignas(16) RowSource {
+  int low, high;
+  float weight;
+  int inside;
+};
 
 struct Palette {
   std::uint8_t rgb[768];
@@ -75,36 +85,51 @@ struct Axes {
   Axis rows, columns;
 };
 
+// All threads of the block must call it; it begins with a barrier, behind which the map and the colours are read.
 template <Picture kPicture, bool kBoxed, typename Map>
-__device__ void draw(const RenderArgs& args, const Axes& axes, const Map& map, const std::uint8_t* rgb, int image) {
+__device__ void draw(const RenderArgs& args, const Axes& axes, const Map& map, const std::uint8_t* rgb,
+                     RowSource* sources, int image) {
   const int height = static_cast<int>(args.height);
   const int width = static_cast<int>(args.width);
+  const int step = static_cast<int>(gridDim.x);
   const float photo_opacity = 1.0f - args.opacity;
-  for (int x = threadIdx.x; x < width; x += kThreads) {
-    const Source column =
-        kBoxed ? source_in_box(x, axes.columns) : source_of(x, static_cast<int>(args.map_width), width);
-    for (int y = blockIdx.x; y < height; y += gridDim.x) {
-      const bool inside = !kBoxed || (axes.columns.holds(x) && axes.rows.holds(y));
+  for (int start = blockIdx.x; start < height; start += kSharedRows * step) {
+    const int rows = min(kSharedRows, (height - start + step - 1) / step);
+    __syncthreads();
+    for (int k = threadIdx.x; k < rows; k += kThreads) {
+      const int y = start + k * step;
       const Source row = kBoxed ? source_in_box(y, axes.rows) : source_of(y, static_cast<int>(args.map_height), height);
-      const float top = lerp(map.at(row.low, column.low), map.at(row.low, column.high), column.weight);
-      const float bottom = lerp(map.at(row.high, column.low), map.at(row.high, column.high), column.weight);
-      const float value = lerp(top, bottom, row.weight);
-      const std::int64_t pixel = (static_cast<std::int64_t>(image) * height + y) * width + x;
-      if constexpr (kPicture == Picture::kValues) {
-        args.values[pixel] = inside ? value : NAN;
-        continue;
+      sources[k] = {row.low, row.high, row.weight, !kBoxed || axes.rows.holds(y)};
+    }
+    __syncthreads();
+    for (int x = threadIdx.x; x < width; x += kThreads) {
+      const Source column =
+          kBoxed ? source_in_box(x, axes.columns) : source_of(x, static_cast<int>(args.map_width), width);
+      const bool in_columns = !kBoxed || axes.columns.holds(x);
+      std::int64_t pixel = (static_cast<std::int64_t>(image) * height + start) * width + x;
+      const std::uint8_t* photo = kPicture == Picture::kBlend ? photo_at(args, image, start, x) : nullptr;
+      for (int k = 0; k < rows; ++k, pixel += static_cast<std::int64_t>(step) * width) {
+        const RowSource row = sources[k];
+        const bool inside = !kBoxed || (in_columns && row.inside != 0);
+        const float top = lerp(map.at(row.low, column.low), map.at(row.low, column.high), column.weight);
+        const float bottom = lerp(map.at(row.high, column.low), map.at(row.high, column.high), column.weight);
+        const float value = lerp(top, bottom, row.weight);
+        if constexpr (kPicture == Picture::kValues) {
+          args.values[pixel] = inside ? value : NAN;
+          continue;
+        }
+        const std::uint8_t* color = rgb + 3 * color_index(value);
+        uchar4 out = make_uchar4(color[0], color[1], color[2], 255);
+        if (!inside) out = make_uchar4(0, 0, 0, kPicture == Picture::kBlend ? 255 : 0);
+        if constexpr (kPicture == Picture::kBlend) {
+          const std::int64_t channel = args.photo_channel_stride;
+          out.x = blended(out.x, args.opacity, photo[0], photo_opacity);
+          out.y = blended(out.y, args.opacity, photo[channel], photo_opacity);
+          out.z = blended(out.z, args.opacity, photo[2 * channel], photo_opacity);
+          photo += step * args.photo_row_stride;
+        }
+        reinterpret_cast<uchar4*>(args.rgba)[pixel] = out;
       }
-      const std::uint8_t* color = rgb + 3 * color_index(value);
-      uchar4 out = make_uchar4(color[0], color[1], color[2], 255);
-      if (!inside) out = make_uchar4(0, 0, 0, kPicture == Picture::kBlend ? 255 : 0);
-      if constexpr (kPicture == Picture::kBlend) {
-        const std::uint8_t* photo = photo_at(args, image, y, x);
-        const std::int64_t step = args.photo_channel_stride;
-        out.x = blended(out.x, args.opacity, photo[0], photo_opacity);
-        out.y = blended(out.y, args.opacity, photo[step], photo_opacity);
-        out.z = blended(out.z, args.opacity, photo[2 * step], photo_opacity);
-      }
-      reinterpret_cast<uchar4*>(args.rgba)[pixel] = out;
     }
   }
 }
@@ -133,10 +158,11 @@ __device__ void leave_blank(const RenderArgs& args, const Axes& axes, int image)
 }
 
 template <Picture kPicture, bool kBoxed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     render_kernel(const __grid_constant__ RenderArgs args, const __grid_constant__ Axes axes,
                   const __grid_constant__ Palette palette) {
   __shared__ float cells[kSharedCells];
+  __shared__ RowSource sources[kSharedRows];
   __shared__ std::uint8_t rgb[sizeof(Palette)];
   const int image = blockIdx.y;
   const float* map = args.maps + image * args.map_batch_stride;
@@ -156,11 +182,9 @@ __global__ void __launch_bounds__(kThreads)
   const GlobalMap global{map, args.map_row_stride, args.map_column_stride, drawn_range(args, range)};
   if (count <= kSharedCells) {
     for (int i = threadIdx.x; i < count; i += kThreads) cells[i] = global.at(i / map_width, i % map_width);
-    __syncthreads();
-    draw<kPicture, kBoxed>(args, axes, SharedMap{cells, map_width}, rgb, image);
+    draw<kPicture, kBoxed>(args, axes, SharedMap{cells, map_width}, rgb, sources, image);
   } else {
-    __syncthreads();
-    draw<kPicture, kBoxed>(args, axes, global, rgb, image);
+    draw<kPicture, kBoxed>(args, axes, global, rgb, sources, image);
   }
 }
 

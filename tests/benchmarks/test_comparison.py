@@ -19,12 +19,27 @@ pytest.importorskip("timm")
 
 import torch
 from comparison import catalogue, engines, memory, verification
-from comparison.cases import CASES, CLS_VIT, TOY_CASES, find_cases, images_of, load
+from comparison.cases import CASES, CLS_VIT, DEVICE_CASES, TOY_CASES, find_cases, images_of, load
 from comparison.catalogue import CONTENDERS, NAMES
-from comparison.contenders import GROUPS, XAI, XAI_BF16, Answer, Setting, goals_of
+from comparison.contenders import (
+    GRADCAM,
+    GROUPS,
+    OURS,
+    PLAIN,
+    TORCH,
+    TORCHCAM,
+    XAI,
+    XAI_BF16,
+    Answer,
+    Setting,
+    goals_of,
+)
 from comparison.verification import EXACT, REDUCED, SANE
 from comparison.worker import unfit
 from comparison.xai_process import openvino_xai
+from gpu import calls, models
+from gpu.clock import HostClock
+from gpu.contenders import PRECISIONS, contenders_of
 
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -87,7 +102,7 @@ def test_a_build_is_recorded(toy: tuple[Any, engines.Build]) -> None:
     assert graphs.left_out == {}
     assert {path.stem for path in graphs.folder.glob("*.onnx")} == {
         *("engine", "forward"),
-        *(engines.VARIANTS if case.family == CLS_VIT else ()),
+        *(catalogue.variants_of(case, NAMES) if case.family == CLS_VIT else ()),
     }
     assert graphs.missing(["engine", "other"]) == ["other"]
     with pytest.raises(FileNotFoundError, match="not asked for"):
@@ -142,6 +157,42 @@ def test_contenders_are_right_and_wrong_answers_are_refused(toy: tuple[Any, engi
     for other in wrong:
         with pytest.raises(ValueError, match="differ"):
             verification.check(other, expected, contender.map_of, contender.tolerance)
+
+
+def test_models_are_compared_as_on_a_gpu(toy: tuple[Any, engines.Build], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's way of measuring, on the CPU."""
+    pytest.importorskip("torchcam")
+    case, graphs = toy
+    monkeypatch.setattr(models, "build_of", lambda _: graphs)
+    names = (OURS, PLAIN, "finercam-rt plan", TORCHCAM)
+    job = models.ModelJob(case.name, "fp32", names, (1, 2), 0.01)
+    found = list(models.measure(job, HostClock()))
+    assert [record["batch"] for record in found] == [1, 2]
+    for record in found:
+        assert set(record["latency_ms"]) == set(record["queued_ms"]) == {OURS, PLAIN, TORCHCAM}
+        assert record["queued_ratios"][f"{TORCHCAM} / {OURS}"]["ratio"] > 0
+        assert f"{OURS} / {PLAIN}" in record["latency_ratios"]
+        assert record["verification"][OURS]["normalised_map_relative_l2"] < 1e-3
+        assert "tensorrt" in record["left_out"]["finercam-rt plan"]
+        assert record["images_per_s"][OURS] > 0
+    monkeypatch.setattr(calls, "build_of", lambda _: graphs)
+    cost = calls.measure(HostClock())
+    assert cost["python_us"] == cost["call_us"]["median"] - cost["runtime_us"]["median"]
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("its map differs")
+
+    monkeypatch.setattr(models, "check", broken)
+    with pytest.raises(ValueError, match=f"{OURS}: batch 1: ValueError: its map differs"):
+        list(models.measure(job, HostClock()))
+
+
+def test_the_gpus_graphs_are_made_by_somebody() -> None:
+    assert set(PRECISIONS) == {"fp32", "fp16"}
+    for precision in PRECISIONS:
+        assert {OURS, PLAIN, TORCH, TORCHCAM, GRADCAM, f"{TORCH} compiled"} <= set(contenders_of(precision))
+    assert {engines.FP16, engines.FP16_FORWARD} < set(engines.VARIANTS)
+    assert all(find_cases([case.name]) == [case] for case in DEVICE_CASES)
 
 
 def test_the_oracle_is_the_formula(toy: tuple[Any, engines.Build]) -> None:

@@ -1,4 +1,4 @@
-"""The code of the CUDA kernel of `cam`, run on the CPU thread by thread: its indices, its barriers, its reductions."""
+"""The code of the CUDA kernels of `cam` and `render`, run on the CPU thread by thread: indices, barriers, sums."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from finercam_rt import colormaps, ops
 
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
@@ -31,22 +33,25 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def cam(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """cam_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
+    """cam_cuda.cu and render_cuda.cu compiled by the CPU's compiler, their launches calls of the emulation."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("emulation")
     (folder / "kernels").mkdir()
-    kernel = (CSRC / "kernels" / "cam_cuda.cu").read_text()
-    launch = re.compile(r"(cam_kernel<.*?>)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
-    kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
-    assert launches == 1
-    (folder / "cam.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
+    for name in ("cam", "render"):
+        kernel = (CSRC / "kernels" / f"{name}_cuda.cu").read_text()
+        kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
+        assert launches == 1
+        (folder / f"{name}.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
     loops = (CSRC / "kernels" / "cam_cuda.cuh").read_text()
     (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
     library = folder / "emulation.so"
     command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
-    subprocess.run([*command, folder / "cam.cpp", EMULATION / "emulation.cpp", "-o", library], check=True)
+    kernels = [folder / "cam.cpp", folder / "render.cpp"]
+    drivers = [EMULATION / "emulation.cpp", EMULATION / "render.cpp"]
+    subprocess.run([*command, *kernels, *drivers, "-o", library], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.emulated_cam.restype = ctypes.c_int64
     return loaded
@@ -141,3 +146,54 @@ def aligned_view(x: np.ndarray) -> np.ndarray:
     """Aligned memory behind a view of contiguous memory with its axes in another order."""
     order = np.argsort([-s for s in x.strides], kind="stable")
     return aligned(x.transpose(order)).transpose(np.argsort(order))
+
+
+RENDERED = {
+    "up": ((2, 7, 7), (40, 300)),
+    "more rows than are found at a time": ((1, 3, 5), (2100, 3)),
+    "a map larger than the shared memory": ((1, 66, 65), (33, 20)),
+    "one pixel": ((3, 4, 6), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("picture", ["values", "colours", "blend"])
+@pytest.mark.parametrize("case", RENDERED)
+def test_emulated_render_is_that_of_the_cpu(cam, case, picture, boxed):
+    (n, *cells), size = RENDERED[case]
+    rng = np.random.default_rng(n)
+    maps = rng.standard_normal((n, *cells)).astype(np.float32)
+    maps[-1, 0, 0] = 3  # whatever the draw, there is something to see
+    if n > 1:
+        maps[0] *= 0  # and one that is not drawn
+    box = (-1.5, 0.25 * size[0], 0.8 * size[1], 1.5 * size[0]) if boxed else (0.0, 0.0, float(size[1]), float(size[0]))
+    photos = rng.integers(0, 256, (n, *size, 3), dtype=np.uint8)
+    table = colormaps.table("turbo")
+    given = {} if picture == "values" else {"colormap": table, "opacity": 0.25}
+    wanted = ops.render(maps, size, box=box, **given, **({"images": photos} if picture == "blend" else {}))
+
+    def address(array):
+        return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+    for multiprocessors in (1, 3):
+        status = np.full(n, 9, np.uint8)
+        shape = (n, *size) if picture == "values" else (n, *size, 4)
+        out = np.full(shape, 77, np.float32 if picture == "values" else np.uint8)
+        outputs = (out, None) if picture == "values" else (None, out)
+        cam.emulated_render(
+            address(maps),
+            numbers([n, *cells, *size]),
+            (ctypes.c_double * 4)(*box),
+            address(np.ascontiguousarray(table)) if picture != "values" else None,
+            address(photos) if picture == "blend" else None,
+            ctypes.c_float(0.25),
+            multiprocessors,
+            *map(address, outputs),
+            address(status),
+        )
+        np.testing.assert_array_equal(status, wanted.status)
+        if picture == "values":
+            np.testing.assert_allclose(out, wanted.image, rtol=0, atol=2e-7)
+        else:
+            # a value on the edge between two colours may fall on either side
+            assert (np.abs(out.astype(int) - wanted.image).max(-1) > 0).mean() < 0.02

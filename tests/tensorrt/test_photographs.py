@@ -71,10 +71,10 @@ def test_other_channels(make_toy, gpu, channels):
     engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
     images = [photograph(size, k, channels) for k, size in enumerate(SIZES)]
     same(engine.explain(images), reference.explain(images))
-    there = [DeviceTensor.of(gpu.device, image) for image in images]
+    there = [DeviceTensor(gpu.device, image) for image in images]
     same(engine.explain(there), reference.explain(images))
     with pytest.raises(InputError, match=rf"give uint8 \(H,W,{channels}\) there"):
-        engine.explain([DeviceTensor.of(gpu.device, photograph(SIZES[0], 1))])
+        engine.explain([DeviceTensor(gpu.device, photograph(SIZES[0], 1))])
 
 
 def test_their_bytes_alone_go_there(toy, gpu):

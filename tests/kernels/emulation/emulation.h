@@ -19,6 +19,7 @@
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
+using std::isfinite;
 using std::max;
 using std::min;
 
@@ -34,11 +35,18 @@ struct uint4 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(4) uchar4 {
+  unsigned char x, y, z, w;
+};
 struct __half {
   std::uint16_t bits;
 };
 
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline uchar4 make_uchar4(int x, int y, int z, int w) {
+  return {static_cast<unsigned char>(x), static_cast<unsigned char>(y), static_cast<unsigned char>(z),
+          static_cast<unsigned char>(w)};
+}
 inline float __uint_as_float(unsigned bits) { return finercam::float_from_bits(bits); }
 inline unsigned __float_as_uint(float value) {
   unsigned bits;

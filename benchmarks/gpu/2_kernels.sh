@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The kernels' bandwidth beside a copy's, plain torch and torch.compile.
+source "$(dirname "$0")/common.sh"
+
+kernels() {
+  "$PYTHON" benchmarks/run.py --device cuda --parts kernels --seconds "${SECONDS_LEFT:-520}" --resume \
+    --output-folder "$OUT"
+}
+
+step kernels kernels
+finish

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# compute-sanitizer over the tests of the kernels. Only our kernels are watched, and torch takes its memory from the
+# driver for each tensor, so that a step beyond an array is seen. What was copied there counts as written.
+source "$(dirname "$0")/common.sh"
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+FEWER='not (blend and (jet or gray))'  # colours change no address
+
+watch() {  # watch TOOL SECONDS ARGUMENTS...
+  local tool=$1 limit=$2 code=0
+  shift 2
+  timeout "$limit" compute-sanitizer --tool "$tool" --kernel-regex kns=finercam --error-exitcode 9 \
+    --log-file "$OUT/$tool.log" "$PYTHON" -m pytest -m gpu -q -x -p no:cacheprovider "$@" | tee "$KEPT/$tool.out" || code=$?
+  tail -n 3 "$OUT/$tool.log"
+  grep -Eq '[0-9]+ passed' "$KEPT/$tool.out" || { echo "no test has passed under $tool"; code=1; }
+  return $code
+}
+
+memcheck() { watch memcheck 200 tests/kernels -k "$FEWER"; }
+racecheck() { watch racecheck 170 tests/kernels -k "$FEWER"; }
+initcheck() { watch initcheck 170 tests/kernels -k "$FEWER"; }
+
+step memcheck memcheck
+step racecheck racecheck
+step initcheck initcheck
+finish
