@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cam.h"
+#include "kernels/cam_plugin.cuh"
 
 dim3 threadIdx, blockIdx, gridDim;
 std::uint64_t exchanged[1024];
@@ -106,8 +107,10 @@ uint4 __ldg(const uint4* address) {
 void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel) {
   running = &kernel;
   gridDim = grid;
-  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(threads);
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(threads);
+    }
   }
 }
 
@@ -149,5 +152,24 @@ extern "C" std::int64_t emulated_cam(int method, int dtype, const void* a, const
   processors = multiprocessors;
   vector_loads = wrong_loads = 0;
   cam_cuda(args, 0, nullptr);
+  return wrong_loads == 0 ? vector_loads : -1;
+}
+
+// As TensorRT would launch the plug-in's kernel of a method, from inputs of so many floats: how many loads by 16 bytes
+// it made, or -1 where one was not aligned or left the inputs. grid: x, y, z.
+extern "C" std::int64_t emulated_plugin(int method, const float* activations, std::int64_t activation_count,
+                                        const float* second, std::int64_t second_count, int channels, int positions,
+                                        int prefix, int interleaved, int tile, const unsigned* grid, int threads,
+                                        float* map) {
+  using namespace finercam;
+  inputs[0] = {reinterpret_cast<const char*>(activations),
+               reinterpret_cast<const char*>(activations + activation_count)};
+  inputs[1] = {reinterpret_cast<const char*>(second), reinterpret_cast<const char*>(second + second_count)};
+  vector_loads = wrong_loads = 0;
+  visit_method(static_cast<Method>(method), [&](auto policy) {
+    launch_emulated(dim3(grid[0], grid[1], grid[2]), threads, [&] {
+      cam_plugin<decltype(policy)>(activations, second, channels, positions, prefix, interleaved != 0, tile, map);
+    });
+  });
   return wrong_loads == 0 ? vector_loads : -1;
 }

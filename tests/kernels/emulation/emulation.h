@@ -23,8 +23,8 @@ using std::max;
 using std::min;
 
 struct dim3 {
-  unsigned x, y;
-  dim3(unsigned columns = 1, unsigned rows = 1) : x(columns), y(rows) {}
+  unsigned x, y, z;
+  dim3(unsigned columns = 1, unsigned rows = 1, unsigned layers = 1) : x(columns), y(rows), z(layers) {}
 };
 extern dim3 threadIdx, blockIdx, gridDim;
 

@@ -1,0 +1,43 @@
+"""The code of the CUDA kernels of the maps, compiled for the CPU: see tests/kernels/emulation."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[2] / "csrc"
+EMULATION = Path(__file__).parents[1] / "kernels" / "emulation"
+METHODS = ("channel_weights", "gradcam", "gradcam++", "xgradcam", "fem", "layercam", "hirescam", "gradcamelementwise")
+"""In the order of the enumeration Method."""
+
+
+@functools.cache
+def emulated_kernels() -> ctypes.CDLL:
+    """cam_cuda.cu and cam_plugin.cuh compiled by the CPU's compiler, their launches calls of the emulation."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "kernels").mkdir()
+        kernel = (CSRC / "kernels" / "cam_cuda.cu").read_text()
+        launch = re.compile(r"(cam_kernel<.*?>)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
+        kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
+        assert launches == 1
+        (folder / "cam.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+        loops = (CSRC / "kernels" / "cam_cuda.cuh").read_text()
+        (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
+        library = folder / "emulation.so"
+        command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
+        subprocess.run([*command, folder / "cam.cpp", EMULATION / "emulation.cpp", "-o", library], check=True)
+        loaded = ctypes.CDLL(str(library))
+    for function in (loaded.emulated_cam, loaded.emulated_plugin):
+        function.restype = ctypes.c_int64
+    return loaded
