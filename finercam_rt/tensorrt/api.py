@@ -284,7 +284,7 @@ CLASSES = {
     "IExecutionContext": ExecutionContext,
 }
 """Their classes, as both libraries call them."""
-PLUGIN_CLASSES = {"INetworkDefinition": PluginNetwork, "IPluginV3Layer": Layer}
+PLUGIN_CLASSES = {"INetworkDefinition": PluginNetwork, "ILayer": Layer}
 """Those that a plug-in needs besides, of TensorRT alone."""
 RTX_CLASSES = {
     **CLASSES,

@@ -18,26 +18,37 @@ METHODS = ("channel_weights", "gradcam", "gradcam++", "xgradcam", "fem", "layerc
 """In the order of the enumeration Method."""
 
 
+def emulated_cam() -> ctypes.CDLL:
+    """cam_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
+    kernel = (CSRC / "kernels" / "cam_cuda.cu").read_text()
+    launch = re.compile(r"(cam_kernel<.*?>)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
+    kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
+    assert launches == 1
+    library = _compiled("cam", kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+    library.emulated_cam.restype = ctypes.c_int64
+    return library
+
+
+def emulated_plugin() -> ctypes.CDLL:
+    """cam_plugin.cuh compiled by the CPU's compiler."""
+    library = _compiled("plugin", "")
+    library.emulated_plugin.restype = ctypes.c_int64
+    return library
+
+
 @functools.cache
-def emulated_kernels() -> ctypes.CDLL:
-    """cam_cuda.cu and cam_plugin.cuh compiled by the CPU's compiler, their launches calls of the emulation."""
+def _compiled(name: str, kernel: str) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "kernels").mkdir()
-        kernel = (CSRC / "kernels" / "cam_cuda.cu").read_text()
-        launch = re.compile(r"(cam_kernel<.*?>)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
-        kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
-        assert launches == 1
-        (folder / "cam.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+        (folder / "kernel.cpp").write_text(kernel)
         loops = (CSRC / "kernels" / "cam_cuda.cuh").read_text()
         (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
         library = folder / "emulation.so"
         command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
-        subprocess.run([*command, folder / "cam.cpp", EMULATION / "emulation.cpp", "-o", library], check=True)
-        loaded = ctypes.CDLL(str(library))
-    for function in (loaded.emulated_cam, loaded.emulated_plugin):
-        function.restype = ctypes.c_int64
-    return loaded
+        sources = [folder / "kernel.cpp", EMULATION / f"{name}.cpp", EMULATION / "emulation.cpp"]
+        subprocess.run([*command, *sources, "-o", library], check=True)
+        return ctypes.CDLL(str(library))

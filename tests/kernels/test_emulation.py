@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from ..fakes.kernels import METHODS, emulated_kernels
+from ..fakes.kernels import METHODS, emulated_cam
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
 
@@ -24,7 +24,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def cam() -> ctypes.CDLL:
-    return emulated_kernels()
+    return emulated_cam()
 
 
 def seen(array: np.ndarray, layout: str, size: tuple[int, ...], prefix_tokens: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from finercam_rt.manifest import LayerInfo, TapsInfo
 from finercam_rt.tensorrt import plugin
 from finercam_rt.tensorrt.plugin import KERNEL, MapPlugin
 
-from ..fakes.kernels import METHODS, emulated_kernels
+from ..fakes.kernels import METHODS, emulated_plugin
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
 from .test_emulation import aligned
@@ -41,7 +41,7 @@ def drawn(method: str, layout: str, a: np.ndarray, second: np.ndarray, grid: tup
     canary = np.float32(-7)
     maps = np.full(len(a) * contrasts * grid[0] * grid[1] + 1, canary, np.float32)
     pointer = ctypes.POINTER(ctypes.c_float)
-    loads = emulated_kernels().emulated_plugin(
+    loads = emulated_plugin().emulated_plugin(
         METHODS.index(method),
         a.ctypes.data_as(pointer),
         ctypes.c_int64(a.size),

@@ -3,9 +3,6 @@
 #include <ucontext.h>
 #include <vector>
 
-#include "kernels/cam.h"
-#include "kernels/cam_plugin.cuh"
-
 dim3 threadIdx, blockIdx, gridDim;
 std::uint64_t exchanged[1024];
 int processors = 1;
@@ -114,62 +111,10 @@ void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel
   }
 }
 
-// How many loads by 16 bytes the kernel made, or -1 where one was not aligned or left the inputs.
-// sizes: N, P, C, h, w. strides of A: n, c, y, x; of G: n, p, c, y, x; in elements. *_last: behind the last element.
-extern "C" std::int64_t emulated_cam(int method, int dtype, const void* a, const void* a_last,
-                                     const std::int64_t* a_strides, const void* g, const void* g_last,
-                                     const std::int64_t* g_strides, const std::int64_t* sizes, int multiprocessors,
-                                     float* map) {
-  using namespace finercam;
-  CamArgs args{};
-  args.method = static_cast<Method>(method);
-  args.contrasts = sizes[1];
-  args.contrast_stride = g_strides[1];
-  args.activations = {a,
-                      static_cast<DType>(dtype),
-                      sizes[0],
-                      sizes[2],
-                      sizes[3],
-                      sizes[4],
-                      a_strides[0],
-                      a_strides[1],
-                      a_strides[2],
-                      a_strides[3]};
-  const bool weights = args.method == Method::kChannelWeights;
-  args.gradients = {g,
-                    static_cast<DType>(dtype),
-                    sizes[0],
-                    sizes[2],
-                    weights ? 1 : sizes[3],
-                    weights ? 1 : sizes[4],
-                    g_strides[0],
-                    g_strides[2],
-                    g_strides[3],
-                    g_strides[4]};
-  args.map = map;
-  inputs[0] = {static_cast<const char*>(a), static_cast<const char*>(a_last)};
-  inputs[1] = {static_cast<const char*>(g), static_cast<const char*>(g_last)};
-  processors = multiprocessors;
+void watch(const void* first, const void* first_last, const void* second, const void* second_last) {
+  inputs[0] = {static_cast<const char*>(first), static_cast<const char*>(first_last)};
+  inputs[1] = {static_cast<const char*>(second), static_cast<const char*>(second_last)};
   vector_loads = wrong_loads = 0;
-  cam_cuda(args, 0, nullptr);
-  return wrong_loads == 0 ? vector_loads : -1;
 }
 
-// As TensorRT would launch the plug-in's kernel of a method, from inputs of so many floats: how many loads by 16 bytes
-// it made, or -1 where one was not aligned or left the inputs. grid: x, y, z.
-extern "C" std::int64_t emulated_plugin(int method, const float* activations, std::int64_t activation_count,
-                                        const float* second, std::int64_t second_count, int channels, int positions,
-                                        int prefix, int interleaved, int tile, const unsigned* grid, int threads,
-                                        float* map) {
-  using namespace finercam;
-  inputs[0] = {reinterpret_cast<const char*>(activations),
-               reinterpret_cast<const char*>(activations + activation_count)};
-  inputs[1] = {reinterpret_cast<const char*>(second), reinterpret_cast<const char*>(second + second_count)};
-  vector_loads = wrong_loads = 0;
-  visit_method(static_cast<Method>(method), [&](auto policy) {
-    launch_emulated(dim3(grid[0], grid[1], grid[2]), threads, [&] {
-      cam_plugin<decltype(policy)>(activations, second, channels, positions, prefix, interleaved != 0, tile, map);
-    });
-  });
-  return wrong_loads == 0 ? vector_loads : -1;
-}
+std::int64_t watched_loads() { return wrong_loads == 0 ? vector_loads : -1; }

@@ -76,6 +76,11 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   return value;
 }
 
+// Loads by 16 bytes are expected inside of two inputs from here on, and counted: -1 where one is not aligned or
+// outside.
+void watch(const void* first, const void* first_last, const void* second, const void* second_last);
+std::int64_t watched_loads();
+
 // kernel<<<grid, threads>>>()
 void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel);
 
