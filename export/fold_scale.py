@@ -59,7 +59,7 @@ def fold_scale(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 def _layer(node: Any) -> Any:
-    """The addmm with a constant weight, (K,D) before it is transposed, that a value comes from, and nothing else reads."""
+    """The addmm of a weight (K,D) that a value comes from, if nothing else reads it on the way."""
     while isinstance(node, fx.Node) and len(node.users) == 1 and node.target in _SAME:
         node = node.args[0]
     if not isinstance(node, fx.Node) or node.target is not aten.addmm.default or len(node.users) != 1 or node.kwargs:

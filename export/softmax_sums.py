@@ -8,7 +8,6 @@ p V, which the attention itself has computed; the rows of g for all other keys a
 
 from __future__ import annotations
 
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -158,7 +157,7 @@ def _sum_of_most(node: fx.Node) -> _Sum | None:
         return None
     rows, dim, start, stop = part.args
     shape = shape_of(rows) if isinstance(rows, fx.Node) else None
-    if not isinstance(rows, fx.Node) or shape is None or len(shape) != 3 or dim != 2 or list(dims) not in ([2], [-1]):  # type: ignore[call-overload]
+    if not isinstance(rows, fx.Node) or shape is None or len(shape) != 3 or dim != 2 or not _are(dims, 2, 3):
         return None
     first, last, _ = slice(start, stop).indices(shape[2])
     few = (0, first) if last == shape[2] else (last, shape[2])
@@ -183,21 +182,21 @@ def _cotangents(source: fx.Node, rows: fx.Node) -> _Cotangents | None:
     dim = len(shape_of(product) or ()) - 1  # type: ignore[arg-type]
     if total is None or total.target is not aten.sum.dim_IntList or total.args[0] is not product:
         return None
-    if len(total.args) != 3 or list(total.args[1]) not in ([dim], [-1]):  # type: ignore[call-overload, arg-type]
+    if len(total.args) != 3 or not _are(total.args[1], dim, dim + 1):
         return None
     made = _origin(given)
-    if made.target is not aten.bmm.default:
+    if made.target is not aten.bmm.default or shape_of(made) != shape_of(rows):
         return None
     cotangents, transposed = made.args
     if not isinstance(transposed, fx.Node) or transposed.target is not aten.permute.default:
         return None
     values, order = transposed.args
-    if list(order) != [0, 2, 1] or not isinstance(values, fx.Node) or not isinstance(cotangents, fx.Node):  # type: ignore[arg-type]
+    if order != [0, 2, 1] or not isinstance(values, fx.Node) or not isinstance(cotangents, fx.Node):
         return None
     for reader in values.users:
         if reader.target is aten.bmm.default and reader.args[1] is values:
             probabilities: Any = reader.args[0]
-            if _origin(probabilities) is softmax:
+            if _origin(probabilities) is softmax and shape_of(probabilities) == shape_of(rows):
                 return _Cotangents(probabilities, values, reader, cotangents)
     return None
 
@@ -209,6 +208,11 @@ def _factors(node: Any) -> tuple[fx.Node, fx.Node] | None:
     return (first, second) if isinstance(first, fx.Node) and isinstance(second, fx.Node) else None
 
 
+def _are(dims: Any, dim: int, rank: int) -> bool:
+    """Whether this dimension is the only one."""
+    return [int(i) % rank for i in dims] == [dim]
+
+
 def _is_softmax(node: fx.Node) -> bool:
     """Along the last dimension."""
     shape = shape_of(node)
@@ -216,10 +220,12 @@ def _is_softmax(node: fx.Node) -> bool:
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """What a value is but for its leading dimensions."""
+    """What a value is but for how its leading dimensions are counted."""
     while node.target in _SAME and isinstance(node.args[0], fx.Node):
         before, after = shape_of(node.args[0]), shape_of(node)
-        if before is None or after is None or operator.ne(before[-1], after[-1]):
+        if before is None or after is None or before[-1:] != after[-1:]:
+            break
+        if node.target is aten.expand.default and before != after:
             break
         node = node.args[0]
     return node
