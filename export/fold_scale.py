@@ -47,7 +47,9 @@ def fold_scale(traced: fx.GraphModule) -> fx.GraphModule:
             continue
         for constant in constants:
             with _disable_current_modes():
-                setattr(traced, constant.target, getattr(traced, constant.target).detach() * node.args[1])
+                scaled = getattr(traced, constant.target).detach() * node.args[1]
+            delattr(traced, constant.target)  # of the traced graph alone, and perhaps a parameter
+            traced.register_buffer(constant.target, scaled)
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
         changed = True

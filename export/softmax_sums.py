@@ -21,8 +21,11 @@ aten = torch.ops.aten
 
 FEW = 8
 """So many keys may be left out of a sum that is taken by them."""
-_SAME = (aten.alias.default, aten.clone.default, aten.expand.default, aten.view.default, aten.reshape.default)
-"""What may lie between the operations of an attention, where the last dimension keeps its size."""
+_WHOLE = (aten.alias.default, aten.clone.default, aten.expand.default, aten.slice.Tensor)
+_SAME = (*_WHOLE, aten.view.default, aten.reshape.default)
+"""What may lie between the operations of an attention: the former where they change no size, the others where the last
+dimension keeps its own.
+"""
 
 
 class _Sum(NamedTuple):
@@ -109,16 +112,15 @@ class _Rewriter:
         if not isinstance(source, fx.Node) or shape is None or value.kwargs.keys() - {"memory_format"}:
             return self._emit(aten.slice.Tensor, value, dim, *few)
         before = shape_of(source)
-        if value.target in (aten.alias.default, aten.clone.default) or before == shape:
-            if value.target in _SAME:
-                return self._few(source, dim, few)
-        elif value.target is aten.permute.default:
+        if value.target in _SAME and before == shape:
+            return self._few(source, dim, few)
+        if value.target is aten.permute.default:
             order = [int(i) % len(shape) for i in value.args[1]]  # type: ignore[union-attr, arg-type]
             return self._emit(aten.permute.default, self._few(source, order[dim], few), order)
-        elif value.target is aten.select.int and before is not None:
+        if value.target is aten.select.int and before is not None:
             axis, index = int(value.args[1]) % len(before), value.args[2]  # type: ignore[arg-type]
             return self._emit(aten.select.int, self._few(source, dim + (dim >= axis), few), axis, index)
-        elif value.target in (aten.view.default, aten.reshape.default) and before is not None:
+        if value.target in (aten.view.default, aten.reshape.default) and before is not None:
             own = [pair for pair in match_dimensions(before, shape) or () if pair[1] == [dim] and len(pair[0]) == 1]
             sizes = sizes_for([few[1] - few[0] if i == dim else size for i, size in enumerate(shape)])
             if own and sizes.count(-1) <= 1:
@@ -225,7 +227,7 @@ def _origin(node: fx.Node) -> fx.Node:
         before, after = shape_of(node.args[0]), shape_of(node)
         if before is None or after is None or before[-1:] != after[-1:]:
             break
-        if node.target is aten.expand.default and before != after:
+        if node.target in _WHOLE and before != after:
             break
         node = node.args[0]
     return node
