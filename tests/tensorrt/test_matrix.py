@@ -67,7 +67,8 @@ class _Block(torch.nn.Module):
         self.mlp = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
 
     def forward(self, x: Any) -> Any:
-        q, k, v = (part.unflatten(2, (2, 16)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        n, length, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(n, length, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
         attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
