@@ -21,6 +21,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
         aten.avg_pool2d_backward.default: _avg_pool2d_backward,
         aten.native_layer_norm.default: _layer_norm,
+        aten.native_layer_norm_backward.default: _layer_norm_backward,
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
         aten.unfold_backward.default: _unfold_backward,
@@ -157,6 +158,28 @@ def _layer_norm(
     normal = centred * rstd
     scaled = normal if weight is None else normal * weight
     return scaled if bias is None else scaled + bias, mean, rstd
+
+
+def _layer_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    normalized_shape: Sequence[int],
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[torch.Tensor | None, None, None]:
+    """rstd (g - mean(g) - n mean(g n)) of the normal values n, by means as the norm itself: runtimes fuse those."""
+    if output_mask[1] or output_mask[2]:
+        raise NotImplementedError("a weight that depends on the target layer's output")
+    if not output_mask[0]:
+        return None, None, None
+    dims = list(range(-len(normalized_shape), 0))
+    normal = (x - mean) * rstd
+    scaled = grad if weight is None else grad * weight
+    rest = scaled - scaled.mean(dims, keepdim=True) - normal * (scaled * normal).mean(dims, keepdim=True)
+    return rest * rstd, None, None
 
 
 def _slice_backward(

@@ -20,6 +20,7 @@ from finercam_rt.export.capture import EXAMPLE_CLASSES, first_line
 from finercam_rt.export.contrast import Contrast, contrast, dense_seed, softmax_seed
 from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
+from finercam_rt.export.fold_scale import fold_scale
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import LiftedTail
 from finercam_rt.export.lifted import Lifted
@@ -27,6 +28,7 @@ from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positi
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.scale_first import scale_first
 from finercam_rt.export.sink import sink_selections
+from finercam_rt.export.softmax_sums import sum_by_the_rest
 from finercam_rt.export.staged import Staged
 from finercam_rt.export.sums import sum_early
 from finercam_rt.manifest import METHODS, LayerInfo, Needs, TapsInfo, ZeroShotInfo, map_grid
@@ -137,7 +139,8 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
             alpha = torch.empty(lead)
         classes = [] if zero_shot is None else [_embeddings(fake_mode, zero_shot.embedding_dim)]
         traced, summed = sum_early(_trace(differentiate, split.boundary, seed))
-        traced, delayed = delay_broadcasts(scale_first(traced))
+        traced, rest = sum_by_the_rest(traced)
+        traced, delayed = delay_broadcasts(scale_first(fold_scale(traced)))
         graph_module = _trace(run, split.boundary, target, reference_classes, alpha, *classes)
     except ExportError:
         raise
@@ -147,7 +150,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         raise ExportError(
             f"what follows the target layer cannot be differentiated{place} ({reason}); choose a later target layer."
         ) from error
-    report = (*sunk, *_report(interpreter.merged_at, _seed_form(head, request), needs), *summed, *delayed)
+    report = (*sunk, *_report(interpreter.merged_at, _seed_form(head, request), needs), *summed, *rest, *delayed)
     return ExplainedTail(graph_module, report)
 
 

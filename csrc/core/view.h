@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/host_device.h"
 
 namespace finercam {
 
@@ -25,7 +26,7 @@ struct FeatureView {
   std::int64_t batch, channels, height, width;
   std::int64_t batch_stride, channel_stride, row_stride, column_stride;
 
-  std::int64_t positions() const { return height * width; }
+  FINERCAM_HOST_DEVICE std::int64_t positions() const { return height * width; }
 };
 
 // Of images (N, C, H, W), or of maps (N, H, W), which have no channels.

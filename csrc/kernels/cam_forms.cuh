@@ -1,11 +1,11 @@
-// How the cam kernel reads its inputs: along which axis, and whether by 16 bytes. Decided on the host from their
-// strides.
+// How the cam kernels read their inputs: along which axis, and whether by 16 bytes. Decided from their strides, once on
+// the host, or by a kernel that nothing but pointers and sizes can be given to.
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 
-#include "kernels/cam.h"
+#include "core/host_device.h"
+#include "core/view.h"
 #include "kernels/cam_cuda.cuh"
 
 namespace finercam {
@@ -37,10 +37,10 @@ struct CamInputs {
   int channels, positions, chunk, contrasts;
 };
 
-inline bool on_vectors(std::int64_t elements, std::int64_t vector) { return elements % vector == 0; }
+FINERCAM_HOST_DEVICE bool on_vectors(std::int64_t elements, std::int64_t vector) { return elements % vector == 0; }
 
 template <typename T>
-Feature<T> feature_of(const FeatureView& view, std::int64_t contrast_stride) {
+FINERCAM_HOST_DEVICE Feature<T> feature_of(const FeatureView& view, std::int64_t contrast_stride) {
   const bool one_position = view.positions() == 1;
   return {static_cast<const T*>(view.data),
           view.batch_stride,
@@ -52,16 +52,18 @@ Feature<T> feature_of(const FeatureView& view, std::int64_t contrast_stride) {
 }
 
 // Whether neighbouring threads should walk along positions rather than channels.
-inline bool is_planar(const FeatureView& view) {
+FINERCAM_HOST_DEVICE bool is_planar(const FeatureView& view) {
   if (view.positions() == 1) return false;
   const std::int64_t step = view.width > 1 ? view.column_stride : view.row_stride;
-  return view.channels == 1 || std::abs(step) <= std::abs(view.channel_stride);
+  const std::int64_t channel = view.channel_stride;
+  return view.channels == 1 || (step < 0 ? -step : step) <= (channel < 0 ? -channel : channel);
 }
 
 // What the loops ask of an input that they read by vectors: the images start on 16 bytes, the axis that threads walk
 // along is contiguous, and its rows do not overlap.
 template <typename T>
-bool has_vectors(const Feature<T>& feature, const CamInputs<T>& in, std::int64_t batch, bool planar) {
+FINERCAM_HOST_DEVICE bool has_vectors(const Feature<T>& feature, const CamInputs<T>& in, std::int64_t batch,
+                                      bool planar) {
   constexpr std::int64_t kStep = kVector<T>;
   if (feature.row_gap != 0 || reinterpret_cast<std::uintptr_t>(feature.data) % 16 != 0) return false;
   if (batch > 1 && !on_vectors(feature.batch_stride, kStep)) return false;
@@ -75,19 +77,20 @@ bool has_vectors(const Feature<T>& feature, const CamInputs<T>& in, std::int64_t
 
 // How planes are added up by vectors: each starts on 16 bytes, or they follow one another, few vectors each. 0: not.
 template <typename T>
-int folds_of(const Feature<T>& feature, const CamInputs<T>& in) {
+FINERCAM_HOST_DEVICE int folds_of(const Feature<T>& feature, const CamInputs<T>& in) {
   constexpr std::int64_t kStep = kVector<T>;
   if (on_vectors(feature.channel_stride, kStep) && on_vectors(in.positions, kStep)) return 1;
   return feature.channel_stride == in.positions && in.positions <= kThreads ? static_cast<int>(kStep) : 0;
 }
 
 template <typename T>
-void choose_forms(CamInputs<T>& in, const CamArgs& args, bool summed) {
-  const std::int64_t batch = args.activations.batch;
+FINERCAM_HOST_DEVICE void choose_forms(CamInputs<T>& in, const FeatureView& activations, const FeatureView& gradients,
+                                       bool summed) {
+  const std::int64_t batch = activations.batch;
   const Feature<T>& a = in.activations;
   const Feature<T>& g = in.gradients;
-  const bool planar = is_planar(args.activations);
-  const bool planar_gradients = is_planar(args.gradients);
+  const bool planar = is_planar(activations);
+  const bool planar_gradients = is_planar(gradients);
   const bool vectors = has_vectors(a, in, batch, planar);
   const bool both = vectors && has_vectors(g, in, batch, planar);
   in.pool_activations = {planar, vectors, 1};

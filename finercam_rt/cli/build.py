@@ -14,6 +14,7 @@ from finercam_rt.tensorrt.build import Written, build_plan
 from finercam_rt.tensorrt.builder import BATCH, CLASSES, BuildOptions, Range
 from finercam_rt.tensorrt.library import RUNTIMES, load_library, targets
 from finercam_rt.tensorrt.plan import SUFFIX, sidecar_of
+from finercam_rt.tensorrt.plugin import AUTO, MAP_KERNELS, PLUGIN
 from finercam_rt.tensorrt.script import write_script
 
 _EPILOG = """\
@@ -66,6 +67,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--version-compatible", action="store_true", help="later versions can run it too, of tensorrt alone"
     )
     parser.add_argument(
+        "--map-kernel",
+        choices=MAP_KERNELS,
+        default=AUTO,
+        help="plugin: a kernel inside the plan draws the map, of tensorrt and head taps (default: as the head says)",
+    )
+    parser.add_argument(
         "--timing-cache", metavar="FILE", type=Path, help="keeps what builds measure, for the next, of tensorrt alone"
     )
     parser.add_argument(
@@ -95,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         tf32=args.tf32,
         optimization_level=args.optimization_level,
         version_compatible=args.version_compatible,
+        map_kernel=args.map_kernel,
     )
     if args.script is not None:
         return _write_script(args, options)
@@ -150,6 +158,8 @@ def summary(written: Written, plan: Path) -> str:
         f"  {info.flavour} {info.version} for {', '.join(info.capabilities)}; {info.manifest.precision}, "
         f"{least} to {most} images a run, tuned for {usual}",
     ]
+    if info.options["map_kernel"] == PLUGIN:
+        lines.append("  the map is drawn by a kernel inside the plan")
     if info.kernels is not None:
         lines.append(
             f"  {info.kernels['total']} kernels, {info.kernels['behind_logits']} of them for the explanation alone"

@@ -7,7 +7,7 @@ by their place. What has a default of ours has one of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 
@@ -18,13 +18,32 @@ class Tensor(Protocol):
     shape: Sequence[int]
 
 
+class Layer(Protocol):
+    """One operation of the network."""
+
+    name: str
+
+    def get_output(self, index: int) -> Tensor:
+        """One of its outputs."""
+
+
 class Network(Protocol):
     """What the parser fills."""
 
     num_inputs: int
+    num_outputs: int
 
     def get_input(self, index: int) -> Tensor:
         """One input."""
+
+    def get_output(self, index: int) -> Tensor:
+        """One output."""
+
+    def mark_output(self, tensor: Tensor) -> None:
+        """Make it an output."""
+
+    def unmark_output(self, tensor: Tensor) -> None:
+        """Leave it out of the outputs."""
 
 
 class ParserError(Protocol):
@@ -97,6 +116,36 @@ class Config(Protocol):
 
     def get_timing_cache(self) -> TimingCache:
         """With what was measured."""
+
+
+class PluginNetwork(Network, Protocol):
+    """TensorRT's own, which takes kernels of others."""
+
+    def add_plugin(self, operation: Any, /, aot: bool = False) -> Layer | None:
+        """What a plug-in's operation has given, its kernel compiled beforehand where `aot`."""
+
+
+class PluginModule(Protocol):
+    """tensorrt.plugin, from 10.9 on: plug-ins that are functions of Python, and kernels that are compiled."""
+
+    op: Any
+    TensorDesc: Any
+    AutoTuneCombination: Any
+    KernelLaunchParams: Any
+    SymInt32: Any
+    SymIntExprs: Any
+
+    def register(self, plugin_id: str, lazy_register: bool = False) -> Callable[[Any], Any]:
+        """The function that says what the output is, as a decorator."""
+
+    def autotune(self, plugin_id: str) -> Callable[[Any], Any]:
+        """The function that says the types and formats it takes, as a decorator."""
+
+    def aot_impl(self, plugin_id: str) -> Callable[[Any], Any]:
+        """The function that gives the kernel and its launch, as a decorator."""
+
+    def from_shape_expr(self, shape_expr: tuple[Any, ...], dtype: Any) -> Any:
+        """A TensorDesc."""
 
 
 class RtxConfig(Config, Protocol):
@@ -235,6 +284,8 @@ CLASSES = {
     "IExecutionContext": ExecutionContext,
 }
 """Their classes, as both libraries call them."""
+PLUGIN_CLASSES = {"INetworkDefinition": PluginNetwork, "ILayer": Layer}
+"""Those that a plug-in needs besides, of TensorRT alone."""
 RTX_CLASSES = {
     **CLASSES,
     "IBuilderConfig": RtxConfig,

@@ -18,6 +18,7 @@ from finercam_rt.tensorrt.builder import BuildOptions, build
 from finercam_rt.tensorrt.kernels import behind
 from finercam_rt.tensorrt.library import RTX, Library
 from finercam_rt.tensorrt.plan import SUFFIX, PlanInfo, is_sidecar, read_plan_info, sidecar_of
+from finercam_rt.tensorrt.plugin import PLUGIN, map_plugin, with_map
 
 
 class Written(NamedTuple):
@@ -52,20 +53,22 @@ def build_plan(
     Raises:
         EngineError: `graph` is no engine.
         InputError: a path that cannot be written.
-        BackendError: see `builder.build`; an option that this library does not have; int8 with zero points.
+        BackendError: see `builder.build`; an option that this library does not have; int8 with zero points; a kernel
+            for the map that it cannot have, see `plugin.map_plugin`.
     """
     manifest = read_manifest(graph)
     check_precision(graph, manifest)
     _check(plan, library, options, timing_cache)
+    plugin = map_plugin(graph, manifest, library) if options.map_kernel == PLUGIN else None
     onnx_sha256 = sha256_of(graph)
     key = cache_key(onnx_sha256, library, options)
     if not force and (known := _up_to_date(plan, key)) is not None:
         return Written(known, None)
     stored = None if timing_cache is None else _stored(timing_cache)
-    built = build(graph, library, options, timing_cache=stored, on_progress=on_progress)
+    built = build(graph, library, options, plugin=plugin, timing_cache=stored, on_progress=on_progress)
     counts = {"total": len(built.kernels), "behind_logits": len(behind(built.kernels, "logits"))}
     info = PlanInfo(
-        manifest=manifest,
+        manifest=manifest if plugin is None else with_map(manifest),
         onnx_sha256=onnx_sha256,
         plan_sha256=hashlib.sha256(built.plan).hexdigest(),
         plan_bytes=len(built.plan),
@@ -76,7 +79,7 @@ def build_plan(
         classes=None if manifest.zero_shot is None else options.classes,
         options={
             name: getattr(options, name)
-            for name in ("workspace_mib", "tf32", "optimization_level", "version_compatible")
+            for name in ("workspace_mib", "tf32", "optimization_level", "version_compatible", "map_kernel")
         },
         key=key,
         kernels=counts if built.kernels else None,

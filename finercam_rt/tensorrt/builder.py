@@ -22,6 +22,7 @@ from finercam_rt.tensorrt.api import Builder, Config, Network, Parser, RtxConfig
 from finercam_rt.tensorrt.kernels import Kernel, read_kernels
 from finercam_rt.tensorrt.library import RTX, Library
 from finercam_rt.tensorrt.log import new_log
+from finercam_rt.tensorrt.plugin import AUTO, MapPlugin, add_map
 
 MIB = 1 << 20
 Range = tuple[int, int, int]
@@ -39,7 +40,8 @@ class BuildOptions:
     model's classes. capabilities: GPUs, such as "SM89". workspace_mib: memory of the GPU that a kernel may take while
     it runs, None for all of it. tf32: whether float32 products may round their inputs to TF32, which is faster, and not
     what was verified. optimization_level: 0 to 5, None for the library's own; how long it looks for fast
-    kernels. version_compatible: whether later versions of TensorRT can run it.
+    kernels. version_compatible: whether later versions of TensorRT can run it. map_kernel: what draws the map, one of
+    plugin.MAP_KERNELS.
     """
 
     batch: Range
@@ -49,6 +51,7 @@ class BuildOptions:
     tf32: bool = False
     optimization_level: int | None = None
     version_compatible: bool = False
+    map_kernel: str = AUTO
 
 
 class Built(NamedTuple):
@@ -76,6 +79,7 @@ def build(
     library: Library,
     options: BuildOptions,
     *,
+    plugin: MapPlugin | None = None,
     timing_cache: bytes | None = None,
     on_progress: Callable[[float, str], None] = lambda share, phase: None,
 ) -> Built:
@@ -85,6 +89,7 @@ def build(
         graph: an ONNX file.
         library: what builds.
         options: what for.
+        plugin: the kernel that draws the map from the graph's taps; None where none does.
         timing_cache: what an earlier build has measured, b"" for a new one; None for none. Of TensorRT alone.
         on_progress: called with the share that is done and the name of the phase, from threads of the library's.
 
@@ -99,10 +104,12 @@ def build(
         builder: Builder = trt.Builder(log)
     except TypeError:  # its factory gave nothing
         raise BackendError(f"{library.flavour} cannot build here ({log.reason('no GPU is found')}).") from None
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network: Any = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: Parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         raise _refused_node(graph, library, parser)
+    if plugin is not None:
+        add_map(library, network, plugin)
     config = builder.create_builder_config()
     monitor = _monitor(trt, on_progress)
     _configure(config, library, options)

@@ -22,10 +22,11 @@ SUFFIX = ".plan"
 class PlanInfo:
     """What a sidecar says.
 
-    manifest: of the ONNX file. onnx_sha256, plan_sha256: of the files (hex). plan_bytes: the plan's size. flavour,
-    version: of the library that built it, and that it needs. capabilities: GPUs that it runs on, such as "SM89". batch,
-    classes: least, usual and largest; classes only of a zero-shot model. options: the others of the build. key: made
-    from all that goes in, see `cache_key`. kernels: how many it launches, in all and behind the logits, where known.
+    manifest: of the ONNX file, or that of head "graph" where a plug-in draws the map from the file's taps. onnx_sha256,
+    plan_sha256: of the files (hex). plan_bytes: the plan's size. flavour, version: of the library that built it, and
+    that it needs. capabilities: GPUs that it runs on, such as "SM89". batch, classes: least, usual and largest; classes
+    only of a zero-shot model. options: the others of the build. key: made from all that goes in, see `cache_key`.
+    kernels: how many it launches, in all and behind the logits, where known.
     """
 
     manifest: Manifest

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from finercam_rt.errors import InputError
+from finercam_rt.errors import BackendError, InputError
 from finercam_rt.files import atomic_write, sha256_of
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.build import check_precision
 from finercam_rt.tensorrt.builder import BuildOptions
 from finercam_rt.tensorrt.plan import SUFFIX
+from finercam_rt.tensorrt.plugin import PLUGIN
 
 _SCRIPT = """\
 #!/bin/sh
@@ -52,6 +53,10 @@ def write_script(graph: Path, script: Path, options: BuildOptions, timing_cache:
     """
     manifest = read_manifest(graph)
     check_precision(graph, manifest)
+    if options.map_kernel == PLUGIN:
+        raise BackendError(
+            "trtexec does not know the plug-in; leave --map-kernel out, or take `finercam build` on the device."
+        )
     if script.suffix in (SUFFIX, ".onnx") or script.is_dir():
         raise InputError(f"{script} is no name for a script; call it NAME.sh.")
     if not script.parent.is_dir():

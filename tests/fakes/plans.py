@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import enum
+import pickle
 import struct
 from typing import Any
 
 import numpy as np
 
 from .cuda import FakeDevice, cuda_error
+from .plugins import NAME, PluginSession
 from .tensorrt import FakeTensorRT, _Config, _Network, _Tensor
 
-_HEADER = struct.Struct("<4s6q")
+_HEADER = struct.Struct("<4s7q")
 _SCRATCH = 1000
 _DTYPES = {"tensor(float)": ("FLOAT", np.float32), "tensor(int64)": ("INT64", np.int64)}
 
 
+class _Layer:
+    def __init__(self, created: dict[str, Any]) -> None:
+        self.name = "(Unnamed Layer* 0) [Plugin]"
+        self._output = _Tensor("(Unnamed Layer* 0) [Plugin]_output", created["shape"])
+
+    def get_output(self, index: int) -> _Tensor:
+        return (self._output,)[index]
+
+
 class _RealNetwork(_Network):
-    """Of the inputs that the file has."""
+    """Of the inputs and outputs that the file has. created: what the kernel in it is launched by."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.inputs: list[_Tensor] = []
+        self.created: dict[str, Any] | None = None
+        self.layers: list[_Layer] = []
+
+    def add_plugin(self, operation: Any, /, aot: bool = False) -> _Layer | None:
+        assert aot, "a plug-in of another kind calls Python when it runs"
+        if operation is None:
+            return None
+        self.created = operation
+        self.layers.append(_Layer(operation))
+        return self.layers[-1]
 
     @property
     def num_inputs(self) -> int:  # type: ignore[override]
@@ -45,6 +67,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 class RunningTensorRT(FakeTensorRT):
     """failing: what every run says in the log before it fails. host_code_allowed: as the last runtime was told."""
+
+    __name__ = NAME
+    float32 = "float32"
 
     class TensorIOMode(enum.Enum):
         NONE, INPUT, OUTPUT = 0, 1, 2
@@ -71,7 +96,9 @@ class RunningTensorRT(FakeTensorRT):
         with open(model, "rb") as stream:
             self._graph = stream.read()
         try:
-            inputs = _session(self._graph).get_inputs()
+            session = _session(self._graph)
+            inputs = session.get_inputs()
+            self._network.outputs = [_Tensor(value.name, _shape(value)) for value in session.get_outputs()]
         except Exception:  # what a build would refuse; these tests are about running
             import onnx
 
@@ -87,7 +114,9 @@ class RunningTensorRT(FakeTensorRT):
         shapes = config.profiles[0].shapes
         batch = [shape[0] for shape in shapes["images"]]
         classes = [shape[0] for shape in shapes["class_embeddings"]] if "class_embeddings" in shapes else [0, 0, 0]
-        return _HEADER.pack(b"PLAN", *batch, *classes) + self._graph
+        created = self._network.created
+        kernel = b"" if created is None else pickle.dumps((created, [o.name for o in self._network.outputs]))
+        return _HEADER.pack(b"PLAN", *batch, *classes, len(kernel)) + kernel + self._graph
 
     def Runtime(self, logger: Any) -> FakeRuntime:  # noqa: N802
         assert self.device.is_current()
@@ -105,13 +134,16 @@ class FakeRuntime:
         if self._trt.load_failing is not None:
             self._logger.log(self._trt.ILogger.ERROR, self._trt.load_failing)
             return None
-        magic, *sizes = _HEADER.unpack_from(serialized_engine)
+        magic, *sizes, kernel = _HEADER.unpack_from(serialized_engine)
         assert magic == b"PLAN"
+        begin = _HEADER.size + kernel
         try:
-            session = _session(serialized_engine[_HEADER.size :])
+            session = _session(serialized_engine[begin:])
         except Exception as error:
             self._logger.log(self._trt.ILogger.ERROR, f"deserialising failed: {error}")
             return None
+        if kernel:
+            session = PluginSession(session, *pickle.loads(serialized_engine[_HEADER.size : begin]))
         return FakeEngine(self._trt, self._logger, session, sizes)
 
 

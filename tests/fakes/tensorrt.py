@@ -27,6 +27,23 @@ class _Tensor:
 class _Network:
     num_inputs = 4
 
+    def __init__(self) -> None:
+        self.outputs: list[_Tensor] = []
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    def get_output(self, index: int) -> _Tensor:
+        return self.outputs[index]
+
+    def mark_output(self, tensor: _Tensor) -> None:
+        assert all(tensor is not output for output in self.outputs)
+        self.outputs.append(tensor)
+
+    def unmark_output(self, tensor: _Tensor) -> None:
+        self.outputs = [output for output in self.outputs if output is not tensor]
+
     def get_input(self, index: int) -> _Tensor:
         return (
             _Tensor("images", (-1, 3, 32, 48)),

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finercam_rt import colormaps, ops
 
+from ..fakes.kernels import METHODS, emulated_cam, emulated_render
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
 
-CSRC = Path(__file__).parents[2] / "csrc"
-EMULATION = Path(__file__).parent / "emulation"
-METHODS = ["channel weights", "gradcam", "gradcam++", "xgradcam", "fem", "layercam", "hirescam", "gradcamelementwise"]
-"""In the order of the enumeration Method."""
 SIZES = {
     "one of all": (1, 1, 1, 1),
     "planes that do not start on 16 bytes": (2, 67, 7, 7),
@@ -32,29 +25,13 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def cam(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """cam_cuda.cu and render_cuda.cu compiled by the CPU's compiler, their launches calls of the emulation."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.mktemp("emulation")
-    (folder / "kernels").mkdir()
-    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
-    for name in ("cam", "render"):
-        kernel = (CSRC / "kernels" / f"{name}_cuda.cu").read_text()
-        kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
-        assert launches == 1
-        (folder / f"{name}.cpp").write_text(kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
-    loops = (CSRC / "kernels" / "cam_cuda.cuh").read_text()
-    (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
-    library = folder / "emulation.so"
-    command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
-    kernels = [folder / "cam.cpp", folder / "render.cpp"]
-    drivers = [EMULATION / "emulation.cpp", EMULATION / "render.cpp"]
-    subprocess.run([*command, *kernels, *drivers, "-o", library], check=True)
-    loaded = ctypes.CDLL(str(library))
-    loaded.emulated_cam.restype = ctypes.c_int64
-    return loaded
+def cam() -> ctypes.CDLL:
+    return emulated_cam()
+
+
+@pytest.fixture(scope="module")
+def render() -> ctypes.CDLL:
+    return emulated_render()
 
 
 def seen(array: np.ndarray, layout: str, size: tuple[int, ...], prefix_tokens: int) -> np.ndarray:
@@ -113,10 +90,10 @@ def test_emulated_kernel_equals_the_formulas(cam, method, case, layout):
         if method in ("gradcam++", "xgradcam"):  # whose denominators nearly cancel otherwise
             a, first, second = (np.abs(x) + x.dtype.type(0.1) for x in (a, first, second))
         prefix = 3 if layout == "tokens" else 0
-        wanted = [oracle("gradcam" if method == "channel weights" else method, a, g) for g in (first, second)]
+        wanted = [oracle("gradcam" if method == "channel_weights" else method, a, g) for g in (first, second)]
         gradients = np.stack([arranged(g, layout, prefix) for g in (first, second)[:contrasts]], 1)
         given = seen(aligned(gradients), layout, size, prefix)
-        if method == "channel weights":
+        if method == "channel_weights":
             means = np.stack([first, second][:contrasts], 1).astype(np.float64).mean((3, 4)).astype(dtype)
             given = means[..., None, None]
             wanted = [oracle("gradcam", a, np.broadcast_to(means[:, p, :, None, None], size)) for p in range(contrasts)]
@@ -132,7 +109,7 @@ def test_small_planes_and_tokens_are_read_by_sixteen_bytes(cam):
     """Nearly all of a 7 x 7 map's planes, and of tokens; each input as often as the method says."""
     a, g = (aligned(x) for x in features((2, 64, 7, 7), "float32"))
     vectors = a.size // 4
-    passes = {"hirescam": 2, "channel weights": 1}
+    passes = {"hirescam": 2, "channel_weights": 1}
     for method, times in passes.items():
         given = g[:, None] if method == "hirescam" else g[:, :, :1, :1][:, None]
         for x, y in ((a, given), (a.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2), given)):
@@ -159,7 +136,7 @@ RENDERED = {
 @pytest.mark.parametrize("boxed", [False, True])
 @pytest.mark.parametrize("picture", ["values", "colours", "blend"])
 @pytest.mark.parametrize("case", RENDERED)
-def test_emulated_render_is_that_of_the_cpu(cam, case, picture, boxed):
+def test_emulated_render_is_that_of_the_cpu(render, case, picture, boxed):
     (n, *cells), size = RENDERED[case]
     rng = np.random.default_rng(n)
     maps = rng.standard_normal((n, *cells)).astype(np.float32)
@@ -180,7 +157,7 @@ def test_emulated_render_is_that_of_the_cpu(cam, case, picture, boxed):
         shape = (n, *size) if picture == "values" else (n, *size, 4)
         out = np.full(shape, 77, np.float32 if picture == "values" else np.uint8)
         outputs = (out, None) if picture == "values" else (None, out)
-        cam.emulated_render(
+        render.emulated_render(
             address(maps),
             numbers([n, *cells, *size]),
             (ctypes.c_double * 4)(*box),

@@ -32,6 +32,7 @@ CLASSES = (
     "IBuilderConfig",
     "ICudaEngine",
     "IExecutionContext",
+    "ILayer",
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",

@@ -51,7 +51,13 @@ def test_rtx_builds_a_plan(rtx, toy, tmp_path):
     assert (info.flavour, info.version) == ("tensorrt-rtx", rtx.version)
     assert info.capabilities == ("SM86", "SM89", "SM120")
     assert (info.batch, info.classes) == ((1, 2, 8), None)
-    assert info.options == {"workspace_mib": 64, "tf32": False, "optimization_level": None, "version_compatible": False}
+    assert info.options == {
+        "workspace_mib": 64,
+        "tf32": False,
+        "optimization_level": None,
+        "version_compatible": False,
+        "map_kernel": "auto",
+    }
     assert info.kernels["total"] > info.kernels["behind_logits"] > 0
     assert seen == sorted(seen)
     assert seen[-1] == 1

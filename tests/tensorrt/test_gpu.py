@@ -86,6 +86,19 @@ def test_every_method_that_has_a_kernel(make_toy, plan_of, method):
         same(engine(batch(count, step)), reference(batch(count, step)))
 
 
+@pytest.mark.parametrize("contrasts", [1, 3])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_map_by_a_kernel_inside_the_plan(make_toy, real, plan_of, gradients, contrasts):
+    if real.flavour == RTX:
+        pytest.skip("TensorRT-RTX has no plug-ins")
+    toy = make_toy(contrasts=contrasts)
+    reference = Engine(toy.path)
+    engine = Engine(plan_of(with_taps(toy, gradients=gradients), map_kernel="plugin"))
+    for step, count in enumerate((2, 2, 1, 11)):
+        asked = {"alpha": 0.5} if contrasts == 1 else {"contrasts": top_classes(2, alpha=0.5)}
+        same(engine(batch(count, step), **asked), reference(batch(count, step), **asked))
+
+
 @pytest.mark.parametrize("own_stream", [True, False])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_torch_tensors_stay_on_the_gpu(toy, plan_of, own_stream, cuda_graphs):

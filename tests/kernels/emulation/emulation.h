@@ -24,8 +24,8 @@ using std::max;
 using std::min;
 
 struct dim3 {
-  unsigned x, y;
-  dim3(unsigned columns = 1, unsigned rows = 1) : x(columns), y(rows) {}
+  unsigned x, y, z;
+  dim3(unsigned columns = 1, unsigned rows = 1, unsigned layers = 1) : x(columns), y(rows), z(layers) {}
 };
 extern dim3 threadIdx, blockIdx, gridDim;
 
@@ -83,6 +83,11 @@ T __shfl_xor_sync(unsigned, T value, int step) {
   warp_barrier();
   return value;
 }
+
+// Loads by 16 bytes are expected inside of two inputs from here on, and counted: -1 where one is not aligned or
+// outside.
+void watch(const void* first, const void* first_last, const void* second, const void* second_last);
+std::int64_t watched_loads();
 
 // kernel<<<grid, threads>>>()
 void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel);
