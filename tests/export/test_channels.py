@@ -17,6 +17,7 @@ from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError, InputError
 from finercam_rt.export import ModelRequest, export_model, load_model
 from finercam_rt.export.channels import fitted, found_channels
+from finercam_rt.export.reduce import take_samples
 from finercam_rt.images import load_image
 from finercam_rt.manifest import InputSpec
 from finercam_rt.preprocess import Preprocessor
@@ -106,7 +107,6 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm ViT": (lambda: timm.create_model("test_vit", in_chans=4, num_classes=7, img_size=64), 4),
     "torchvision": (resnet_of_torchvision, 1),
     "transformers": (vit_of_transformers, 1),
-    "three": (lambda: small(3), 3),
     "twelve": (lambda: small(12), 12),
 }
 
@@ -118,10 +118,8 @@ def test_maps_are_those_of_eager_autograd(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = perturb(make(), scale=0.05)
     path = tmp_path / "engine.onnx"
-    spec = RGB if channels == 3 else GREY
-    manifest = export_model(model, path, input=spec)
-    assert manifest.input.channels == channels
-    assert manifest.input.mean == (spec.mean if channels == 3 else (0.4,) * channels)
+    manifest = export_model(model, path, input=GREY)
+    assert (manifest.input.channels, manifest.input.mean) == (channels, (0.4,) * channels)
     generator = torch.Generator().manual_seed(5)
     images = 2 * nn.functional.interpolate(torch.randn(3, channels, 6, 6, generator=generator), SIZE, mode="bicubic")
     layer, subject, name = manifest.layers[0], model, manifest.layers[0].name
@@ -271,16 +269,15 @@ def test_a_processor_of_one_channel(tmp_path: Path) -> None:
         load_model(ModelRequest(str(folder)))
 
 
-def test_int8_is_calibrated_on_arrays(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, (16, 8, 8, 4), dtype=np.uint8)
-    arrays = [np.kron(block, np.ones((10, 9, 1), np.uint8)) for block in blocks]
-    spec = InputSpec(SIZE, (0.5,), (0.25,))
-    model = small(4)
-    path = tmp_path / "engine.onnx"
-    manifest = export_model(model, path, input=spec, precision="int8", calibration=arrays)
-    assert manifest.verification["precision"]["cosine"] > 0.9
-    assert manifest.verification["precision"]["calibration_photographs"] == 11
+def test_int8_is_calibrated_on_arrays() -> None:
+    arrays = list(np.random.default_rng(0).integers(0, 256, (12, 80, 72, 4), dtype=np.uint8))
+    spec = InputSpec(SIZE, (0.1, 0.2, 0.3, 0.4), (0.25,) * 4)
+    samples = take_samples("int8", arrays, spec, None)
+    assert (samples.calibration.shape, samples.comparison.shape) == ((8, 4, *SIZE), (4, 4, *SIZE))
+    wanted, view = np.empty(spec.shape, np.float32), np.empty(spec.view_shape, np.uint8)
+    Preprocessor(spec)(arrays[2], wanted, view, "x")
+    np.testing.assert_array_equal(samples.comparison[0], wanted)
+    assert take_samples("fp16", [], spec, None).comparison.shape[1:] == (4, *SIZE)
     photographs = [Image.new("RGB", (70, 70), (v, v, v)) for v in range(10)]
     with pytest.raises(InputError, match="is a photograph, and the engine's images have 4 channels"):
-        export_model(model, path, input=spec, precision="int8", calibration=photographs)
+        take_samples("int8", photographs, spec, None)
