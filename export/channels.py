@@ -63,8 +63,6 @@ def found_channels(model: object, run: Callable[[int], _Ran], wanted: int | None
             return channels, run(channels)
         except ExportError as error:
             tried[channels] = error
-            if not _is_about_channels(error):
-                break
     raise _furthest(list(tried.values()))
 
 
@@ -118,8 +116,9 @@ def fitted(spec: InputSpec, channels: int) -> InputSpec:
     """The specification with a mean and a std for each of so many channels; values that are all equal are those of any.
 
     Raises:
-        ExportError: there are other numbers of values. Which of three belong to one channel nobody can know: timm
-            leaves ImageNet's three in the configuration of a model of one.
+        ExportError: there are other numbers of values. What ImageNet's three, which timm leaves in the configuration
+            of a model of one channel, mean there, only the training knows: timm's own takes their average, others one
+            of them, or a half.
     """
     values = []
     for name, given in (("mean", spec.mean), ("std", spec.std)):

@@ -23,6 +23,7 @@ from finercam_rt.compat.state import ModelState
 from finercam_rt.compat.targets import SCORES
 from finercam_rt.engine import Engine
 from finercam_rt.errors import FinerCAMError, InputError
+from finercam_rt.export.channels import counted
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
 from finercam_rt.export.layers import find_target_layer
@@ -244,7 +245,7 @@ def _examine(model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:
     except Exception as error:
         detail = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"the model does not run on images of {shape[1]}x{shape[2]} and {shape[0]} channels ({detail}); give those "
+            f"the model does not run on images of {shape[1]}x{shape[2]} and {counted(shape[0])} ({detail}); give those "
             "that it takes."
         ) from error
     return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))

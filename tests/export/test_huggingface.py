@@ -256,7 +256,7 @@ def test_folders_that_are_refused(saved: Any, tmp_path: Path) -> None:
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Nonesuch"}')
     _refused("its image processor cannot be loaded", spec)
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "image_mean": [1]}')
-    _refused("ViTImageProcessorPil does not run on a photograph .*; save it again", spec)
+    _refused("ViTImageProcessorPil does not run on an image of 3 channels .*; save it again", spec)
     _refused("the model has 6 classes; leave --num-classes out", spec, num_classes=4)
     _refused("leave --model-arg out", spec, arguments={"hidden_size": 8})
     config.write_text(json.dumps({**good, "architectures": ["ViTModel"]}))
