@@ -62,6 +62,7 @@ def export_model(
     tail: str | os.PathLike[str] | None = None,
     layout: LayoutRequest = UNPINNED,
     output: str | int | None = None,
+    binary: bool = False,
     inputs: Mapping[str, Any] | None = None,
     images: torch.Tensor | None = None,
     name: str | None = None,
@@ -106,6 +107,8 @@ def export_model(
         layout: layout, grid and prefix tokens of the layer's output where they cannot be inferred.
         output: the name or position of the logits among several outputs, where they are not called "logits" nor the
             only (N,K) tensor.
+        binary: whether the model's one logit z is a sigmoid's, of yes against no. The engine then has two classes, of
+            the logits -z/2 and z/2, whose softmax are the same probabilities; one class name is that of yes.
         inputs: constants for the model's other inputs, by name; a list or a tensor is that of one image.
         images: (N,C,H,W) float32, N >= 2, normalised, to verify on; None takes five of seeded noise.
         name: the model's name in the manifest; its class name by default.
@@ -148,7 +151,7 @@ def export_model(
 
     def adapt(channels: int) -> Classifier:
         noise = verification_images((channels, *input.size))
-        return as_classifier(model, noise[:2], ClassifierRequest(output, inputs or {}))
+        return as_classifier(model, noise[:2], ClassifierRequest(output, inputs or {}, binary))
 
     channels, classifier = found_channels(model, adapt, channels)
     input = fitted(input, channels)
@@ -163,6 +166,8 @@ def export_model(
         width, constants = classifier.width, classifier.module.logit_constants
         zero_shot = ZeroShotInfo(width, *constants, text_sha256=classifier.module.text_sha256())
     num_classes = classifier.width if zero_shot is None else None
+    if binary and classes is not None and len(classes) == 1:
+        classes = (f"not {classes[0]}", classes[0])
     if num_classes is not None:
         _check_classes(num_classes, classes, class_embeddings)
         references = min(references, num_classes - 1)
@@ -311,7 +316,8 @@ def _check_tail(tail: Path, engine: Path, head: str) -> None:
 def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:
     if num_classes < 2:
         raise ExportError(
-            "the model has one class, so there is nothing to contrast it with; it needs at least two logits."
+            "the model has one class, so there is nothing to contrast it with; where its logit is a sigmoid's, of yes "
+            "against no, give --binary (binary=True in Python)."
         )
     if classes is not None and len(classes) != num_classes:
         raise ExportError(

@@ -348,7 +348,7 @@ class Engine:
     def _inputs(self, size: int) -> RunInputs:
         """Where `size` photographs become inputs: on the GPU, where it draws their maps too, else on the host."""
         gpu, pixels, manifest, method, constants = self._gpu, self._pixels, self.manifest, self.method, self._embeddings
-        if gpu is not None and pixels is not None and self._draws_there and len(manifest.input.mean) == 3:
+        if gpu is not None and pixels is not None and self._draws_there:
 
             def run(images: Filling, asked: ContrastArrays) -> Outputs:
                 return run_on_host(gpu, manifest, method, images, asked, constants, with_taps=False)

@@ -78,7 +78,8 @@ def load_batch(
 ) -> LoadedBatch:
     """Take `count` photographs, of which the first has the position `start`, and give them to `inputs`.
 
-    view_shape: (H,W,C). Each is loaded before the next is taken, since an iterator may give the same array or image again with other pixels.
+    view_shape: (H,W,C). Each is loaded before the next is taken, since an iterator may give the same array or image
+    again with other pixels.
 
     Raises:
         InputError: one could not be loaded, unless skip_errors.
