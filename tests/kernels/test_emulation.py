@@ -1,4 +1,4 @@
-"""The code of the CUDA kernels of `cam` and `render`, run on the CPU thread by thread: indices, barriers, sums."""
+"""The code of the CUDA kernels of `cam`, `render` and `mask`, run on the CPU thread by thread."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .test_cam_taps import oracle
 
 CSRC = Path(__file__).parents[2] / "csrc"
 EMULATION = Path(__file__).parent / "emulation"
+KERNELS = ("cam", "render", "mask")
 METHODS = ["channel weights", "gradcam", "gradcam++", "xgradcam", "fem", "layercam", "hirescam", "gradcamelementwise"]
 """In the order of the enumeration Method."""
 SIZES = {
@@ -33,14 +34,14 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def cam(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """cam_cuda.cu and render_cuda.cu compiled by the CPU's compiler, their launches calls of the emulation."""
+    """The kernels compiled by the CPU's compiler, their launches calls of the emulation."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("emulation")
     (folder / "kernels").mkdir()
-    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
-    for name in ("cam", "render"):
+    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, .*?>>>(\(.*?\));")
+    for name in KERNELS:
         kernel = (CSRC / "kernels" / f"{name}_cuda.cu").read_text()
         kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
         assert launches == 1
@@ -49,8 +50,8 @@ def cam(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     (folder / "kernels" / "cam_cuda.cuh").write_text(re.sub(r"#include <cuda_\w+\.h>\n", "", loops))
     library = folder / "emulation.so"
     command = [compiler, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-I", folder, "-I", EMULATION, "-I", CSRC]
-    kernels = [folder / "cam.cpp", folder / "render.cpp"]
-    drivers = [EMULATION / "emulation.cpp", EMULATION / "render.cpp"]
+    kernels = [folder / f"{name}.cpp" for name in KERNELS]
+    drivers = [EMULATION / f"{name}.cpp" for name in ("emulation", *KERNELS[1:])]
     subprocess.run([*command, *kernels, *drivers, "-o", library], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.emulated_cam.restype = ctypes.c_int64
@@ -148,6 +149,10 @@ def aligned_view(x: np.ndarray) -> np.ndarray:
     return aligned(x.transpose(order)).transpose(np.argsort(order))
 
 
+def address(array):
+    return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+
 RENDERED = {
     "up": ((2, 7, 7), (40, 300)),
     "more rows than are found at a time": ((1, 3, 5), (2100, 3)),
@@ -172,9 +177,6 @@ def test_emulated_render_is_that_of_the_cpu(cam, case, picture, boxed):
     given = {} if picture == "values" else {"colormap": table, "opacity": 0.25}
     wanted = ops.render(maps, size, box=box, **given, **({"images": photos} if picture == "blend" else {}))
 
-    def address(array):
-        return None if array is None else ctypes.c_void_p(array.ctypes.data)
-
     for multiprocessors in (1, 3):
         status = np.full(n, 9, np.uint8)
         shape = (n, *size) if picture == "values" else (n, *size, 4)
@@ -197,3 +199,18 @@ def test_emulated_render_is_that_of_the_cpu(cam, case, picture, boxed):
         else:
             # a value on the edge between two colours may fall on either side
             assert (np.abs(out.astype(int) - wanted.image).max(-1) > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("cells", "size"), [((7, 7), (40, 300)), ((3, 5), (601, 3)), ((66, 65), (33, 20))])
+def test_emulated_mask_is_that_of_the_cpu(cam, cells, size, align_corners):
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((2, 3, *size)).astype(np.float32)
+    maps = rng.standard_normal((2, 4, *cells)).astype(np.float32)
+    maps[0, 1, 0, 0], maps[1, 2] = np.nan, 0.5
+    wanted = ops.mask(images, maps, align_corners=align_corners)
+    for multiprocessors in (1, 9):
+        out = np.full((2, 4, 3, *size), 77, np.float32)
+        of = numbers([2, 4, 3, *size, *cells])
+        cam.emulated_mask(address(images), address(maps), of, int(align_corners), multiprocessors, address(out))
+        np.testing.assert_allclose(out, wanted, rtol=0, atol=5e-6)
