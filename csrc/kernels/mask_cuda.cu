@@ -3,7 +3,8 @@
 // images (N, C, H, W), maps (N, K, h, w) float, any strides; out (N, K, C, H * W).
 // grid (N * K, parts): a block keeps its map in shared memory where it fits, finds the range of the whole resized map
 // (every part by itself: reading shared memory costs nothing beside the writing), then writes rows blockIdx.y,
-// + gridDim.y, ... Threads run along x, so a warp writes one line of memory; the mask is never written.
+// + gridDim.y, ... Threads run along x, so a warp writes one line of memory; the mask is never written. Where a row
+// lies in the map takes divisions, so a block finds out once for all its threads, for so many rows at a time.
 #include <algorithm>
 
 #include "core/cuda_check.h"
@@ -19,7 +20,27 @@ constexpr int kBlocks = 4;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kSharedCells = 4096;  // maps of up to 64 x 64 are kept in 16 KiB of shared memory
+constexpr int kSharedRows = 256;    // of the image, whose sources are kept in 4 KiB
 constexpr std::int64_t kMaxParts = 65535;
+
+struct alignas(16) RowSource {
+  Source source;
+};
+
+// Calls use(start, rows) for the rows start + k * step of the image with k < rows, whose sources are sources[k] then.
+// All threads of the block must call it; it begins with a barrier.
+template <typename Use>
+__device__ __forceinline__ void for_rows(const MaskArgs& args, RowSource* sources, int first, int step,
+                                         const Use& use) {
+  const int height = static_cast<int>(args.height);
+  for (int start = first; start < height; start += kSharedRows * step) {
+    const int rows = min(kSharedRows, (height - start + step - 1) / step);
+    __syncthreads();
+    for (int k = threadIdx.x; k < rows; k += kThreads) sources[k].source = mask_row(args, start + k * step);
+    __syncthreads();
+    use(start, rows);
+  }
+}
 
 struct SharedMap {
   const float* cells;
@@ -42,21 +63,22 @@ __device__ __forceinline__ float resized(const Map& map, const Source& row, cons
 
 // All threads of the block must call it.
 template <typename Map>
-__device__ MaskRange block_range(const MaskArgs& args, const Map& map) {
+__device__ MaskRange block_range(const MaskArgs& args, const Map& map, RowSource* sources) {
   __shared__ float minima[kWarps], maxima[kWarps];
-  const int height = static_cast<int>(args.height);
   const int width = static_cast<int>(args.width);
   float minimum = INFINITY, maximum = -INFINITY;
   bool finite = true;
-  for (int x = threadIdx.x; x < width; x += kThreads) {
-    const Source column = mask_column(args, x);
-    for (int y = 0; y < height; ++y) {
-      const float value = resized(map, mask_row(args, y), column);
-      minimum = fminf(minimum, value);
-      maximum = fmaxf(maximum, value);
-      finite = finite && isfinite(value);
+  for_rows(args, sources, 0, 1, [&](int, int rows) {
+    for (int x = threadIdx.x; x < width; x += kThreads) {
+      const Source column = mask_column(args, x);
+      for (int k = 0; k < rows; ++k) {
+        const float value = resized(map, sources[k].source, column);
+        minimum = fminf(minimum, value);
+        maximum = fmaxf(maximum, value);
+        finite = finite && isfinite(value);
+      }
     }
-  }
+  });
   for (int step = kWarp / 2; step > 0; step /= 2) {
     minimum = fminf(minimum, __shfl_xor_sync(0xffffffffu, minimum, step));
     maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
@@ -74,28 +96,32 @@ __device__ MaskRange block_range(const MaskArgs& args, const Map& map) {
 }
 
 template <typename Map>
-__device__ void write_masked(const MaskArgs& args, const Map& map) {
-  const MaskRange range = block_range(args, map);
-  const int height = static_cast<int>(args.height);
+__device__ void write_masked(const MaskArgs& args, const Map& map, RowSource* sources) {
+  const MaskRange range = block_range(args, map, sources);
   const int width = static_cast<int>(args.width);
   const int channels = static_cast<int>(args.channels);
   const Strides& strides = args.image_strides;
   const float* image = args.images + blockIdx.x / args.maps_per_image * strides.batch;
   float* out = args.out + static_cast<std::int64_t>(blockIdx.x) * channels * args.pixels();
-  for (int x = threadIdx.x; x < width; x += kThreads) {
-    const Source column = mask_column(args, x);
-    for (int y = blockIdx.y; y < height; y += gridDim.y) {
-      const float weight = (resized(map, mask_row(args, y), column) - range.minimum) * range.scale;
-      const std::int64_t pixel = static_cast<std::int64_t>(y) * width + x;
-      for (int c = 0; c < channels; ++c) {
-        out[c * args.pixels() + pixel] = weight * image[c * strides.channel + y * strides.row + x * strides.column];
+  const int step = static_cast<int>(gridDim.y);
+  for_rows(args, sources, blockIdx.y, step, [&](int start, int rows) {
+    for (int x = threadIdx.x; x < width; x += kThreads) {
+      const Source column = mask_column(args, x);
+      for (int k = 0; k < rows; ++k) {
+        const float weight = (resized(map, sources[k].source, column) - range.minimum) * range.scale;
+        const int y = start + k * step;
+        const std::int64_t pixel = static_cast<std::int64_t>(y) * width + x;
+        for (int c = 0; c < channels; ++c) {
+          out[c * args.pixels() + pixel] = weight * image[c * strides.channel + y * strides.row + x * strides.column];
+        }
       }
     }
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks) mask_kernel(const __grid_constant__ MaskArgs args) {
   __shared__ float cells[kSharedCells];
+  __shared__ RowSource sources[kSharedRows];
   const Strides& strides = args.map_strides;
   const float* map =
       args.maps + blockIdx.x / args.maps_per_image * strides.batch + blockIdx.x % args.maps_per_image * strides.channel;
@@ -104,10 +130,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) mask_kernel(const __grid_co
   const GlobalMap global{map, strides.row, strides.column};
   if (count <= kSharedCells) {
     for (int i = threadIdx.x; i < count; i += kThreads) cells[i] = global.at(i / width, i % width);
-    __syncthreads();
-    write_masked(args, SharedMap{cells, width});
+    write_masked(args, SharedMap{cells, width}, sources);
   } else {
-    write_masked(args, global);
+    write_masked(args, global, sources);
   }
 }
 

@@ -18,16 +18,13 @@ METHODS = ("channel_weights", "gradcam", "gradcam++", "xgradcam", "fem", "layerc
 """In the order of the enumeration Method."""
 
 
-def emulated_cam() -> ctypes.CDLL:
-    """cam_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
-    library = _compiled("cam", _with_launches_emulated("cam_cuda.cu"))
-    library.emulated_cam.restype = ctypes.c_int64
-    return library
-
-
-def emulated_render() -> ctypes.CDLL:
-    """render_cuda.cu, compiled in the same way."""
-    return _compiled("render", _with_launches_emulated("render_cuda.cu"))
+def emulated(name: str) -> ctypes.CDLL:
+    """NAME_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
+    kernel = (CSRC / "kernels" / f"{name}_cuda.cu").read_text()
+    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, .*?>>>(\(.*?\));")
+    kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
+    assert launches == 1
+    return _compiled(name, kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
 
 
 def emulated_plugin() -> ctypes.CDLL:
@@ -35,14 +32,6 @@ def emulated_plugin() -> ctypes.CDLL:
     library = _compiled("plugin", "")
     library.emulated_plugin.restype = ctypes.c_int64
     return library
-
-
-def _with_launches_emulated(name: str) -> str:
-    kernel = (CSRC / "kernels" / name).read_text()
-    launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, stream>>>(\(.*?\));")
-    kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
-    assert launches == 1
-    return kernel.replace('"core/cuda_check.h"', '"emulation.h"')
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The code of the CUDA kernels of `cam` and `render`, run on the CPU thread by thread: indices, barriers, sums."""
+"""The code of the CUDA kernels of `cam`, `render` and `mask`, run on the CPU thread by thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from finercam_rt import colormaps, ops
 
-from ..fakes.kernels import METHODS, emulated_cam, emulated_render
+from ..fakes.kernels import METHODS, emulated
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
 
@@ -26,12 +26,19 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def cam() -> ctypes.CDLL:
-    return emulated_cam()
+    found = emulated("cam")
+    found.emulated_cam.restype = ctypes.c_int64
+    return found
 
 
 @pytest.fixture(scope="module")
 def render() -> ctypes.CDLL:
-    return emulated_render()
+    return emulated("render")
+
+
+@pytest.fixture(scope="module")
+def mask() -> ctypes.CDLL:
+    return emulated("mask")
 
 
 def seen(array: np.ndarray, layout: str, size: tuple[int, ...], prefix_tokens: int) -> np.ndarray:
@@ -125,6 +132,10 @@ def aligned_view(x: np.ndarray) -> np.ndarray:
     return aligned(x.transpose(order)).transpose(np.argsort(order))
 
 
+def address(array):
+    return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+
 RENDERED = {
     "up": ((2, 7, 7), (40, 300)),
     "more rows than are found at a time": ((1, 3, 5), (2100, 3)),
@@ -149,9 +160,6 @@ def test_emulated_render_is_that_of_the_cpu(render, case, picture, boxed):
     given = {} if picture == "values" else {"colormap": table, "opacity": 0.25}
     wanted = ops.render(maps, size, box=box, **given, **({"images": photos} if picture == "blend" else {}))
 
-    def address(array):
-        return None if array is None else ctypes.c_void_p(array.ctypes.data)
-
     for multiprocessors in (1, 3):
         status = np.full(n, 9, np.uint8)
         shape = (n, *size) if picture == "values" else (n, *size, 4)
@@ -174,3 +182,18 @@ def test_emulated_render_is_that_of_the_cpu(render, case, picture, boxed):
         else:
             # a value on the edge between two colours may fall on either side
             assert (np.abs(out.astype(int) - wanted.image).max(-1) > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("cells", "size"), [((7, 7), (40, 300)), ((3, 5), (601, 3)), ((66, 65), (33, 20))])
+def test_emulated_mask_is_that_of_the_cpu(mask, cells, size, align_corners):
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((2, 3, *size)).astype(np.float32)
+    maps = rng.standard_normal((2, 4, *cells)).astype(np.float32)
+    maps[0, 1, 0, 0], maps[1, 2] = np.nan, 0.5
+    wanted = ops.mask(images, maps, align_corners=align_corners)
+    for multiprocessors in (1, 9):
+        out = np.full((2, 4, 3, *size), 77, np.float32)
+        of = numbers([2, 4, 3, *size, *cells])
+        mask.emulated_mask(address(images), address(maps), of, int(align_corners), multiprocessors, address(out))
+        np.testing.assert_allclose(out, wanted, rtol=0, atol=5e-6)

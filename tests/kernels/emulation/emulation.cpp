@@ -87,6 +87,16 @@ void run_block(int threads) {
 }  // namespace
 
 void __syncthreads() { wait(block); }
+int __syncthreads_and(int predicate) {
+  static bool all = true;
+  all = all && predicate != 0;
+  wait(block);
+  const bool found = all;
+  wait(block);
+  all = true;
+  wait(block);
+  return found;
+}
 void warp_barrier() { wait(warps[current / 32]); }
 
 uint4 __ldg(const uint4* address) {

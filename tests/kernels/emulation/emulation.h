@@ -73,6 +73,7 @@ inline unsigned atomicAdd(unsigned* sum, unsigned value) {
   return former;
 }
 void __syncthreads();
+int __syncthreads_and(int predicate);
 void warp_barrier();
 extern std::uint64_t exchanged[1024];
 template <typename T>
