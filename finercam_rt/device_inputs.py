@@ -27,11 +27,11 @@ LARGEST = 32 << 20
 _ALIGNMENT = 256
 
 
-class PixelMemory(threading.local):
-    """A thread's memory for the photographs of a batch, which grows and is used again."""
+class PixelMemory:
+    """Memory for the photographs of a batch, which grows and is used again."""
 
     def __init__(self, device: Device) -> None:
-        """Called once for each thread that uses it."""
+        """Of a GPU, and of the host for copies to it."""
         self.device = device
         self._pinned: dict[str, tuple[Pinned, NDArray[np.uint8]]] = {}
         self._memory: dict[str, Memory] = {}
@@ -55,10 +55,26 @@ class PixelMemory(threading.local):
             known = self._memory[name] = self.device.memory(_grown(size))
         return known
 
+
+class PixelPool(threading.local):
+    """A thread's memories that are not in use: there is more than one where a source of photographs explains others."""
+
+    def __init__(self, device: Device) -> None:
+        """Called once for each thread that uses it."""
+        self.device = device
+        self._free: list[PixelMemory] = []
+
+    def take(self) -> PixelMemory:
+        """The one that was used last, or a new one."""
+        return self._free.pop() if self._free else PixelMemory(self.device)
+
+    def give(self, memory: PixelMemory) -> None:
+        """Back; no run of it is under way."""
+        self._free.append(memory)
+
     def close(self) -> None:
-        """Give this thread's memory back; no run of it is under way."""
-        self._pinned.clear()
-        self._memory.clear()
+        """Give this thread's memory back to the GPU."""
+        self._free.clear()
 
 
 class _Photograph(NamedTuple):
@@ -83,13 +99,18 @@ class DeviceInputs:
     def __init__(
         self,
         preprocess: Preprocessor,
-        memory: PixelMemory,
+        pool: PixelPool,
         run: Callable[[Filling, ContrastArrays], Outputs],
     ) -> None:
         """`run`: of images and as many contrasts."""
-        self._preprocess, self._memory, self._run = preprocess, memory, run
+        self._preprocess, self._pool, self._run = preprocess, pool, run
+        self._memory = pool.take()
         self._rows: list[_Photograph] = []
         self._scratch: NDArray[np.float32] = np.empty(preprocess.spec.shape, np.float32)
+
+    def __del__(self) -> None:
+        """Its memory serves the next ones."""
+        self._pool.give(self._memory)
 
     def put(self, source: ImageSource, position: int, row: int, view: NDArray[np.uint8], name: str) -> Original:
         """See Inputs.put."""

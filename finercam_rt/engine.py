@@ -21,7 +21,7 @@ from finercam_rt.backends.protocol import DeviceBackend, Filling, RunTimes
 from finercam_rt.classes import Classes
 from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contrasts, CountError, References, Target
 from finercam_rt.device_arrays import DeviceArray
-from finercam_rt.device_inputs import DeviceInputs, PixelMemory
+from finercam_rt.device_inputs import DeviceInputs, PixelPool
 from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device, run_on_host
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine_file import read_manifest
@@ -106,7 +106,7 @@ class Engine:
             cuda_graphs=cuda_graphs,
         )
         self._gpu: DeviceBackend | None = self._backend if isinstance(self._backend, DeviceBackend) else None
-        self._pixels = None if self._gpu is None else PixelMemory(self._gpu.gpu)
+        self._pixels = None if self._gpu is None else PixelPool(self._gpu.gpu)
 
     def with_classes(self, class_embeddings: EmbeddingsSource) -> Engine:
         """An engine of the same zero-shot model with these classes, given as embeddings or as their file.

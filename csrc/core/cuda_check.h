@@ -34,24 +34,27 @@ inline std::string cuda_message(cudaError_t error, const std::string& what, cons
 }
 
 template <typename... Parts>
+std::string in_words(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+template <typename... Parts>
 void cuda_check(cudaError_t error, const char* file, int line, const Parts&... what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // the error is reported here, not by the next caller
-  std::ostringstream text;
-  (text << ... << what);
-  throw CudaError(cuda_message(error, text.str(), file, line), is_fatal(error));
+  throw CudaError(cuda_message(error, in_words(what...), file, line), is_fatal(error));
 }
 
 // The same of an allocation: where memory is what is missing, with the bytes that were asked for.
 template <typename... Parts>
 void cuda_check_allocated(cudaError_t error, const char* file, int line, std::size_t bytes, const Parts&... where) {
-  if (error != cudaErrorMemoryAllocation)
+  if (error != cudaErrorMemoryAllocation) {
     return cuda_check(error, file, line, "allocating ", bytes, " bytes", where...);
+  }
   cudaGetLastError();
-  std::ostringstream text;
-  text << "allocating " << bytes << " bytes";
-  static_cast<void>((text << ... << where));
-  throw CudaMemoryError(cuda_message(error, text.str(), file, line), bytes);
+  throw CudaMemoryError(cuda_message(error, in_words("allocating ", bytes, " bytes", where...), file, line), bytes);
 }
 
 // What is done, in words: FINERCAM_CUDA_CHECK_AS(cudaFree(p), "freeing ", bytes, " bytes of cuda:", device);

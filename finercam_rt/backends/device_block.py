@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from finercam_rt.backends.device_results import dtype_name
+from finercam_rt.backends.device_results import ALIGNMENT, dtype_name
 from finercam_rt.cuda import Device, Memory
-
-ALIGNMENT = 256
-"""Of every array, in bytes: what TensorRT asks for."""
 
 Values = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """Dtype and shape by name."""

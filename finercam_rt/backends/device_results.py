@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from finercam_rt.cuda import Device
 
-_ALIGNMENT = 256
+ALIGNMENT = 256
+"""Of every array, in bytes: what TensorRT asks for. Buffers and results have the same, so that one copy takes many."""
 
 
 @functools.cache
@@ -50,8 +51,8 @@ class ResultLayout:
         self._pieces, self._offsets, end = pieces, dict[str, int](), 0
         for name, piece in pieces.items():
             self._offsets[name] = end
-            end += max(1, -(-self._bytes(piece) * count // _ALIGNMENT)) * _ALIGNMENT
-        self.bytes = max(end, _ALIGNMENT)
+            end += max(1, -(-self._bytes(piece) * count // ALIGNMENT)) * ALIGNMENT
+        self.bytes = max(end, ALIGNMENT)
         self._places: dict[int | None, tuple[Place, ...]] = {}
 
     def __iter__(self) -> Iterator[str]:

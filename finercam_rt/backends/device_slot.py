@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core
-from finercam_rt.backends.device_block import ALIGNMENT, Block, Values
-from finercam_rt.backends.device_results import ResultLayout
+from finercam_rt.backends.device_block import Block, Values
+from finercam_rt.backends.device_results import ALIGNMENT, ResultLayout
 from finercam_rt.backends.protocol import Filling, HostImages, RunTimes
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.cuda import Copies, Device, Event, Exchange, Graph, Pinned, Stream

@@ -91,7 +91,9 @@ class GpuBackend:
 
     def run(self, feeds: Mapping[str, NDArray[Any]], wanted: Wanted | None = None) -> Mapping[str, NDArray[Any]]:
         """See Backend.run; every feed is contiguous, of the graph's dtype and shape."""
-        images, contrast = feeds["images"], ContrastArrays(feeds["target"], feeds["references"], feeds["alpha"])
+        images = feeds["images"]
+        # copies, because a slot holds on to what it was asked last
+        contrast = ContrastArrays(feeds["target"].copy(), feeds["references"].copy(), feeds["alpha"].copy())
         if self._manifest.taps is None or (wanted is not None and self.draws(wanted.method)):
             wanted, names = wanted or Wanted(self._manifest.method, True), None
         else:

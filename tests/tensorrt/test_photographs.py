@@ -148,6 +148,28 @@ def test_files_and_failures_and_many_batches(toy, gpu, tmp_path):
             same(a.explanation, b.explanation)
 
 
+def test_a_source_that_explains_others_meanwhile(toy, gpu):
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    inner = []
+
+    def source():
+        for k in range(3):
+            yield photograph((48, 64), k)
+            inner.append(engine.explain([photograph((64, 48), 10 + k)], references=[]))
+
+    for _ in range(2):
+        same(
+            engine.explain(source(), references=[], batch_size=3),
+            reference.explain([photograph((48, 64), k) for k in range(3)], references=[]),
+        )
+    for k, found in enumerate(inner[:3]):
+        wanted = reference.explain([photograph((64, 48), 10 + k)], references=[])
+        np.testing.assert_allclose(found.logits, wanted.logits, atol=0.05 * np.abs(wanted.logits).max())
+    del gpu.device.journal[:]
+    engine.explain(source(), references=[], batch_size=3)
+    assert gpu.device.count("memory") == gpu.device.count("pinned") == 0
+
+
 def test_arrays_on_the_gpu_stay_there(toy, gpu):
     """In turn with those of the host, on a stream of their own."""
     engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
