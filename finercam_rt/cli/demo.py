@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finercam_rt.cli.export import export_with_progress, import_export
-from finercam_rt.cli.export_summary import summary
+from finercam_rt.cli.exported import summary
 from finercam_rt.engine import Engine
 from finercam_rt.errors import EngineError, ExportError, InputError
 from finercam_rt.explanation import Explanation

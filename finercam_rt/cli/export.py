@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finercam_rt.cli.export_summary import summary
+from finercam_rt.cli.exported import summary
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.embeddings import ClassEmbeddings

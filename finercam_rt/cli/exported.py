@@ -1,4 +1,4 @@
-"""What an export made, as `finercam export` says it."""
+"""What `finercam export` says of the engine that it wrote."""
 
 from __future__ import annotations
 
