@@ -38,8 +38,8 @@ and a grid that does not lie on the image as the layer was read (noise is added 
 places along each axis, and the centre of the activation's change must go with the place: `placed` is the lesser \
 correlation of the two axes, and {LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map \
 over the plain forward pass's, in ONNX Runtime, one image, one thread, interleaved, one process. TensorRT-RTX: whether \
-its builder takes the graph ({rtx.CAPABILITY}, batches {rtx.BATCHES[0]} to {rtx.BATCHES[-1]}), and in how many seconds; nothing \
-is run there."""
+its builder takes the graph ({rtx.CAPABILITY}, batches {rtx.BATCHES[0]} to {rtx.BATCHES[-1]}), and in how many \
+seconds; nothing is run there."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
