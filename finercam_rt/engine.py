@@ -329,6 +329,7 @@ class Engine:
         in `Batch.failures` and the others go on; arguments that are wrong for all images still raise, at once.
         """
         size = images_a_run(batch_size, DEFAULT_BATCH_SIZE, self._backend.fixed_batch, self._backend.batch_range)
+        photographs = Photographs(self.manifest, self.classes, self._inputs)
         stream = as_stream(images)
         if stream is not None:
             try:
@@ -338,12 +339,10 @@ class Engine:
                     "there may be any number of images in an iterator; give it one target, references, alpha and "
                     "contrasts for all, or explain a list."
                 ) from None
-            return Photographs(self.manifest, self.classes, self._inputs).batches(stream, contrast, size, skip_errors)
+            return photographs.batches(stream, contrast, size, skip_errors)
         sources = as_list(images)
         contrast = self._resolver.resolve(len(sources), target, references, alpha, contrasts)
-        return Photographs(self.manifest, self.classes, self._inputs).batches(
-            iter(sources), contrast, min(size, len(sources)), skip_errors
-        )
+        return photographs.batches(iter(sources), contrast, min(size, len(sources)), skip_errors)
 
     def _inputs(self, size: int) -> RunInputs:
         """Where `size` photographs become inputs: on the GPU, where it draws their maps too, else on the host."""
