@@ -66,6 +66,29 @@ def test_the_engine_of_an_adapted_model_is_that_of_the_plain_one(tmp_path: Path)
     assert outputs.saliency_map.max() > 0
 
 
+def test_an_engine_of_one_logit(tmp_path: Path) -> None:
+    model = body(lambda x, y: y[:, 0])
+    with pytest.raises(ExportError, match=r"one class, so there is nothing .* give --binary \(binary=True in Python\)"):
+        _export(body(lambda x, y: y[:, :1]), tmp_path / "a.onnx")
+    manifest = _export(model, tmp_path / "a.onnx", binary=True, classes=["cancer"])
+    assert manifest.classes == ("not cancer", "cancer")
+    assert manifest.references == 1
+    images = noise(4, SIZE)
+    taps: list[torch.Tensor] = []
+    model.features.register_forward_hook(lambda _module, _in, out: taps.append(out))
+    z = model(images)
+    (gradients,) = torch.autograd.grad(z.sum(), taps)
+    signed = (gradients.mean((2, 3), keepdim=True) * taps[0]).sum(1).detach()
+    with Engine(tmp_path / "a.onnx") as engine:
+        for target, sign in ((0, -0.5), (1, 0.5)):
+            for alpha in (0.0, 1.0):  # the other logit's gradient is the same with the other sign
+                outputs = engine(images.numpy(), target=target, alpha=alpha)
+                wanted = ((1 + alpha) * sign * signed).relu().numpy()
+                np.testing.assert_allclose(outputs.saliency_map, wanted, atol=1e-5 * float(signed.abs().max()))
+        np.testing.assert_allclose(np.diff(outputs.logits)[:, 0], z.detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert engine(images.numpy()).target.tolist() == (z > 0).long().tolist()
+
+
 def _scripted_inside() -> nn.Module:
     model = body()
     model.features = torch.jit.script(model.features)

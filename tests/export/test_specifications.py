@@ -248,3 +248,8 @@ def test_adapted_models_say_so_on_the_command_line(tmp_path: Path, capsys: pytes
     assert "its input 'shift' is the constant of shape (4,)" in lines
     assert "the logits are 'a' of its dict" in lines
     assert "its bfloat16 weights were converted to float32" in lines
+    with (tmp_path / "hubconf.py").open("a") as file:
+        file.write("\ndef one():\n    return nn.Sequential(*list(two().float())[:-1], nn.Linear(9, 1)).eval()\n")
+    command[1] = f"hub:{tmp_path}:one"
+    assert main([*command, "--binary"]) == 0
+    assert "its one logit z makes two classes, of the logits -z/2 and z/2" in capsys.readouterr().out
