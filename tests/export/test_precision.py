@@ -293,7 +293,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_photograph_is_named_before_any_work(tmp_path: Path) -> None:
+def test_a_damaged_photograph_is_named_before_the_layer_is_looked_for(tmp_path: Path) -> None:
     model, layer = _model("cnn")
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"not an image")
@@ -308,7 +308,7 @@ def test_a_damaged_photograph_is_named_before_any_work(tmp_path: Path) -> None:
             calibration=[*_photographs(8, 0), bad],
             on_stage=stages.append,
         )
-    assert stages == []
+    assert stages == ["finding the target layer"]  # which begins with the channels that photographs are read in
 
 
 def test_the_command_refuses_what_does_not_belong_together(
