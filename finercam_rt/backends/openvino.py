@@ -26,7 +26,6 @@ from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
 from finercam_rt.manifest import EMBEDDINGS, Manifest
-from finercam_rt.threads import physical_cores_granted
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
 _BF16, _PRECISION = "BF16", "INFERENCE_PRECISION_HINT"
@@ -83,16 +82,16 @@ class OpenVinoBackend:
         self._core = openvino.Core()
         if compute == "bf16" and _BF16 not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this processor does not compute in bf16; use compute='f32'.")
-        # A stream runs one request at a time; with more of them, several callers of one engine keep all cores busy.
-        streams = max(1, physical_cores_granted() // threads)
         self._options = {
             # Where the processor has bf16 units, OpenVINO would otherwise use them unasked.
             _PRECISION: compute,
             # Or matrix products with weights in int8 alone would round their inputs to int8 as well.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams * threads,  # of all streams together
+            # OpenVINO 2026.4.1 computes some graphs (windows of 16 of Swin V2) wrong with more than one stream, without
+            # an error and otherwise each time that they are compiled. So callers of one engine take turns.
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
             # Pinned workers of two engines, or of two processes, would sit on the same cores.
             "ENABLE_CPU_PINNING": False,
         }

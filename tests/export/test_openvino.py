@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finercam_rt import Engine
 from finercam_rt.backends.selection import TOLERANCE
 from finercam_rt.comparison import compare_maps
+from finercam_rt.export import export_model
+from finercam_rt.manifest import InputSpec
 
 from .conftest import Exported, ExportedFactory
 from .oracle import noise
@@ -42,6 +45,25 @@ def test_maps_equal_those_of_onnx_runtime(exported: ExportedFactory, name: str, 
             assert np.linalg.norm(a - b) <= TOLERANCE * np.linalg.norm(b)
             assert b.any(), "the comparison is not vacuous"
         assert got.references.tolist() == expected.references[rows].tolist()
+
+
+def test_an_engine_loaded_again_computes_the_same(tmp_path: Path) -> None:
+    """With several streams, OpenVINO 2026.4.1 computed windows of 16 wrong, in every other load or so."""
+    transformers = pytest.importorskip("timm.models.swin_transformer_v2")
+    torch.manual_seed(0)
+    model = transformers.SwinTransformerV2(
+        img_size=128, window_size=16, embed_dim=48, depths=(2,), num_heads=(2,), num_classes=7
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path, images = tmp_path / "engine.onnx", np.random.default_rng(0).standard_normal((2, 3, 128, 128), np.float32)
+    export_model(model.eval(), path, input=InputSpec((128, 128), (0.5,) * 3, (0.5,) * 3))
+    with Engine(path, backend="onnxruntime", threads=1) as engine:
+        wanted = engine(images).logits
+    for _ in range(8):
+        with Engine(path, backend="openvino", threads=1) as engine:  # fewer threads than there are cores
+            np.testing.assert_allclose(engine(images).logits, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.assets
