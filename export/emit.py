@@ -14,6 +14,7 @@ from torch.export import Dim
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES, first_line
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.simplify import simplify
 from finercam_rt.export.sources import keep_sources
 from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
@@ -125,11 +126,13 @@ def to_onnx(
                 opset_version=opset,
                 input_names=list(input_names),
                 output_names=list(output_names),
+                optimize=False,
             )
+            assert exported is not None
+            model: onnx_ir.Model = exported.model
+            simplify(model)
     except Exception as error:
         raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
-    assert exported is not None
-    model: onnx_ir.Model = exported.model
     _check_operations(model)
     _read_weights_as_stored(model)
     keep_sources(model)
