@@ -14,7 +14,7 @@ from sweep.heads import BACKBONE, LIBRARY, LINEAR, SEQUENCE
 MOST_PARAMETERS = 30.0
 """Millions: larger models are left out of the draw, because they take minutes."""
 CLASSES = (1, 2, 2, 7, 7, 7, 1000, 1000, 1000, 1000)
-"""Each as often as it is drawn. Of one class there is nothing to contrast with, and the export must say so."""
+"""Each as often as it is drawn. One is the logit of yes against no: the export makes two classes of it."""
 _SEVENTHS, _QUARTERS = (4, 5, 6, 8, 9, 10), (2, 3, 5, 6)
 _ODD = 40
 """Pixels, the most that an odd input has more than the model's own."""
@@ -53,6 +53,8 @@ def _question(draw: random.Random, name: str) -> Variant:
     }
     if options["head"] == "taps":
         options["contrasts"] = 1
+    if classes == 1:
+        options["binary"] = True
     sizes, offset = _sizes(draw)
     # half of the pinned layers are stages and blocks, half whatever module there is
     pinned = draw.random() < 0.6

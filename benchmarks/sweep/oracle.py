@@ -161,8 +161,8 @@ def degenerate(oracle: Oracle, references: int) -> str | None:
 def placement(model: nn.Module, layer: LayerInfo, images: torch.Tensor, seed: int) -> float:
     """Whether the grid lies on the images as the layer's reading says: a correlation, 1 where it does.
 
-    To each image (N,3,H,W) a bar of noise is added, at BARS places along each axis in turn, and the centre of the
-    activation's change along this axis is compared with the bar's place; the worse axis counts. What changes alike at
+    To each image (N,3,H,W) a bar of noise is added, at BARS places along each axis in turn, and where along this
+    axis the activation changes is compared with the bar's place; the worse axis counts. What changes alike at
     every position (by a mean over the image, by attention) is taken off before. Attention with random weights answers a
     strong change everywhere: where one leaves a doubt, several faint ones are taken together.
     """
@@ -187,10 +187,19 @@ def placement(model: nn.Module, layer: LayerInfo, images: torch.Tensor, seed: in
 
 
 def _follows(profiles: torch.Tensor) -> float:
-    """The correlation of a bar's place with the centre of what it changes, from shares of the change (BARS,cells)."""
-    shares = profiles / profiles.mean(0).clamp(min=1e-300)  # how much more than for the other bars
-    centres = ((shares * torch.arange(shares.shape[1])).sum(1) / shares.sum(1)).numpy()
-    return _correlation(centres, np.arange(BARS, dtype=np.float64))
+    """The correlation of the places of bars and of cells, from shares of the change (BARS,cells).
+
+    A pair weighs by the square of how much more the bar changes the cell than the others do, so that a bar which is
+    seen by attention alone, in a part of the image that convolutions with strides leave out, has no say.
+    """
+    weights = (profiles / profiles.mean(0).clamp(min=1e-300) - 1).relu().square().numpy()
+    if not weights.any():
+        return 0.0
+    bars, cells = np.indices(weights.shape, dtype=np.float64)
+    bars -= np.average(bars, weights=weights)
+    cells -= np.average(cells, weights=weights)
+    spread = (weights * bars**2).sum() * (weights * cells**2).sum()
+    return float((weights * bars * cells).sum() / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def _features(model: nn.Module, layer: LayerInfo, images: torch.Tensor) -> torch.Tensor:
@@ -210,13 +219,6 @@ def _features(model: nn.Module, layer: LayerInfo, images: torch.Tensor) -> torch
 def _local(change: torch.Tensor) -> torch.Tensor:
     """(N,C,h,w) without what most positions have in common."""
     return change - change.flatten(2).median(dim=2).values[:, :, None, None]
-
-
-def _correlation(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
-    """Pearson's, 0 where one of the two is constant."""
-    spread = float(found.std() * wanted.std())
-    covariance = float(((found - found.mean()) * (wanted - wanted.mean())).mean())
-    return covariance / spread if spread > 0 else 0.0
 
 
 def _largest(values: NDArray[Any]) -> float:

@@ -124,8 +124,15 @@ def _made(
     emit("export", {**_exported(manifest), "seconds": time.perf_counter() - began, "peak_mib": high_water_mib()})
 
     emit("begin", {"stage": "oracle"})
+    if asked.options.get("binary"):
+        model.register_forward_hook(_two_classes)
     images = images_of(IMAGES, size, IMAGES_SEED)
     return model, manifest, images, Oracle(model, manifest.layers[0], images, manifest.method, manifest.objective)
+
+
+def _two_classes(_module: torch.nn.Module, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+    """No and yes, (N,2), of a sigmoid's logit (N,1): their softmax is the sigmoid's probabilities."""
+    return torch.cat((-logits / 2, logits / 2), dim=1)
 
 
 def load(specification: str, variant: Variant, seed: int) -> tuple[LoadedModel, str]:
