@@ -42,9 +42,7 @@ def _convolution_backward(
     output_mask: Sequence[bool],
 ) -> tuple[torch.Tensor | None, None, None]:
     """The gradient with respect to the input alone: weights are constants of the engine."""
-    if output_mask[1] or output_mask[2]:
-        raise NotImplementedError("a weight that depends on the target layer's output")
-    if not output_mask[0]:
+    if not _of_input(output_mask):
         return None, None, None
     if transposed:
         return aten.convolution(grad, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
@@ -171,9 +169,7 @@ def _layer_norm_backward(
     output_mask: Sequence[bool],
 ) -> tuple[torch.Tensor | None, None, None]:
     """rstd (g - mean(g) - n mean(g n)) of the normal values n, by means as the norm itself: runtimes fuse those."""
-    if output_mask[1] or output_mask[2]:
-        raise NotImplementedError("a weight that depends on the target layer's output")
-    if not output_mask[0]:
+    if not _of_input(output_mask):
         return None, None, None
     dims = list(range(-len(normalized_shape), 0))
     normal = (x - mean) * rstd

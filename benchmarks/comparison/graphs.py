@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comparison.contenders import Answer, Bind, Bound, Setting
+
+if TYPE_CHECKING:
+    from finercam_rt import Engine
 
 
 def engine(graph: str, backend: str = "onnxruntime", **options: Any) -> Callable[[Setting], Bind]:
@@ -23,18 +26,24 @@ def engine(graph: str, backend: str = "onnxruntime", **options: Any) -> Callable
         common: dict[str, Any] = {"backend": backend, "device": setting.device, "threads": setting.threads}
         loaded = Engine(setting.graphs.graph(graph), **common, **options)
 
-        def bind(batch: NDArray[np.float32]) -> Bound:
-            images = batch if setting.device == "cpu" else images_on(setting.device, batch)
-
-            def call() -> Answer:
-                outputs = loaded(images)
-                return Answer(outputs.logits, outputs.saliency_map)
-
-            return Bound(call)
-
-        return bind
+        return answers_of(loaded, setting)
 
     return make
+
+
+def answers_of(loaded: Engine, setting: Setting) -> Bind:
+    """Calls of a loaded engine."""
+
+    def bind(batch: NDArray[np.float32]) -> Bound:
+        images = batch if setting.device == "cpu" else images_on(setting.device, batch)
+
+        def call() -> Answer:
+            outputs = loaded(images)
+            return Answer(outputs.logits, outputs.saliency_map)
+
+        return Bound(call)
+
+    return bind
 
 
 def images_on(device: str, batch: NDArray[np.float32]) -> Any:

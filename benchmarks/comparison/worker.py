@@ -65,21 +65,11 @@ def time_group(
     # where a session's weights lie depends on what was loaded before it
     random.Random(process).shuffle(table)
     layer = read_manifest(graphs.graph("engine")).layers[0]
-    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = load(case).model if needs_torch else None
         python = Path(__file__).parents[2] / openvino_xai if openvino_xai else None
         setting = Setting(case, graphs, model, layer, threads, python, Path(scratch))
-        made: dict[str, Bind] = {}
-        for contender in table:
-            reason = unfit(contender, setting)
-            try:
-                if reason is None:
-                    made[contender.name] = contender.make(setting)
-            except Exception as error:
-                reason = _reason(error)
-            if reason is not None:
-                _leave_out(contender.name, reason, chosen.anchors, left_out)
+        made, left_out = make_all(table, setting, chosen.anchors)
         expected, size = graphs.oracle(), read_manifest(graphs.graph("engine")).input.size
         found = {}
         for batch in sorted(batches):
@@ -96,13 +86,35 @@ def time_group(
                     seconds_of[contender.name] = time.perf_counter() - began
                     verification[contender.name] = check(answer, expected, contender.map_of, contender.tolerance)
                 except Exception as error:
-                    _leave_out(contender.name, _reason(error), chosen.anchors, left_out)
+                    leave_out(contender.name, reason_of(error), chosen.anchors, left_out)
                 else:
                     bound[contender.name] = ready
             count = timing.plan_rounds([seconds_of[name] for name in bound], seconds, LEAST_ROUNDS, rounds)
             samples, busy = _time(bound, seconds_of, count, process, threads)
             found[str(batch)] = {"samples": samples, "verification": verification, "not_held_to_threads": busy}
     return {"layer": asdict(layer), "left_out": left_out, "batches": found}
+
+
+def make_all(
+    table: Sequence[Contender], setting: Setting, anchors: Sequence[str]
+) -> tuple[dict[str, Bind], dict[str, str]]:
+    """The contenders that can run here, by name, and why the others are left out.
+
+    Raises:
+        ValueError: one of the anchors cannot run.
+    """
+    made: dict[str, Bind] = {}
+    left_out: dict[str, str] = {}
+    for contender in table:
+        reason = unfit(contender, setting)
+        try:
+            if reason is None:
+                made[contender.name] = contender.make(setting)
+        except Exception as error:
+            reason = reason_of(error)
+        if reason is not None:
+            leave_out(contender.name, reason, anchors, left_out)
+    return made, left_out
 
 
 def unfit(contender: Contender, setting: Setting) -> str | None:
@@ -119,14 +131,14 @@ def unfit(contender: Contender, setting: Setting) -> str | None:
     return None
 
 
-def _leave_out(name: str, reason: str, anchors: Sequence[str], left_out: dict[str, str]) -> None:
+def leave_out(name: str, reason: str, anchors: Sequence[str], left_out: dict[str, str]) -> None:
     """A peer may fail in any way, and the others must still be measured; without an anchor nothing can be compared."""
     if name in anchors:
         raise ValueError(f"{name}: {reason}")
     left_out[name] = reason
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
@@ -163,7 +175,7 @@ def measure_memory(
     try:
         bind = chosen.make(setting)
     except Exception as error:
-        return {"left_out": _reason(error)}
+        return {"left_out": reason_of(error)}
     load_peak = high_water_mib()
     reset_high_water()
     record: dict[str, Any] = {"imported_mib": imported, "load_peak_mib": load_peak, "loaded_mib": resident_mib()}

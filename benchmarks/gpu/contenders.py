@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 from comparison import graphs, peers
-from comparison.contenders import GRADCAM, OURS, PLAIN, TORCH, TORCHCAM, Answer, Bind, Bound, Contender, Setting
+from comparison.contenders import GRADCAM, OURS, PLAIN, TORCH, TORCHCAM, Bind, Contender, Setting
 from comparison.engines import ENGINE, FORWARD, FP16, FP16_FORWARD
 from comparison.verification import REDUCED, Tolerance
-from numpy.typing import NDArray
 
 from gpu.sessions import forward
 
@@ -64,17 +62,6 @@ def _plan(graph: str) -> Callable[[Setting], Bind]:
         if not plan.exists():
             here = f"SM{_core.cuda_compute_capability(0)}"
             build_plan(source, plan, load_library("auto"), BuildOptions((1, 8, 64), (1, 10, 100), (here,)), force=True)
-        loaded = Engine(plan)
-
-        def bind(batch: NDArray[np.float32]) -> Bound:
-            images = graphs.images_on(setting.device, batch)
-
-            def call() -> Answer:
-                outputs = loaded(images)
-                return Answer(outputs.logits, outputs.saliency_map)
-
-            return Bound(call)
-
-        return bind
+        return graphs.answers_of(Engine(plan), setting)
 
     return make

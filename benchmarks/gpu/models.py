@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from comparison import timing
 from comparison.cases import Case, find_cases, images_of, load
-from comparison.contenders import Bind, Call, Setting
+from comparison.contenders import Call, Setting
 from comparison.engines import FP16, FP16_FORWARD, build, build_of
 from comparison.timing import Samples
 from comparison.verification import check
-from comparison.worker import unfit
+from comparison.worker import leave_out, make_all, reason_of
 
 from finercam_rt.onnx_metadata import read_manifest
 from gpu.clock import Clock
@@ -66,17 +66,7 @@ def measure(job: ModelJob, clock: Clock) -> Iterator[dict[str, Any]]:
     if any(contender.needs_torch for contender in chosen):
         model = load(case).model.to(clock.device)
         setting = replace(setting, model=model.half() if job.precision == "fp16" else model)
-    left_out: dict[str, str] = {}
-    made: dict[str, Bind] = {}
-    for contender in chosen:
-        reason = unfit(contender, setting)
-        try:
-            if reason is None:
-                made[contender.name] = contender.make(setting)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        if reason is not None:
-            _leave_out(contender.name, reason, left_out)
+    made, left_out = make_all(chosen, setting, OWN)
     expected = graphs.oracle()
     for batch in job.batches:
         bound: dict[str, Call] = {}
@@ -93,7 +83,7 @@ def measure(job: ModelJob, clock: Clock) -> Iterator[dict[str, Any]]:
                 seconds[name] = _until_done(clock, ready.call)[1]
                 bound[name] = ready.call
             except Exception as error:
-                _leave_out(name, f"batch {batch}: {type(error).__name__}: {error}".splitlines()[0], left_out)
+                leave_out(name, f"batch {batch}: {reason_of(error)}", OWN, left_out)
         rounds = timing.plan_rounds(seconds.values(), job.seconds, LEAST_ROUNDS, ROUNDS)
         latency = timing.interleave({n: partial(_until_done, clock, c) for n, c in bound.items()}, rounds, frozenset())
         counts = {name: max(1, min(QUEUED_MOST, int(QUEUED_SECONDS / seconds[name]))) for name in bound}
@@ -113,12 +103,6 @@ def measure(job: ModelJob, clock: Clock) -> Iterator[dict[str, Any]]:
             "images_per_s": {name: batch / _median(samples) for name, samples in queued.items()},
             "state": clock.state(),
         }
-
-
-def _leave_out(name: str, reason: str, left_out: dict[str, str]) -> None:
-    if name in OWN:
-        raise ValueError(f"{name}: {reason}")
-    left_out[name] = reason
 
 
 def _until_done(clock: Clock, call: Callable[[], object]) -> tuple[float, float]:
