@@ -28,6 +28,13 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def _of_input(output_mask: Sequence[bool]) -> bool:
+    """Whether a gradient is asked for, and that it is the input's: weights are constants of the engine."""
+    if output_mask[1] or output_mask[2]:
+        raise NotImplementedError("a weight that depends on the target layer's output")
+    return output_mask[0]
+
+
 def _convolution_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
@@ -41,7 +48,7 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[torch.Tensor | None, None, None]:
-    """The gradient with respect to the input alone: weights are constants of the engine."""
+    """The gradient with respect to the input alone."""
     if not _of_input(output_mask):
         return None, None, None
     if transposed:

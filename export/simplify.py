@@ -71,7 +71,6 @@ def simplify(model: onnx_ir.Model) -> None:
         if not (folded or rewritten):
             break
     Sequential(
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),

@@ -168,7 +168,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=[],
         help="typical photographs, or folders: int8 takes its ranges from them; the comparison uses others of them",
     )
-    precision.add_argument("--force", action="store_true", help="write it even where its maps differ from fp32's")
+    precision.add_argument(
+        "--force",
+        action="store_true",
+        help="write it even where its maps differ from fp32's, or where float32 cannot hold them (PyTorch's own are as "
+        "far from float64 then)",
+    )
     parser.add_argument(
         "--class-embeddings",
         metavar="FILE",
@@ -203,8 +208,8 @@ def run(args: argparse.Namespace) -> int:
     inputs = dict(assignment("--input", text) for text in args.input)
     classes = None if args.classes is None else read_class_names(args.classes)
     photographs = list(find_photographs(args.calibration, None))
-    if args.precision == "fp32" and (photographs or args.force):
-        raise ExportError("--calibration and --force belong to a reduced --precision; name one, or leave them out.")
+    if args.precision == "fp32" and photographs:
+        raise ExportError("--calibration belongs to a reduced --precision; name one, or leave it out.")
     embeddings = None if args.class_embeddings is None else ClassEmbeddings.load(args.class_embeddings)
     export = import_export()
 

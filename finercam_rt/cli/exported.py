@@ -20,9 +20,15 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
         f"{_images(manifest)}{_taps(manifest)}{_adapted(manifest)}"
         f"  verified against {measured['against']}: map error {measured['map_relative_l2']:.1e}, "
         f"logit error {measured['logits_relative_max']:.1e} (relative, {measured['images']} images)\n"
-        f"{_agreement(manifest)}{_checked(manifest)}"
+        f"{_rounding(manifest)}{_agreement(manifest)}{_checked(manifest)}"
         f"next: finercam explain {path} PHOTOGRAPHS -o OUT/{classes}"
     )
+
+
+def _rounding(manifest: Manifest) -> str:
+    """How far the model itself is from its float64, in a line; nothing where nobody had to ask."""
+    found = manifest.verification.get("rounding_of_pytorch")
+    return "" if found is None else f"  PyTorch's own float32 map is {found['maps']:.1e} from its float64\n"
 
 
 def _images(manifest: Manifest) -> str:

@@ -14,6 +14,7 @@ pytest.importorskip("onnx", reason="the export needs onnx")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from finercam_rt.cli.exported import summary  # noqa: E402
 from finercam_rt.errors import ExportError  # noqa: E402
 from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export.capture import capture  # noqa: E402
@@ -240,6 +241,22 @@ def test_an_operation_without_a_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"\(the operation aten\._cdist_forward\)\.$"):
         export_model(toy.eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_map_as_rough_as_pytorchs_own_is_written_by_force(tmp_path: Path) -> None:
+    """A mean of large numbers is taken off again: what is left depends on the order of its sums."""
+
+    def rough(x: Any) -> Any:
+        return x * ((x.abs() + 1e5).mean((2, 3), keepdim=True) - 1e5)
+
+    torch.manual_seed(0)
+    path, spec = tmp_path / "toy.onnx", InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"^float32 cannot hold the map .*, or write it all the same with --force\.$"):
+        export_model(Toy(rough).eval(), path, target_layer="tap", input=spec)
+    assert not path.exists()
+    manifest = export_model(Toy(rough).eval(), path, target_layer="tap", input=spec, force=True)
+    assert manifest.verification["rounding_of_pytorch"]["maps"] > 1e-3
+    assert "PyTorch's own float32 map is" in summary(manifest, path, 0)
 
 
 def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path) -> None:

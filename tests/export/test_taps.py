@@ -262,8 +262,9 @@ def test_gradients_that_the_map_does_not_show_are_verified(make: Make) -> None:
         engine.factor = np.float32(1)
         verify(engine, made.model, torch.from_numpy(images()))
         engine.factor = np.float32(2)
-        with pytest.raises(ExportError, match="does not equal the model"):
-            verify(engine, made.model, torch.from_numpy(images()))
+        for force in (False, True):  # a map that float32 holds is not written by force either
+            with pytest.raises(ExportError, match="does not equal the model"):
+                verify(engine, made.model, torch.from_numpy(images()), force=force)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
