@@ -24,6 +24,7 @@
 #include <cooperative_groups.h>
 
 #include "core/cuda_check.h"
+#include "core/workspace.h"
 #include "kernels/cam.h"
 #include "kernels/cam_block.cuh"
 
@@ -143,16 +144,16 @@ void launch(const CamArgs& args, int device, cudaStream_t stream) {
   choose_forms(in, args.activations, args.gradients, IsSummed<Method>::value);
   const int chunks = (in.channels + in.chunk - 1) / in.chunk;
   const bool cluster = args.sharing.cluster && chunks > 1;
+  const bool two_levels = chunks > 1 && !cluster;
   const std::size_t maps = static_cast<std::size_t>(args.activations.batch * args.contrasts);
   const std::size_t counters = (maps * sizeof(unsigned) + 255) / 256 * 256;
-  unsigned* finished = nullptr;
+  const std::size_t bytes = sizeof(float) * maps * static_cast<std::size_t>(chunks) * in.positions;
+  const Workspace workspace(two_levels ? counters + bytes : 0, device, stream);
+  auto* finished = static_cast<unsigned*>(workspace.address());
   float* parts = nullptr;
-  if (chunks > 1 && !cluster) {
-    const std::size_t bytes = sizeof(float) * maps * static_cast<std::size_t>(chunks) * in.positions;
-    FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&finished), counters + bytes, stream),
-                            counters + bytes);
+  if (two_levels) {
     FINERCAM_CUDA_CHECK_AS(cudaMemsetAsync(finished, 0, counters, stream), "clearing its counters");
-    parts = reinterpret_cast<float*>(finished) + counters / sizeof(float);
+    parts = static_cast<float*>(workspace.address()) + counters / sizeof(float);
   }
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeClusterDimension;
@@ -165,9 +166,8 @@ void launch(const CamArgs& args, int device, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &together;
   config.numAttrs = cluster ? 1 : 0;
-  const cudaError_t launched = cudaLaunchKernelEx(&config, &cam_kernel<Method, T>, in, parts, finished, args.map);
-  if (finished != nullptr) FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(finished, stream), "freeing its memory");
-  FINERCAM_CUDA_CHECK_AS(launched, "its launch");
+  FINERCAM_CUDA_CHECK_AS(cudaLaunchKernelEx(&config, &cam_kernel<Method, T>, in, parts, finished, args.map),
+                         "its launch");
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ def emulated(name: str) -> ctypes.CDLL:
     launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, .*?>>>(\(.*?\));")
     kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
     assert launches + kernel.count("cudaLaunchKernelEx(") == 1
-    return _compiled(name, kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+    return _compiled(name, re.sub(r'"core/(cuda_check|workspace)\.h"', '"emulation.h"', kernel))
 
 
 def emulated_plugin() -> ctypes.CDLL:

@@ -53,7 +53,7 @@ def gpu(device: Device) -> Device:
 
 
 def has_clusters() -> bool:
-    return _core.compute_capability(0) >= 90
+    return _core.cuda_compute_capability(0) >= 90
 
 
 @pytest.mark.gpu

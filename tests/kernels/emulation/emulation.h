@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #include "core/dtype.h"
 
@@ -139,24 +140,23 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       config->numAttrs == 0 ? 1 : config->attrs[0].val.clusterDim.y);
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
-  *memory = std::memset(std::malloc(bytes), 0xff, bytes);
-  return cudaSuccess;
-}
 inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
-  std::free(memory);
-  return cudaSuccess;
-}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 #define FINERCAM_CUDA_CHECK_AS(call, ...) static_cast<void>(call)
-#define FINERCAM_CUDA_ALLOCATED(call, ...) static_cast<void>(call)
 
 namespace finercam {
 struct DeviceScope {
   explicit DeviceScope(int) {}
+};
+class Workspace {
+ public:
+  Workspace(std::size_t bytes, int, cudaStream_t) : memory_(bytes, '\xff') {}
+  void* address() const { return memory_.empty() ? nullptr : const_cast<char*>(memory_.data()); }
+
+ private:
+  std::string memory_;
 };
 }  // namespace finercam
