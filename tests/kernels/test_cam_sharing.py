@@ -122,6 +122,6 @@ def test_a_gpu_without_clusters_says_so(gpu):
     if has_clusters():
         pytest.skip("this GPU has clusters")
     a, g = (gpu.put(x) for x in features((1, 64, 7, 7), "float32"))
-    with pytest.raises(ValueError, match="of compute capability 9.0 or later"):
+    with pytest.raises(ValueError, match=r"of compute capability 9\.0 or later"):
         draw(a, g, gpu.put(np.zeros((1, 7, 7), np.float32)), blocks=2, cluster=True)
     assert ops.cam(a, g).shape == (1, 7, 7)

@@ -66,9 +66,14 @@ def numbers(values) -> ctypes.Array:
 
 
 def run(
-    library: ctypes.CDLL, method: str, a: np.ndarray, g: np.ndarray, processors: int, sharing: tuple[int, bool] = (0, False)
+    library: ctypes.CDLL,
+    method: str,
+    a: np.ndarray,
+    g: np.ndarray,
+    processors: int,
+    sharing: tuple[int, bool] = (0, False),
 ) -> tuple[np.ndarray, int]:
-    """The map (N,P,h,w), and how many 16-byte loads it took."""
+    """The map (N,P,h,w), and how many 16-byte loads it took; sharing: blocks, and whether they are a cluster."""
     n, channels, height, width = a.shape
     maps = np.full((n, g.shape[1], height, width), -7, np.float32)
 

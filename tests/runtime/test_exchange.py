@@ -245,7 +245,7 @@ def test_the_same_operations_again_take_no_memory_of_the_device(core):
     core.take_workspace(sizes * 5, 0)
     assert {line.split()[0] for line in core.take_journal()} == {"synchronize"}
     core.take_workspace([bound + 1], 0)
-    assert [line for line in core.take_journal() if line.startswith("give up")][0] == f"give up {bound + 1}"
+    assert next(line for line in core.take_journal() if line.startswith("give up")) == f"give up {bound + 1}"
     core.take_workspace(sizes, 1)
     assert "new pool of 1" in core.take_journal()
 
