@@ -12,7 +12,6 @@ import pytest
 from finercam_rt import _core, ops
 
 from ..fakes.kernels import METHODS
-from .conftest import Device
 from .test_cam import LAYOUTS, arranged, features
 
 CODES = dict(zip(LAYOUTS, (_core.Layout.NCHW, _core.Layout.NHWC, _core.Layout.TOKENS), strict=True))
@@ -43,13 +42,6 @@ def test_what_has_no_meaning_is_refused(sharing, words):
     a, g = features((1, 8, 3, 3), "float32")
     with pytest.raises(ValueError, match=words):
         draw(a, g, np.zeros((1, 3, 3), np.float32), **sharing)
-
-
-@pytest.fixture
-def gpu(device: Device) -> Device:
-    if device.name == "cpu":
-        pytest.skip("the CPU shares nothing out")
-    return device
 
 
 def has_clusters() -> bool:
