@@ -33,7 +33,6 @@ namespace {
 
 constexpr int kMaxChunk = 512;  // channels of a block: its weights take 2 KiB of shared memory
 constexpr int kMinChunk = 32;   // below this a block's reading does not repay its part of the reduction
-
 constexpr int kMaxCluster = 8;  // blocks, on every GPU that has clusters
 
 // Positions of a map of which a block of a cluster keeps its part. The sums of step 2 fill half of the scratch memory,
@@ -80,7 +79,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Method>)
   const std::int64_t number = static_cast<std::int64_t>(place.image) * in.contrasts + place.contrast;
   float* out = map + number * in.positions;
   float* all = parts + number * chunks * in.positions;
-  float* own = chunks == 1 ? out : parts == nullptr ? scratch + kClusterPositions<T> : all + chunk * in.positions;
+  float* of_levels = all + static_cast<std::int64_t>(chunk) * in.positions;
+  float* own = chunks == 1 ? out : parts == nullptr ? scratch + kClusterPositions<T> : of_levels;
 
   find_weights(Method{}, in, place, weights, scratch);
   draw(Method{}, in, place, weights, scratch,
