@@ -53,9 +53,11 @@ def cam(
     prefix_tokens: int,
     threads: int,
     stream: int,
+    blocks: int = 0,
+    cluster: bool = False,
 ) -> None:
     """
-    Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w are the grid.
+    Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w are the grid. On CUDA so many blocks share a map, in a cluster or not; with 0 its size decides.
     """
 
 def map_status(

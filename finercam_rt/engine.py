@@ -254,14 +254,16 @@ class Engine:
             outputs, few = run_on_device(
                 self._gpu, self.manifest, self.method, batch, found, contrast, self._embeddings, stream, check=pinned
             )
-            self._refuse_conflicts(contrast, few)
+            if few is not None:
+                self._refuse_conflicts(contrast, few)
             return outputs
         # before the run, which needs the images in the cache as well; a GPU that draws looks itself
         damaged = None if self._draws_there else rows_not_finite(images)
         outputs = self._run(images, contrast, count, with_taps=True)
         if damaged is not None:
             outputs.status[damaged] = ops.Status.NON_FINITE
-        self._refuse_conflicts(contrast, outputs if pinned else None)
+        if pinned:
+            self._refuse_conflicts(contrast, outputs)
         return outputs if isinstance(batch, np.ndarray) else outputs.each(lambda values: arrays.like(values, batch))
 
     def logits(self, batch: Any, *, stream: int | None = None) -> Any:
@@ -364,10 +366,9 @@ class Engine:
             raise InputError("a stream is for a batch on the engine's GPU; leave it out.")
         return None
 
-    def _refuse_conflicts(self, contrast: ContrastArrays, outputs: Outputs | None) -> None:
+    def _refuse_conflicts(self, contrast: ContrastArrays, outputs: Outputs) -> None:
         """Of references that were given: one that is the class that the graph has chosen as the target."""
-        for row in () if outputs is None else conflicts(contrast, outputs):
-            assert outputs is not None
+        for row in conflicts(contrast, outputs):
             raise conflict_error(contrast, outputs, row, f"image {row}", self.classes)
 
     def _take_embeddings(self, given: EmbeddingsSource) -> None:

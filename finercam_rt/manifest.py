@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,7 @@ class InputSpec:
         """C of the images (N,C,H,W): 1 is grey, 3 is RGB, and any other number what the model was trained on."""
         return max(len(self.mean), len(self.std))
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
         """(C,H,W)."""
         return self.channels, *self.size

@@ -78,23 +78,24 @@ def _cam(sizes: Sizes) -> Iterator[KernelCase]:
     for size in sizes.planes:
         for method in METHODS:
             compiled = method in ("gradcam", "layercam")
-            yield _cam_case(method, "nchw", torch.float32, size, compiled=compiled)
-        yield _cam_case("gradcam", "nchw", torch.float16, size, compiled=size == sizes.planes[0])
-        yield _cam_case("gradcam", "nchw", torch.bfloat16, size)
-        yield _cam_case("gradcam", "nhwc", torch.float32, size)
-        yield _cam_case("layercam", "nchw", torch.float16, size)
+            yield cam_case(method, "nchw", torch.float32, size, compiled=compiled)
+        yield cam_case("gradcam", "nchw", torch.float16, size, compiled=size == sizes.planes[0])
+        yield cam_case("gradcam", "nchw", torch.bfloat16, size)
+        yield cam_case("gradcam", "nhwc", torch.float32, size)
+        yield cam_case("layercam", "nchw", torch.float16, size)
     for size in sizes.tokens:
-        yield _cam_case("gradcam", "tokens", torch.float32, size, compiled=True)
-        yield _cam_case("gradcam", "tokens", torch.float16, size)
-        yield _cam_case("gradcam", "tokens", torch.bfloat16, size)
+        yield cam_case("gradcam", "tokens", torch.float32, size, compiled=True)
+        yield cam_case("gradcam", "tokens", torch.float16, size)
+        yield cam_case("gradcam", "tokens", torch.bfloat16, size)
         for method in METHODS[1:]:
-            yield _cam_case(method, "tokens", torch.float32, size)
-        yield _cam_case("layercam", "tokens", torch.bfloat16, size)
+            yield cam_case(method, "tokens", torch.float32, size)
+        yield cam_case("layercam", "tokens", torch.bfloat16, size)
 
 
-def _cam_case(
+def cam_case(
     method: str, layout: str, dtype: torch.dtype, size: tuple[int, int, int, int], *, compiled: bool = False
 ) -> KernelCase:
+    """`cam` of (N,C,h,w) in a layout."""
     n, channels, height, width = size
     prefix = PREFIX_TOKENS if layout == "tokens" else 0
     shape = {

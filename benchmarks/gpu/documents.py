@@ -14,6 +14,7 @@ SCHEMA = 1
 FAILURE = "failure"
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "kernels": {"kernel": str, "variant": str, "size": str, "moved_bytes": int, "contenders": dict},
+    "sharing": {"variant": str, "size": str, "moved_bytes": int, "forms": dict},
     "calls": {"call_us": dict, "runtime_us": dict, "python_us": float},
     "models": {"precision": str, "batch": int, "latency_ms": dict, "queued_ms": dict, "left_out": dict},
     FAILURE: {"error": str},

@@ -16,7 +16,8 @@ from gpu.work import Draw, KernelCase, Work, check_formula, check_ours
 OURS, TORCH, COMPILED = "ours", "torch", "torch.compile"
 SEVERAL = 3
 """Times the last cache: inputs and outputs from which on the caches do not count."""
-_MOST_SETS, _LEAST_CALLS, _WARM_CALLS = 64, 8, 32
+MOST_SETS, LEAST_CALLS = 64, 8
+_WARM_CALLS = 32
 
 
 def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
     """
     works = [case.make(Draw(clock.device, seed=0))]
     moved = works[0].moved
-    sets = min(_MOST_SETS, max(2, math.ceil(2 * clock.cache_bytes / moved)))
+    sets = min(MOST_SETS, max(2, math.ceil(2 * clock.cache_bytes / moved)))
     works += [case.make(Draw(clock.device, seed)) for seed in range(1, sets)]
     found: dict[str, Any] = {OURS: _timed(clock, works, check_ours, lambda w: w.ours, capture=works[0].capture)}
     found[TORCH] = _timed(clock, works, lambda w: check_formula(w, w.formula), _plain)
@@ -49,7 +50,7 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
         speed = moved / (1e-6 * found[OURS]["microseconds"]["median"])
         record |= {"bytes_per_s": speed, "share_of_copy": speed / copied}
         if found[OURS]["graph"]:
-            calls = [work.ours for work in islice(cycle(works), _LEAST_CALLS)]
+            calls = [work.ours for work in islice(cycle(works), LEAST_CALLS)]
             record["queued_microseconds"] = spread(clock.chain(calls, capture=False).microseconds)
         if moved < clock.cache_bytes:
             warm = clock.chain([works[0].ours] * _WARM_CALLS, capture=works[0].capture)
@@ -78,7 +79,7 @@ def _timed(
     try:
         errors = [check(work) for work in (works[0], works[-1])]
         clock.synchronize()
-        calls = [call_of(work) for work in islice(cycle(works), max(len(works), _LEAST_CALLS))]
+        calls = [call_of(work) for work in islice(cycle(works), max(len(works), LEAST_CALLS))]
         chain = clock.chain(calls, capture=capture)
     except Exception as error:  # of torch, its compiler, or ours: the others are measured all the same
         clock.synchronize()  # which fails where nothing of this process can use the GPU any more

@@ -11,8 +11,9 @@ from comparison.cases import DEVICE_CASES, TOY_CASES
 from gpu.cases import FULL, TINY, kernel_cases
 from gpu.contenders import COMPILED, OWN, PEERS, PLAN, PRECISIONS
 from gpu.models import ModelJob
+from gpu.sharing import sharing_cases
 
-PARTS = ("kernels", "calls", "models")
+PARTS = ("kernels", "sharing", "calls", "models")
 BATCHES = (1, 8, 64, 256)
 COMPILED_BATCHES = (1, 64)
 """torch.compile takes a minute or two for each."""
@@ -27,6 +28,9 @@ def jobs_of(parts: Sequence[str], *, rehearsal: bool) -> Iterator[Job]:
     if "kernels" in parts:
         for case in kernel_cases(TINY if rehearsal else FULL):
             yield {"part": "kernels", "name": case.name, "process": "kernels"}
+    if "sharing" in parts:
+        for shared in sharing_cases(rehearsal=rehearsal):
+            yield {"part": "sharing", "name": shared.name, "process": "sharing"}
     if "calls" in parts:
         yield {"part": "calls", "name": "calls", "process": "calls"}
     if "models" in parts:

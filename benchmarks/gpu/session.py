@@ -6,6 +6,9 @@ within the device, read and written, measured in the same process. Times are of 
 its own inputs, behind a write of 256 MiB that clears the L2; medians of repetitions. What cannot be captured (remove
 brings numbers from the host, rank waits) is queued call by call, with its launches in its time.
 
+sharing: one block, two levels of blocks, or a cluster of them: the forms of the kernel of `cam` in turn, on batches of
+1 to 256, and which of them is the fastest at each size (docs/cam-on-cuda.md).
+
 calls: what the host pays for engine(batch) beyond the runtime's own run, whether memory is allocated, whether it waits.
 
 models: ResNet-50, ViT-B/16 and DINOv2 ViT-B/14 with random weights, fp32 and fp16, against the plain graph in ONNX
@@ -31,10 +34,11 @@ from comparison.script import RESULTS, make_parser, refuse
 
 from finercam_rt import _core
 from finercam_rt.cli.progress import progress
-from gpu import calls, documents, goals, models
+from gpu import calls, documents, goals, models, tables
 from gpu.children import Message, run
 from gpu.contenders import PRECISIONS
 from gpu.plan import PARTS, Job, jobs_of
+from gpu.sharing import best
 
 _EPILOG = """\
 examples:
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("run.py --device cuda", __doc__, _EPILOG)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all three")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all four")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="cases whose names hold all of these")
     parser.add_argument("--seconds", type=float, default=DAY, metavar="S", help="begin no case after this time")
     parser.add_argument(
@@ -143,6 +147,8 @@ def _measure(every: list[Job], gpu: str, folder: Path, args: argparse.Namespace,
         failed += [record for record in document["records"] if record["kind"] == documents.FAILURE]
         print(f"{path}: {len(document['records'])} records")
     print("A rehearsal: its figures mean nothing." if args.rehearse else goals.as_table(rows))
+    if "sharing" in found and not args.rehearse:
+        print(tables.forms_of_cam([r for r in found["sharing"][0]["records"] if r["kind"] == "sharing"]))
     not_begun = len(jobs) - ended
     left = f", {not_begun} not begun: run it again with --resume" if not_begun else ""
     print(f"{ended} cases in {time.time() - began:.0f} s, {len(failed)} failed{left}")
@@ -185,6 +191,10 @@ def _line(record: dict[str, Any]) -> str:
         }
         share = f", {100 * record['share_of_copy']:.0f} % of a copy" if "share_of_copy" in record else ""
         return f"{record['name']}: {', '.join(f'{name} {text}' for name, text in times.items())}{share}"
+    if record["kind"] == "sharing":
+        found = best(record["forms"])
+        text = "no form has a time" if found is None else "{} is the fastest, {:.2f} us; now {:.2f} us".format(*found)
+        return f"{record['name']}: {text}"
     if record["kind"] == "calls":
         return f"calls: {record['call_us']['median']:.1f} us, the runtime's own {record['runtime_us']['median']:.1f} us"
     times = {name: f"{found['median']:.2f}" for name, found in record["queued_ms"].items()}

@@ -10,8 +10,14 @@ from comparison.script import environments, table
 from gpu import goals
 from gpu.documents import FAILURE
 from gpu.measuring import COMPILED, OURS, TORCH
+from gpu.sharing import HEAD, choices
 
-_TITLES = {"kernels": "Kernels", "calls": "What a call costs the host", "models": "Engines and other libraries"}
+_TITLES = {
+    "kernels": "Kernels",
+    "sharing": "The forms of cam",
+    "calls": "What a call costs the host",
+    "models": "Engines and other libraries",
+}
 _NONE = "-"
 
 
@@ -45,6 +51,24 @@ def _kernels(records: Sequence[dict[str, Any]]) -> str:
     copied = sorted({round(record["copy_bytes_per_s"] / 1e9) for record in records})
     text = f"A copy within the device moves {' to '.join(map(str, (copied[0], copied[-1])[: len(copied)]))} GB/s."
     return f"## Times and bandwidth\n\n{text}\n\n{table([*head, 'torch, us', 'torch.compile, us'], rows)}"
+
+
+def forms_of_cam(records: Sequence[dict[str, Any]]) -> str:
+    """Which form is the fastest at which size."""
+    text = (
+        "Microseconds in a CUDA graph; with a warm cache where the arrays fit into it, as a network leaves it behind. "
+        "The ratio is what choosing the fastest form would gain."
+    )
+    refused = sorted(
+        {
+            f"- {name}: {found['error']}"
+            for record in records
+            for name, found in record["forms"].items()
+            if "error" in found
+        }
+    )
+    sections = [f"## Which form\n\n{text}", table(HEAD, choices(records)), "\n".join(refused)]
+    return "\n\n".join(section for section in sections if section)
 
 
 def _calls(records: Sequence[dict[str, Any]]) -> str:
@@ -85,7 +109,7 @@ def _models(records: Sequence[dict[str, Any]]) -> str:
     return f"## Times\n\n{table(head, rows)}\n\n## Ratios\n\n{table(ratio_head, ratios)}"
 
 
-_FIGURES = {"kernels": _kernels, "calls": _calls, "models": _models}
+_FIGURES = {"kernels": _kernels, "sharing": forms_of_cam, "calls": _calls, "models": _models}
 
 
 def _notes(document: dict[str, Any]) -> str:

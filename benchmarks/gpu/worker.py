@@ -14,11 +14,12 @@ import torch
 from comparison.environment import describe
 
 from finercam_rt import _core
-from gpu import calls, measuring, models
+from gpu import calls, measuring, models, sharing
 from gpu.cases import FULL, TINY, kernel_cases
 from gpu.clock import Clock, copy_bandwidth, open_clock, query
 from gpu.models import ModelJob
 from gpu.plan import Job
+from gpu.sharing import sharing_cases
 
 PACKAGES = (
     "finercam-rt",
@@ -56,6 +57,11 @@ def records_of(job: Job, clock: Clock, *, rehearsal: bool) -> Iterator[dict[str,
     if job["part"] == "kernels":
         (case,) = (case for case in kernel_cases(TINY if rehearsal else FULL) if case.name == job["name"])
         yield measuring.measure(case, clock, _copied(clock))
+        if clock.device == "cuda":
+            torch.cuda.empty_cache()
+    elif job["part"] == "sharing":
+        (shared,) = (case for case in sharing_cases(rehearsal=rehearsal) if case.name == job["name"])
+        yield sharing.measure(shared, clock)
         if clock.device == "cuda":
             torch.cuda.empty_cache()
     elif job["part"] == "calls":

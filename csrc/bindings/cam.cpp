@@ -35,7 +35,7 @@ FeatureView weight_view(const ArrayView& array) {
 }
 
 void cam_into(const AnyArray& activations, const std::optional<AnyArray>& gradients, const MapOut& out, Method method,
-              Layout layout, std::int64_t prefix_tokens, int threads, std::uintptr_t stream) {
+              Layout layout, std::int64_t prefix_tokens, int threads, std::uintptr_t stream, int blocks, bool cluster) {
   check_same_device(activations, out, "cam");
   FINERCAM_CHECK(out.ndim() == 3 || out.ndim() == 4, "cam", "expected a map of 3 or 4 axes, got ", out.ndim());
   const bool several = out.ndim() == 4;
@@ -59,6 +59,9 @@ void cam_into(const AnyArray& activations, const std::optional<AnyArray>& gradie
                                                        : feature_view(given, layout, prefix_tokens, height, width);
   }
   args.map = out.data();
+  FINERCAM_CHECK(blocks >= 0 && (blocks > 0 || !cluster), "cam", "expected blocks of at least ", cluster ? 1 : 0,
+                 ", got ", blocks);
+  args.sharing = {blocks, cluster};
   const Execution execution = execution_of(activations, "cam", threads, stream);
   const nb::gil_scoped_release release;
   cam(args, execution);
@@ -82,11 +85,12 @@ void bind_cam(nb::module_& module) {
       .value("GRADCAM_ELEMENTWISE", Method::kGradCamElementwise);
   module.def("cam", &cam_into, nb::arg("activations").noconvert(), nb::arg("gradients").noconvert().none(),
              nb::arg("out").noconvert(), nb::kw_only(), nb::arg("method"), nb::arg("layout"), nb::arg("prefix_tokens"),
-             nb::arg("threads"), nb::arg("stream"),
+             nb::arg("threads"), nb::arg("stream"), nb::arg("blocks") = 0, nb::arg("cluster") = false,
              nb::sig("def cam(activations: object, gradients: object | None, out: object, *, method: Method, "
-                     "layout: Layout, prefix_tokens: int, threads: int, stream: int) -> None"),
+                     "layout: Layout, prefix_tokens: int, threads: int, stream: int, blocks: int = 0, "
+                     "cluster: bool = False) -> None"),
              "Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w "
-             "are the grid.");
+             "are the grid. On CUDA so many blocks share a map, in a cluster or not; with 0 its size decides.");
 }
 
 }  // namespace finercam

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cuda_check.h"
+#include "core/workspace.h"
 #include "kernels/rank.h"
 #include "kernels/rank_key.h"
 
@@ -129,16 +130,14 @@ std::int64_t rank_cuda(const RankArgs& args, int device, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const auto batch = static_cast<std::size_t>(args.batch);
   const std::size_t bytes = sizeof(Item) * 2 * batch * static_cast<std::size_t>(args.pixels());
-  Item* items = nullptr;
-  FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&items), bytes + batch, on), bytes + batch);
-  auto* wrong = reinterpret_cast<unsigned char*>(items) + bytes;
+  const Workspace workspace(bytes + batch, device, on);
+  auto* items = static_cast<Item*>(workspace.address());
+  auto* wrong = static_cast<unsigned char*>(workspace.address()) + bytes;
   rank_kernel<<<static_cast<unsigned>(batch), kThreads, 0, on>>>(args, items, wrong);
-  const cudaError_t launched = cudaGetLastError();
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
   std::vector<unsigned char> found(batch);
-  const cudaError_t copied = cudaMemcpyAsync(found.data(), wrong, batch, cudaMemcpyDeviceToHost, on);
-  FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(items, on), "freeing its memory");
-  FINERCAM_CUDA_CHECK_AS(launched, "its launch");
-  FINERCAM_CUDA_CHECK_AS(copied, "its copy to the host");
+  FINERCAM_CUDA_CHECK_AS(cudaMemcpyAsync(found.data(), wrong, batch, cudaMemcpyDeviceToHost, on),
+                         "its copy to the host");
   FINERCAM_CUDA_CHECK_AS(cudaStreamSynchronize(on), "waiting for it");
   for (std::size_t image = 0; image < batch; ++image) {
     if (found[image] != 0) return static_cast<std::int64_t>(image);

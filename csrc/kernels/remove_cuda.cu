@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/cuda_check.h"
+#include "core/workspace.h"
 #include "kernels/remove.h"
 
 namespace finercam {
@@ -104,27 +105,24 @@ void remove_cuda(const RemoveArgs& args, int device, void* stream) {
                          "reading the number of multiprocessors");
   const std::size_t counts_bytes = sizeof(std::int32_t) * static_cast<std::size_t>(args.batch * args.steps);
   const std::size_t fill_bytes = args.fill_on_host ? sizeof(float) * static_cast<std::size_t>(args.channels) : 0;
-  char* brought = nullptr;
-  FINERCAM_CUDA_ALLOCATED(cudaMallocAsync(reinterpret_cast<void**>(&brought), counts_bytes + fill_bytes, on),
-                          counts_bytes + fill_bytes);
+  const Workspace workspace(counts_bytes + fill_bytes, device, on);
+  auto* brought = static_cast<char*>(workspace.address());
   // From pageable memory: the values are taken before the call returns.
-  cudaError_t failed = cudaMemcpyAsync(brought, args.counts, counts_bytes, cudaMemcpyHostToDevice, on);
-  if (failed == cudaSuccess && args.fill_on_host) {
-    failed = cudaMemcpyAsync(brought + counts_bytes, args.fill, fill_bytes, cudaMemcpyHostToDevice, on);
+  FINERCAM_CUDA_CHECK_AS(cudaMemcpyAsync(brought, args.counts, counts_bytes, cudaMemcpyHostToDevice, on),
+                         "copying its counts");
+  if (args.fill_on_host) {
+    FINERCAM_CUDA_CHECK_AS(cudaMemcpyAsync(brought + counts_bytes, args.fill, fill_bytes, cudaMemcpyHostToDevice, on),
+                           "copying its fill");
   }
-  if (failed == cudaSuccess) {
-    const bool vectors = by_vectors(args);
-    const std::int64_t values = vectors ? args.pixels() / 4 : args.pixels();
-    const std::int64_t needed = (values + kThreads - 1) / kThreads;
-    const std::int64_t wanted = (16 * processors + args.batch - 1) / args.batch;
-    const dim3 grid(static_cast<unsigned>(std::min(needed, wanted)), static_cast<unsigned>(args.batch));
-    const float* fill = args.fill_on_host ? reinterpret_cast<const float*>(brought + counts_bytes) : args.fill;
-    const auto kernel = vectors ? &remove_kernel<4> : &remove_kernel<1>;
-    kernel<<<grid, kThreads, 0, on>>>(args, reinterpret_cast<const std::int32_t*>(brought), fill);
-    failed = cudaGetLastError();
-  }
-  FINERCAM_CUDA_CHECK_AS(cudaFreeAsync(brought, on), "freeing its memory");
-  FINERCAM_CUDA_CHECK_AS(failed, "its copies or launch");
+  const bool vectors = by_vectors(args);
+  const std::int64_t values = vectors ? args.pixels() / 4 : args.pixels();
+  const std::int64_t needed = (values + kThreads - 1) / kThreads;
+  const std::int64_t wanted = (16 * processors + args.batch - 1) / args.batch;
+  const dim3 grid(static_cast<unsigned>(std::min(needed, wanted)), static_cast<unsigned>(args.batch));
+  const float* fill = args.fill_on_host ? reinterpret_cast<const float*>(brought + counts_bytes) : args.fill;
+  const auto kernel = vectors ? &remove_kernel<4> : &remove_kernel<1>;
+  kernel<<<grid, kThreads, 0, on>>>(args, reinterpret_cast<const std::int32_t*>(brought), fill);
+  FINERCAM_CUDA_CHECK_AS(cudaGetLastError(), "its launch");
 }
 
 }  // namespace finercam

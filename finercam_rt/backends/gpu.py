@@ -237,11 +237,13 @@ class GpuBackend:
         loaded = self._loaded
         if loaded is None:
             raise BackendError("the engine is closed; make a new one.")
-        sizes = Sizes(max(self._range[0], rows), 0 if embeddings is None else len(embeddings))
-        method = wanted.method if self._manifest.taps is not None and self.draws(wanted.method) else None
-        key = sizes, method
-        if self._manifest.taps is not None and _MAP not in layout:  # the method does not matter
-            key = self._slots.last(lambda key: key[0] == sizes, key)
+        least = self._range[0]
+        sizes = Sizes(rows if rows > least else least, 0 if embeddings is None else len(embeddings))
+        key: tuple[Sizes, str | None] = sizes, None
+        if self._manifest.taps is not None:
+            key = sizes, wanted.method if self.draws(wanted.method) else None
+            if _MAP not in layout:  # the method does not matter
+                key = self._slots.last(lambda key: key[0] == sizes, key)
         return self._slots.get(key) or self._slots.put(key, lambda: self._new_slot(loaded, *key))
 
     def _new_slot(self, loaded: Loaded, sizes: Sizes, method: str | None) -> DeviceSlot:

@@ -19,12 +19,12 @@ METHODS = ("channel_weights", "gradcam", "gradcam++", "xgradcam", "fem", "layerc
 
 
 def emulated(name: str) -> ctypes.CDLL:
-    """NAME_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation."""
+    """NAME_cuda.cu compiled by the CPU's compiler, its launch a call of the emulation: by <<<>>>, or as it stands."""
     kernel = (CSRC / "kernels" / f"{name}_cuda.cu").read_text()
     launch = re.compile(r"(\w*kernel(?:<.*?>)?)<<<grid, kThreads, 0, .*?>>>(\(.*?\));")
     kernel, launches = launch.subn(r"launch_emulated(grid, kThreads, [&] { \1\2; });", kernel)
-    assert launches == 1
-    return _compiled(name, kernel.replace('"core/cuda_check.h"', '"emulation.h"'))
+    assert launches + kernel.count("cudaLaunchKernelEx(") == 1
+    return _compiled(name, re.sub(r'"core/(cuda_check|workspace)\.h"', '"emulation.h"', kernel))
 
 
 def emulated_plugin() -> ctypes.CDLL:

@@ -22,7 +22,7 @@ _HERE = Path(__file__).parent / "cuda_runtime"
 _SOURCES = (
     _HERE / "module.cpp",
     *(ROOT / "csrc" / name for name in ("bindings/graph.cpp", "bindings/exchange.cpp", "graph/exchange.cpp")),
-    *(ROOT / "csrc" / name for name in ("graph/stream_cuda.cu", "core/device_cuda.cu")),
+    *(ROOT / "csrc" / name for name in ("graph/stream_cuda.cu", "core/device_cuda.cu", "core/workspace_cuda.cu")),
 )
 
 

@@ -31,8 +31,17 @@ class Device:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "cpu":
-        return Device("cpu", 1.0)
+    return Device("cpu", 1.0) if request.param == "cpu" else cuda_device()
+
+
+@pytest.fixture
+def gpu() -> Device:
+    """For tests of the marker `gpu`, of what the CPU has not."""
+    return cuda_device()
+
+
+def cuda_device() -> Device:
+    """Of this machine; skips where there is none."""
     devices, reason = _core.cuda_status()
     if not devices:
         pytest.skip(reason)

@@ -65,8 +65,15 @@ def numbers(values) -> ctypes.Array:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def run(library: ctypes.CDLL, method: str, a: np.ndarray, g: np.ndarray, processors: int) -> tuple[np.ndarray, int]:
-    """The map (N,P,h,w), and how many 16-byte loads it took."""
+def run(
+    library: ctypes.CDLL,
+    method: str,
+    a: np.ndarray,
+    g: np.ndarray,
+    processors: int,
+    sharing: tuple[int, bool] = (0, False),
+) -> tuple[np.ndarray, int]:
+    """The map (N,P,h,w), and how many 16-byte loads it took; sharing: blocks, and whether they are a cluster."""
     n, channels, height, width = a.shape
     maps = np.full((n, g.shape[1], height, width), -7, np.float32)
 
@@ -79,7 +86,7 @@ def run(library: ctypes.CDLL, method: str, a: np.ndarray, g: np.ndarray, process
         ["float32", "float16"].index(str(a.dtype)),
         *described(a),
         *described(g),
-        numbers([n, g.shape[1], channels, height, width]),
+        numbers([n, g.shape[1], channels, height, width, *sharing]),
         processors,
         ctypes.c_void_p(maps.ctypes.data),
     )
@@ -110,6 +117,36 @@ def test_emulated_kernel_equals_the_formulas(cam, method, case, layout):
         assert loads >= 0, "a load by 16 bytes is not aligned, or leaves the input"
         for p in range(contrasts):
             np.testing.assert_allclose(found[:, p], wanted[p], rtol=0, atol=2e-5 * max(wanted[p].max(), 1e-3))
+
+
+CLUSTERED = {
+    "two blocks": ((1, 67, 7, 7), 2),
+    "as many as there are, one with one channel": ((2, 57, 5, 9), 8),
+    "fewer than were asked for": ((1, 40, 3, 3), 8),
+    "one channel, one block": ((1, 1, 2, 2), 4),
+    "all positions that half of the scratch memory takes": ((1, 24, 32, 32), 3),
+}
+"""Sizes, and how many blocks are asked for."""
+
+
+@pytest.mark.parametrize("layout", ["nchw", "tokens"])
+@pytest.mark.parametrize("case", CLUSTERED)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cluster_gives_what_as_many_blocks_by_themselves_give(cam, method, case, layout):
+    """To the last bit: it adds the same parts up in the same order. And it loads what these load."""
+    size, blocks = CLUSTERED[case]
+    for dtype, contrasts in (("float32", 2), ("float16", 1)):
+        a, first = features(size, dtype)
+        gradients = np.stack([first, features(size, dtype, seed=1)[1]][:contrasts], 1)
+        if method == "channel_weights":
+            given = gradients.astype(np.float64).mean((3, 4)).astype(dtype)[..., None, None]
+        else:
+            given = seen(aligned(np.stack([arranged(g, layout) for g in gradients.swapaxes(0, 1)], 1)), layout, size, 0)
+        a = seen(aligned(arranged(a, layout)), layout, size, 0)
+        found, wanted = (run(cam, method, a, given, 1, (blocks, cluster)) for cluster in (True, False))
+        assert found[1] == wanted[1] >= 0, "a load of another block's memory too early, or too late"
+        np.testing.assert_array_equal(found[0], wanted[0])
+        assert found[0].any() or size[1] == 1
 
 
 def test_small_planes_and_tokens_are_read_by_sixteen_bytes(cam):

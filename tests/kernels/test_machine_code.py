@@ -136,3 +136,15 @@ def test_main_loops_load_sixteen_bytes(arch):
     removing = {name: count for name, count in found.items() if "remove_kernelILi4E" in name}
     assert all(count >= 2 for count in removing.values()), removing
     assert removing
+
+
+@pytest.mark.parametrize("arch", DISASSEMBLED)
+def test_clusters_are_where_the_architecture_has_them(arch):
+    """Their barrier, in every kernel of `cam` from 9.0 on and in no other."""
+    if arch not in {kernel.arch for kernel in kernels()}:
+        pytest.skip(f"not built for sm_{arch}")
+    parts = dump("-sass", "-arch", f"sm_{arch}").split("Function :")[1:]
+    found = sorted(part.split()[0] for part in parts if "CGABAR_WAIT" in part)
+    of_cam = sorted(part.split()[0] for part in parts if "cam_kernel" in part.split()[0])
+    assert len(of_cam) == KERNELS["cam_kernel"]
+    assert found == (of_cam if int(arch) >= 90 else [])

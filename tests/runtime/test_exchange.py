@@ -1,4 +1,6 @@
-"""csrc/graph/exchange.cpp over a CUDA runtime that keeps a journal, and the stand-in of the other tests held to it."""
+"""csrc/graph/exchange.cpp over a CUDA runtime that keeps a journal, and the stand-in of the other tests held to it; and
+the memory that kernels need on their way (csrc/core/workspace_cuda.cu).
+"""
 
 from __future__ import annotations
 
@@ -230,3 +232,29 @@ def test_errors_name_the_operation_its_shape_and_the_device(core):
         core.fail_in_operation(1, 0)
     assert not passing.value.fatal
     assert core.fail_in_operation(0, 64) == 5
+
+
+def test_the_same_operations_again_take_no_memory_of_the_device(core):
+    """Though the host waits behind each: what the pool has is kept, up to a bound, and a device has one pool."""
+    core.keep_journal(True)
+    sizes, bound = [4096, 1 << 20, 0, 300], 256 << 20
+    core.take_journal()
+    core.take_workspace(sizes, 0)
+    first = [line for line in core.take_journal() if not line.startswith("synchronize")]
+    assert first == ["new pool of 0", "take 4096", "take 1048576"]  # 300 fit into the first
+    core.take_workspace(sizes * 5, 0)
+    assert {line.split()[0] for line in core.take_journal()} == {"synchronize"}
+    core.take_workspace([bound + 1], 0)
+    assert next(line for line in core.take_journal() if line.startswith("give up")) == f"give up {bound + 1}"
+    core.take_workspace(sizes, 1)
+    assert "new pool of 1" in core.take_journal()
+
+
+def test_memory_that_there_is_not(core):
+    core.keep_journal(True)
+    core.take_workspace([16], 2)
+    core.fail_at("take ")
+    with pytest.raises(core.CudaMemoryError, match="allocating 99 bytes failed") as caught:
+        core.take_workspace([99], 2)
+    assert caught.value.bytes == 99
+    core.take_workspace([99], 2)  # and the pool is what it was

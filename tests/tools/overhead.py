@@ -55,11 +55,8 @@ class Torch:
     def __init__(self, torch: Any) -> None:
         self.uint8, self.float32, self.int64 = torch.uint8, torch.float32, torch.int64
         self.cuda = self
-        self._empty = torch.empty
+        self.empty = torch.empty  # a device of None is the CPU
         self._current = types.SimpleNamespace(cuda_stream=STREAM)
-
-    def empty(self, size: int, dtype: Any, device: Any) -> Any:
-        return self._empty(size, dtype=dtype)
 
     def current_stream(self, device: Any) -> Any:
         return self._current

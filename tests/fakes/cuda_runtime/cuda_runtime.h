@@ -2,12 +2,16 @@
 // What it is told to fail once raises there. Memory is the host's.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
+
+struct CUpool;
 
 namespace null_cuda {
 
@@ -16,6 +20,7 @@ struct State {
   std::vector<std::string> journal;
   std::string failing;              // the call that fails, once
   std::uintptr_t handles = 0x1000;  // of streams, events and graphs
+  std::vector<struct ::CUpool*> pools;
   int current = 0;
 };
 
@@ -58,6 +63,17 @@ using cudaEvent_t = struct CUevent*;
 using cudaGraph_t = struct CUgraph*;
 using cudaGraphExec_t = struct CUexec*;
 using cudaGraphNode_t = struct CUnode*;
+using cudaMemPool_t = CUpool*;
+enum cudaMemAllocationType { cudaMemAllocationTypePinned };
+enum cudaMemLocationType { cudaMemLocationTypeDevice };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  struct {
+    cudaMemLocationType type;
+    int id;
+  } location;
+};
 struct cudaDeviceProp {
   char name[64];
 };
@@ -106,6 +122,58 @@ cudaError_t cudaHostAlloc(T** memory, std::size_t bytes, unsigned) {
 inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
 inline cudaError_t cudaFreeHost(void* memory) { return std::free(memory), cudaSuccess; }
 
+// A pool as CUDA's documentation has it: what is freed is used again, what is not there is taken from the device, and
+// when the host waits, what is not used goes back to it but for as much as the release threshold.
+struct CUpool {
+  unsigned long long threshold = 0;
+  std::vector<std::size_t> kept;  // pieces that are not used
+  std::map<void*, std::size_t> used;
+
+  void* take(std::size_t bytes) {
+    auto piece = std::find_if(kept.begin(), kept.end(), [&](std::size_t size) { return size >= bytes; });
+    if (piece == kept.end()) {
+      if (NULL_CUDA_DONE("take ", std::to_string(bytes)) != cudaSuccess) return nullptr;
+      piece = kept.insert(kept.end(), bytes);
+    }
+    void* memory = std::malloc(*piece);
+    used[memory] = *piece;
+    kept.erase(piece);
+    return memory;
+  }
+  void give_back(void* memory) {
+    kept.push_back(used.at(memory));
+    used.erase(memory);
+    std::free(memory);
+  }
+  void trim() {
+    std::size_t held = 0;
+    for (const std::size_t size : kept) held += size;
+    for (const auto& piece : used) held += piece.second;
+    while (held > threshold && !kept.empty()) {
+      NULL_CUDA_DONE("give up ", std::to_string(kept.back()));
+      held -= kept.back();
+      kept.pop_back();
+    }
+  }
+};
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  null_cuda::state().pools.push_back(*pool = new CUpool);
+  return NULL_CUDA_DONE("new pool of ", std::to_string(properties->location.id));
+}
+inline cudaError_t cudaMemPoolDestroy(cudaMemPool_t) { return cudaSuccess; }
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void* value) {
+  return pool->threshold = *static_cast<unsigned long long*>(value), cudaSuccess;
+}
+inline cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t pool, cudaStream_t) {
+  return (*memory = pool->take(bytes)) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  for (CUpool* pool : null_cuda::state().pools) {
+    if (pool->used.count(memory) != 0) pool->give_back(memory);
+  }
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = null_cuda::new_handle<cudaStream_t>();
   return NULL_CUDA_DONE("new stream ", null_cuda::text(*stream));
@@ -128,6 +196,7 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
   return NULL_CUDA_DONE("wait for ", null_cuda::text(event) + " on " + null_cuda::text(stream));
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  for (CUpool* pool : null_cuda::state().pools) pool->trim();
   return NULL_CUDA_DONE("synchronize ", null_cuda::text(stream));
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {

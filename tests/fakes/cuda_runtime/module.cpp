@@ -8,6 +8,7 @@
 #include "bindings/arrays.h"
 #include "core/cuda_check.h"
 #include "core/operation.h"
+#include "core/workspace.h"
 #include "cuda_runtime.h"
 
 NB_MODULE(_null_core, module) {
@@ -27,6 +28,16 @@ NB_MODULE(_null_core, module) {
       FINERCAM_CUDA_CHECK_AS(failed, "its launch");
       return 5;
     });
+  });
+  // What operations on one stream take, one after the other; the host waits behind each.
+  module.def("take_workspace", [](const std::vector<std::size_t>& sizes, int device) {
+    for (const std::size_t bytes : sizes) {
+      {
+        const finercam::Workspace workspace(bytes, device, nullptr);
+        if (bytes > 0) std::memset(workspace.address(), 1, bytes);
+      }
+      cudaStreamSynchronize(nullptr);
+    }
   });
   nanobind::set_leak_warnings(false);
 }

@@ -3,7 +3,8 @@
 #include "emulation.h"
 
 // How many loads by 16 bytes the kernel made, or -1 where one was not aligned or left the inputs.
-// sizes: N, P, C, h, w. strides of A: n, c, y, x; of G: n, p, c, y, x; in elements. *_last: behind the last element.
+// sizes: N, P, C, h, w; then how many blocks share a map (0: by size), and whether as a cluster. strides of A: n, c, y,
+// x; of G: n, p, c, y, x; in elements. *_last: behind the last element.
 extern "C" std::int64_t emulated_cam(int method, int dtype, const void* a, const void* a_last,
                                      const std::int64_t* a_strides, const void* g, const void* g_last,
                                      const std::int64_t* g_strides, const std::int64_t* sizes, int multiprocessors,
@@ -35,6 +36,7 @@ extern "C" std::int64_t emulated_cam(int method, int dtype, const void* a, const
                     g_strides[3],
                     g_strides[4]};
   args.map = map;
+  args.sharing = {static_cast<int>(sizes[5]), sizes[6] != 0};
   watch(a, a_last, g, g_last);
   processors = multiprocessors;
   cam_cuda(args, 0, nullptr);

@@ -1,11 +1,20 @@
 #include "emulation.h"
 
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
 #include <ucontext.h>
 #include <vector>
 
-dim3 threadIdx, blockIdx, gridDim;
-std::uint64_t exchanged[1024];
+thread_local dim3 threadIdx, blockIdx;
+dim3 gridDim;
+thread_local std::uint64_t exchanged[1024];
 int processors = 1;
+bool has_clusters = true;
+unsigned cluster_blocks = 1, block_threads = 1;
+thread_local unsigned block_rank = 0;
 
 namespace {
 
@@ -26,16 +35,39 @@ struct Range {
   const char *first, *last;
 };
 
-std::vector<ucontext_t> fibers;
-std::vector<char> stacks;
-std::vector<bool> finished;
-ucontext_t outside;
-std::size_t current = 0;
-Barrier block;
-std::vector<Barrier> warps;
+// Of the threads that the blocks of a cluster run in.
+struct Meeting {
+  std::mutex mutex;
+  std::condition_variable all_came;
+  unsigned came = 0, times = 0;
+
+  void wait() {
+    std::unique_lock lock(mutex);
+    const unsigned now = times;
+    if (++came == cluster_blocks) {
+      came = 0;
+      ++times;
+      all_came.notify_all();
+    }
+    all_came.wait(lock, [&] { return times != now; });
+  }
+};
+
+thread_local std::vector<ucontext_t> fibers;
+thread_local std::unique_ptr<char[]> stacks;
+thread_local std::vector<bool> finished;
+thread_local ucontext_t outside;
+thread_local std::size_t current = 0;
+thread_local Barrier block;
+thread_local std::vector<Barrier> warps;
 const std::function<void()>* running = nullptr;
 Range inputs[2];
-std::int64_t vector_loads = 0, wrong_loads = 0;
+std::atomic<std::int64_t> vector_loads{0}, wrong_loads{0};
+Meeting meeting;
+std::vector<char*> own_memory;  // of each block of the cluster: `here` of its thread
+thread_local char here = 0;
+thread_local unsigned barriers = 0;    // that the cluster of this block has passed
+std::atomic<unsigned> asked_after{0};  // as many, when memory of another block was last asked for
 
 void switch_to_next() {
   const std::size_t from = current;
@@ -70,18 +102,31 @@ void run_block(int threads) {
   const auto count = static_cast<std::size_t>(threads);
   fibers.assign(count, {});
   finished.assign(count, false);
-  stacks.resize(count * kStack);
+  if (stacks == nullptr) stacks.reset(new char[count * kStack]);
   block = {threads};
   warps.assign(count / 32, {32});
   for (std::size_t i = 0; i < count; ++i) {
     getcontext(&fibers[i]);
-    fibers[i].uc_stack.ss_sp = stacks.data() + i * kStack;
+    fibers[i].uc_stack.ss_sp = stacks.get() + i * kStack;
     fibers[i].uc_stack.ss_size = kStack;
     makecontext(&fibers[i], fiber, 0);
   }
   current = 0;
   threadIdx.x = 0;
+  barriers = 0;
   swapcontext(&outside, &fibers[0]);
+  if (barriers > 0 && barriers <= asked_after) ++wrong_loads;
+}
+
+// The blocks of a rank, of all clusters.
+void run_rank(unsigned rank) {
+  block_rank = rank;
+  own_memory[rank] = &here;
+  for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
+    for (blockIdx.y = rank; blockIdx.y < gridDim.y; blockIdx.y += cluster_blocks) {
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block(static_cast<int>(block_threads));
+    }
+  }
 }
 
 }  // namespace
@@ -111,14 +156,36 @@ uint4 __ldg(const uint4* address) {
   return *address;
 }
 
-void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel) {
+void cluster_barrier() {
+  wait(block);
+  if (threadIdx.x == 0) {
+    meeting.wait();
+    ++barriers;
+  }
+  wait(block);
+}
+
+void* of_block(void* address, unsigned rank) {
+  if (barriers == 0) {
+    ++wrong_loads;
+    return address;
+  }
+  if (asked_after < barriers) asked_after = barriers;
+  return own_memory[rank] + (static_cast<char*>(address) - &here);
+}
+
+void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel, unsigned cluster) {
+  if (grid.y % cluster != 0) ++wrong_loads;  // a launch that CUDA refuses
   running = &kernel;
   gridDim = grid;
-  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
-    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
-      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(threads);
-    }
-  }
+  block_threads = static_cast<unsigned>(threads);
+  cluster_blocks = cluster;
+  own_memory.assign(cluster, nullptr);
+  asked_after = 0;
+  std::vector<std::thread> others;
+  for (unsigned rank = 1; rank < cluster; ++rank) others.emplace_back(run_rank, rank);
+  run_rank(0);
+  for (std::thread& other : others) other.join();
 }
 
 void watch(const void* first, const void* first_last, const void* second, const void* second_last) {
@@ -127,4 +194,4 @@ void watch(const void* first, const void* first_last, const void* second, const 
   vector_loads = wrong_loads = 0;
 }
 
-std::int64_t watched_loads() { return wrong_loads == 0 ? vector_loads : -1; }
+std::int64_t watched_loads() { return wrong_loads == 0 ? vector_loads.load() : -1; }

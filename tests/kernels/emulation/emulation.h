@@ -1,5 +1,6 @@
 // Enough of CUDA's language for the kernels' code to run on a CPU, one block at a time: the threads of a block are
-// fibers of one thread, which a barrier switches between. Loads by 16 bytes are checked.
+// fibers of one thread, which a barrier switches between. The blocks of a cluster run at once, each in a thread of its
+// own, whose memory the shared memory of a block is. Loads by 16 bytes are checked.
 #pragma once
 
 #include <algorithm>
@@ -8,13 +9,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 
 #include "core/dtype.h"
 
+#define __CUDA_ARCH__ 900
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __shared__ static
+#define __shared__ static thread_local
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
@@ -27,7 +30,8 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned columns = 1, unsigned rows = 1, unsigned layers = 1) : x(columns), y(rows), z(layers) {}
 };
-extern dim3 threadIdx, blockIdx, gridDim;
+extern thread_local dim3 threadIdx, blockIdx;
+extern dim3 gridDim;
 
 struct uint4 {
   unsigned x, y, z, w;
@@ -75,7 +79,7 @@ inline unsigned atomicAdd(unsigned* sum, unsigned value) {
 void __syncthreads();
 int __syncthreads_and(int predicate);
 void warp_barrier();
-extern std::uint64_t exchanged[1024];
+extern thread_local std::uint64_t exchanged[1024];
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int step) {
   std::memcpy(&exchanged[threadIdx.x], &value, sizeof value);
@@ -90,35 +94,69 @@ T __shfl_xor_sync(unsigned, T value, int step) {
 void watch(const void* first, const void* first_last, const void* second, const void* second_last);
 std::int64_t watched_loads();
 
-// kernel<<<grid, threads>>>()
-void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel);
+// Of all threads of the blocks of a cluster, which are a column of the grid. block_rank: of this one.
+void cluster_barrier();
+extern unsigned cluster_blocks, block_threads;
+extern thread_local unsigned block_rank;
+// Where a block of the cluster has, in its shared memory, what this one has there. Asking before the first barrier of
+// the cluster, or with none to follow, counts as a wrong load: the block may not have begun, or have ended.
+void* of_block(void* address, unsigned rank);
+
+// kernel<<<grid, threads>>>(), in clusters of (1, cluster, 1) blocks.
+void launch_emulated(dim3 grid, int threads, const std::function<void()>& kernel, unsigned cluster = 1);
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-enum { cudaSuccess, cudaDevAttrMultiProcessorCount };
+enum { cudaSuccess };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrClusterLaunch };
 extern int processors;
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = processors;
+extern bool has_clusters;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrClusterLaunch ? has_clusters : processors;
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
-  *memory = std::memset(std::malloc(bytes), 0xff, bytes);
+
+enum { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  cudaStream_t stream;
+  const cudaLaunchAttribute* attrs;
+  int numAttrs;
+};
+// The only attribute is that of (1, y, 1) blocks.
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  launch_emulated(
+      config->gridDim, static_cast<int>(config->blockDim.x), [&] { kernel(arguments...); },
+      config->numAttrs == 0 ? 1 : config->attrs[0].val.clusterDim.y);
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
-  std::free(memory);
-  return cudaSuccess;
-}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 #define FINERCAM_CUDA_CHECK_AS(call, ...) static_cast<void>(call)
-#define FINERCAM_CUDA_ALLOCATED(call, ...) static_cast<void>(call)
 
 namespace finercam {
 struct DeviceScope {
   explicit DeviceScope(int) {}
+};
+class Workspace {
+ public:
+  Workspace(std::size_t bytes, int, cudaStream_t) : memory_(bytes, '\xff') {}
+  void* address() const { return memory_.empty() ? nullptr : const_cast<char*>(memory_.data()); }
+
+ private:
+  std::string memory_;
 };
 }  // namespace finercam
