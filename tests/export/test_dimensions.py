@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the export needs PyTorch")
 
-from finercam_rt.export.dimensions import match_dimensions  # noqa: E402
+from finercam_rt.export.dimensions import match_dimensions
 
 
 @pytest.mark.parametrize(
