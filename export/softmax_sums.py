@@ -77,24 +77,11 @@ class _Rewriter:
                 return False
             if _alone(found.rows, source):
                 rest = self._of_cotangents(given, found.few)
-            else:  # somebody reads all of them
+            else:  # where somebody reads all of them
                 rest = self._emit(aten.neg.default, self._few_sum(self._few(found.rows, 2, found.few)))
         node.replace_all_uses_with(rest)
         self._graph.erase_node(node)
-        for reader in [*rest.users, *(user for near in rest.users for user in near.users)]:
-            self._as_scaling(reader)
         return True
-
-    def _as_scaling(self, node: fx.Node) -> None:
-        """A product of matrices that adds nothing up, (B,M,1) by (B,1,D), as a product of their elements."""
-        if node.target is not aten.bmm.default:
-            return
-        shape = shape_of(node.args[0])  # type: ignore[arg-type]
-        if shape is None or shape[2] != 1:
-            return
-        self._before = node
-        node.replace_all_uses_with(self._emit(aten.mul.Tensor, *node.args))
-        self._graph.erase_node(node)
 
     def _of_cotangents(self, given: _Cotangents, few: tuple[int, int]) -> fx.Node:
         """sum p (<a, p V> - g) of the few, which is the negative of their sum."""

@@ -140,15 +140,17 @@ class _Summer:
         return self.emit(aten.sum.dim_IntList, node, [dim], True)
 
     def product(self, factors: list[Any], dim: int) -> fx.Node:
-        """(B,1,K) by (B,K,D), or (B,M,K) by (B,K,1), element by element: runtimes pad products of matrices to the size
-        of their blocks, in kernels of their own, and fuse this with what lies around it.
+        """(B,1,K) by (B,K,D), or (B,M,K) by (B,K,1), element by element, added up along the rows of (B,K,.).
+
+        Runtimes pad products of matrices to the size of their blocks, in kernels of their own; this they fuse with what
+        lies around it.
         """
-        factors[dim - 1] = self.emit(aten.permute.default, factors[dim - 1], [0, 2, 1])
-        product = self.emit(aten.mul.Tensor, *factors)
-        shape = shape_of(product)
-        return (
-            product if shape is not None and shape[dim] == 1 else self.emit(aten.sum.dim_IntList, product, [dim], True)
-        )
+        factors[0] = self.emit(aten.permute.default, factors[0], [0, 2, 1])
+        found = self.emit(aten.mul.Tensor, *factors)
+        shape = shape_of(found)
+        if shape is None or shape[1] != 1:
+            found = self.emit(aten.sum.dim_IntList, found, [1], True)
+        return found if dim == 1 else self.emit(aten.permute.default, found, [0, 2, 1])
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """A new operation ahead of the sum that is rewritten, with its value's shape."""
