@@ -99,6 +99,18 @@ def _unbind(_target: Any, args: tuple[Any, ...], kwargs: Any) -> list[Any] | Non
     return [_select(aten.select.int, (pair, dim, i), kwargs) for i in range(int(pair.value.shape[dim]))]
 
 
+def _split(target: Any, args: tuple[Any, ...], _kwargs: Any) -> list[Any] | None:
+    """The pieces of a split, by one size or by several; chunk has become one."""
+    pair = _only_pair(args)
+    if pair is None:
+        return None
+    sizes, dim = args[1], args[2] if len(args) > 2 else 0
+    values = target(pair.value, sizes, dim)
+    deltas = [pair.delta] * len(values) if is_position(pair, dim) else target(pair.delta, sizes, dim)
+    masks = [pair.mask] * len(values) if pair.mask.shape[dim] == 1 else on_masks(target, pair.mask, sizes, dim)
+    return [Lifted(*piece) for piece in zip(values, deltas, masks, strict=True)]
+
+
 def _reshape(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
     pair = _only_pair(args)
     if pair is None:
@@ -232,6 +244,8 @@ RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.unbind.int: _unbind,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
     aten.reshape.default: _reshape,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _mean,

@@ -61,7 +61,7 @@ def is_one(size: int | torch.SymInt) -> bool:
     return isinstance(size, int) and size == 1
 
 
-def on_masks(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+def on_masks(function: Callable[..., Any], *args: Any) -> Any:
     """What a function gives for masks, which are real tensors, outside of the trace."""
     with _disable_current_modes():
         return function(*args)

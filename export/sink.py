@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -248,49 +249,77 @@ def _reshape(sinker: _Sinker, node: fx.Node, dim: int, first: int, last: int) ->
 
 
 def _select(sinker: _Sinker, node: fx.Node, dim: int, first: int, last: int) -> fx.Node | None:
-    """Rows of one piece of a value that is read in disjoint pieces, as queries are: every piece gets its own value."""
+    """Rows of one row of a value, as queries are of what projects queries, keys and values at once."""
+    axis = int(node.args[1]) % len(_shape(_node(node.args[0])))  # type: ignore[arg-type]
+    own = _own_piece(sinker, node, axis)
+    if own is None:
+        return None
+    return sinker.emit(node, aten.select.int, sinker.narrowed(own, dim + (dim >= axis), first, last), axis, 0)
+
+
+def _slice(sinker: _Sinker, node: fx.Node, dim: int, first: int, last: int) -> fx.Node | None:
+    """Rows of one range of a value: as `_select`, or, along the dimension that is sliced, rows of the value."""
+    found = _range_read(node, _node(node.args[0]))
+    if found is None or found[0] == dim:
+        return None
+    own = _own_piece(sinker, node, found[0])
+    return None if own is None else sinker.narrowed(own, dim, first, last)
+
+
+def _own_piece(sinker: _Sinker, node: fx.Node, axis: int) -> fx.Node | None:
+    """What `node` reads of a value that is read in disjoint pieces along `axis`: every piece gets its own value."""
     source = _node(node.args[0])
-    axis = int(node.args[1]) % len(_shape(source))  # type: ignore[arg-type]
     users = list(source.users)
     ranges = [found for user in users if (found := _range_read(user, source)) is not None and found[0] == axis]
-    if len(set(ranges)) != len(users) or any(user.target is not aten.select.int for user in users):
-        return None
-    pieces = list(zip(users, ranges, strict=True))
     rule = _RULES.get(source.target)
-    if rule is None:
+    if rule is None or len(ranges) != len(users) or not _disjoint(ranges):
         return None
     own: fx.Node | None = None
-    for user, (_, start, stop) in pieces:
+    for user, (_, start, stop) in list(zip(users, ranges, strict=True)):
         piece = rule(sinker, source, axis, start, stop)
         if piece is None:
             return None
         if user is node:
             own = piece
-        else:
+        elif user.target is aten.select.int:
             user.args = (piece, axis, 0)
-    assert own is not None
-    before = dim + (dim >= axis)
-    return sinker.emit(node, aten.select.int, sinker.narrowed(own, before, first, last), axis, 0)
+        else:
+            user.replace_all_uses_with(piece)
+    return own
+
+
+def _disjoint(ranges: list[tuple[int, int, int]]) -> bool:
+    ordered = sorted(ranges)
+    return all(before[2] <= behind[1] for before, behind in pairwise(ordered))
 
 
 def _getitem(sinker: _Sinker, node: fx.Node, dim: int, first: int, last: int) -> fx.Node | None:
-    """A piece of an unbind is a select, and so are its siblings."""
-    unbind, index = _node(node.args[0]), node.args[1]
-    if unbind.target is not aten.unbind.int or any(user.target is not operator.getitem for user in unbind.users):
+    """A piece of an unbind is a select and one of a split a slice, and so are its siblings."""
+    pieces = _node(node.args[0])
+    if pieces.target not in _PIECES or any(user.target is not operator.getitem for user in pieces.users):
         return None
-    source, axis = _node(unbind.args[0]), int((*unbind.args, 0)[1])  # type: ignore[arg-type]
+    source, axis = _node(pieces.args[0]), int((*pieces.args, 0)[_PIECES[pieces.target]])  # type: ignore[arg-type]
     if len(source.users) != 1:
         return None
-    selected: fx.Node | None = None
-    for piece in list(unbind.users):
-        select = sinker.emit(piece, aten.select.int, source, axis, piece.args[1])
-        piece.replace_all_uses_with(select)
-        if piece.args[1] == index:
-            selected = select
+    axis %= len(_shape(source))
+    sizes = [1 if pieces.target is aten.unbind.int else value.shape[axis] for value in pieces.meta["val"]]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    own: fx.Node | None = None
+    for piece in list(pieces.users):
+        index = int(piece.args[1])  # type: ignore[arg-type]
+        start = sum(sizes[:index])
+        if pieces.target is aten.unbind.int:
+            found = sinker.emit(piece, aten.select.int, source, axis, index)
+        else:
+            found = sinker.emit(piece, aten.slice.Tensor, source, axis, start, start + sizes[index])
+        piece.replace_all_uses_with(found)
+        if piece is node:
+            own = found
         sinker.graph.erase_node(piece)
-    sinker.graph.erase_node(unbind)
-    assert selected is not None
-    return sinker.narrowed(selected, dim, first, last)
+    sinker.graph.erase_node(pieces)
+    assert own is not None
+    return sinker.narrowed(own, dim, first, last)
 
 
 def _attention(sinker: _Sinker, node: fx.Node, dim: int, first: int, last: int) -> fx.Node | None:
@@ -311,6 +340,9 @@ def _node(value: Any) -> fx.Node:
     return value
 
 
+_PIECES = {aten.unbind.int: 1, aten.split.Tensor: 2, aten.split_with_sizes.default: 2}
+"""What takes a value apart, and where among its arguments the dimension stands."""
+
 _RULES: dict[Any, Callable[[_Sinker, fx.Node, int, int, int], fx.Node | None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.linear.default: _linear,
@@ -318,6 +350,7 @@ _RULES: dict[Any, Callable[[_Sinker, fx.Node, int, int, int], fx.Node | None]] =
     aten.transpose.int: _transpose,
     aten.reshape.default: _reshape,
     aten.select.int: _select,
+    aten.slice.Tensor: _slice,
     operator.getitem: _getitem,
     aten.scaled_dot_product_attention.default: _attention,
 }

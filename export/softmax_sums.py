@@ -72,26 +72,16 @@ class _Rewriter:
         if _is_softmax(source):
             rest = self._emit(aten.rsub.Scalar, self._few_sum(self._few(found.rows, 2, found.few)), 1)
         else:
-            given = _cotangents(source, found.rows)
+            given = _cotangents(source)
             if given is None:
                 return False
-            rest = self._of_cotangents(given, found.few)
+            if _alone(found.rows, source):
+                rest = self._of_cotangents(given, found.few)
+            else:  # where somebody reads all of them
+                rest = self._emit(aten.neg.default, self._few_sum(self._few(found.rows, 2, found.few)))
         node.replace_all_uses_with(rest)
         self._graph.erase_node(node)
-        for reader in [*rest.users, *(user for near in rest.users for user in near.users)]:
-            self._as_scaling(reader)
         return True
-
-    def _as_scaling(self, node: fx.Node) -> None:
-        """A product of matrices that adds nothing up, (B,M,1) by (B,1,D), as a product of their elements."""
-        if node.target is not aten.bmm.default:
-            return
-        shape = shape_of(node.args[0])  # type: ignore[arg-type]
-        if shape is None or shape[2] != 1:
-            return
-        self._before = node
-        node.replace_all_uses_with(self._emit(aten.mul.Tensor, *node.args))
-        self._graph.erase_node(node)
 
     def _of_cotangents(self, given: _Cotangents, few: tuple[int, int]) -> fx.Node:
         """sum p (<a, p V> - g) of the few, which is the negative of their sum."""
@@ -168,9 +158,9 @@ def _sum_of_most(node: fx.Node) -> _Sum | None:
     return _Sum(node, rows, few)
 
 
-def _cotangents(source: fx.Node, rows: fx.Node) -> _Cotangents | None:
-    """What goes into p * g - p * <p, g>, where g is a product with the values and nothing else reads the difference."""
-    if source.target is not aten.sub.Tensor or source.kwargs or not _alone(rows, source):
+def _cotangents(source: fx.Node) -> _Cotangents | None:
+    """What goes into p * g - p * <p, g>, where g is a product with the values."""
+    if source.target is not aten.sub.Tensor or source.kwargs:
         return None
     product, mean = source.args[:2]
     factors = _factors(product)
@@ -187,7 +177,7 @@ def _cotangents(source: fx.Node, rows: fx.Node) -> _Cotangents | None:
     if len(total.args) != 3 or not _are(total.args[1], dim, dim + 1):
         return None
     made = _origin(given)
-    if made.target is not aten.bmm.default or shape_of(made) != shape_of(rows):
+    if made.target is not aten.bmm.default or (shape_of(made) or ())[-2:] != (shape_of(source) or ())[-2:]:
         return None
     cotangents, transposed = made.args
     if not isinstance(transposed, fx.Node) or transposed.target is not aten.permute.default:
@@ -198,7 +188,7 @@ def _cotangents(source: fx.Node, rows: fx.Node) -> _Cotangents | None:
     for reader in values.users:
         if reader.target is aten.bmm.default and reader.args[1] is values:
             probabilities: Any = reader.args[0]
-            if _origin(probabilities) is softmax and shape_of(probabilities) == shape_of(rows):
+            if _origin(probabilities) is softmax and shape_of(probabilities) == shape_of(made):
                 return _Cotangents(probabilities, values, reader, cotangents)
     return None
 

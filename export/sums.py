@@ -83,7 +83,7 @@ class _Summer:
             if dim == 0:
                 return None
             factors[dim - 1] = self.summed(factors[dim - 1], dim, first, last)
-            return self.emit(aten.bmm.default, *factors)
+            return self.product(factors, dim)
         if node.target is aten.slice.Tensor:
             return self._slice(node, dim, first, last)
         if node.target is aten.permute.default:
@@ -138,6 +138,19 @@ class _Summer:
         if shape is None or (first, last) != (0, shape[dim]):
             node = self.emit(aten.slice.Tensor, node, dim, first, last)
         return self.emit(aten.sum.dim_IntList, node, [dim], True)
+
+    def product(self, factors: list[Any], dim: int) -> fx.Node:
+        """(B,1,K) by (B,K,D), or (B,M,K) by (B,K,1), element by element, added up along the rows of (B,K,.).
+
+        Runtimes pad products of matrices to the size of their blocks, in kernels of their own; this they fuse with what
+        lies around it.
+        """
+        factors[0] = self.emit(aten.permute.default, factors[0], [0, 2, 1])
+        found = self.emit(aten.mul.Tensor, *factors)
+        shape = shape_of(found)
+        if shape is None or shape[1] != 1:
+            found = self.emit(aten.sum.dim_IntList, found, [1], True)
+        return found if dim == 1 else self.emit(aten.permute.default, found, [0, 2, 1])
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """A new operation ahead of the sum that is rewritten, with its value's shape."""

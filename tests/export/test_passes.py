@@ -16,7 +16,6 @@ from torch.nn import functional as F  # noqa: E402
 
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import Split, cut  # noqa: E402
-from finercam_rt.export.dimensions import match_dimensions  # noqa: E402
 from finercam_rt.export.fold import fold_batch_norms  # noqa: E402
 from finercam_rt.export.head import take_head  # noqa: E402
 from finercam_rt.export.lift import LiftedTail  # noqa: E402
@@ -101,12 +100,26 @@ class TwiceUsed(Tail):
         return self.fc((y + self.shared(F.gelu(y)) - a / 3).mean((1, 2)))
 
 
+def _heads(parts: Any, n: int, length: int) -> list[Any]:
+    return [part.reshape(n, length, 3, CHANNELS // 3).transpose(1, 2) for part in parts]
+
+
+QKV: dict[str, Any] = {
+    "unbind": lambda x, n, length: x.reshape(n, length, 3, 3, CHANNELS // 3).permute(2, 0, 3, 1, 4).unbind(0),
+    "chunk": lambda x, n, length: _heads(x.chunk(3, -1), n, length),
+    "split": lambda x, n, length: _heads(x.split([CHANNELS] * 3, 2), n, length),
+    "slices": lambda x, n, length: _heads([x[..., i * CHANNELS : (i + 1) * CHANNELS] for i in range(3)], n, length),
+    "chunk of heads": lambda x, n, length: x.reshape(n, length, 3, CHANNELS).transpose(1, 2).chunk(3, -1),
+}
+"""How the queries, keys and values are taken from what projects all three: (N,L,3C) -> three of (N,heads,L,D)."""
+
+
 class Block(Tail):
     """The last block of a ViT: fused projections, attention, MLP; `read` says how the head reads the tokens."""
 
-    def __init__(self, read: str, scale: bool = False, prefix: int = 1) -> None:
+    def __init__(self, read: str, scale: bool = False, prefix: int = 1, qkv: str = "unbind") -> None:
         super().__init__("tokens", prefix)
-        self.read = read
+        self.read, self.pieces = read, qkv
         self.qkv = nn.Linear(CHANNELS, 3 * CHANNELS)
         self.proj = nn.Linear(CHANNELS, CHANNELS)
         self.norm = nn.LayerNorm(CHANNELS)
@@ -117,7 +130,7 @@ class Block(Tail):
 
     def behind(self, a: Any, before: Any) -> Any:
         n, length, _ = a.shape
-        q, k, v = self.qkv(a).reshape(n, length, 3, 3, CHANNELS // 3).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = QKV[self.pieces](self.qkv(a), n, length)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, CHANNELS)
         x = before + self.proj(y) * self.gamma
         x = self.last(x + self.fc2(F.gelu(self.fc1(self.norm(x)))) * self.gamma)
@@ -133,7 +146,28 @@ class Block(Tail):
         return self.head(readings[self.read]())
 
 
+class Gated(Tail):
+    """A block's MLP that multiplies two halves of one projection, behind positions taken apart into unequal pieces."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__("tokens", 5)
+        self.read = read
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.fc1, self.fc2 = nn.Linear(CHANNELS, 20), nn.Linear(10, CHANNELS)
+        self.head = nn.Linear(CHANNELS, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        prefix, top, bottom = a.split([5, 8, 16], 1)
+        shift = 0.1 * (top.mean(1, keepdim=True) - 3 * bottom.mean(1, keepdim=True) + prefix.mean(1, keepdim=True))
+        x = before + a + shift
+        gate, value = self.fc1(self.norm(x)).chunk(2, -1)
+        x = x + self.fc2(F.silu(gate) * value)
+        return self.head(x[:, 0] if self.read == "index" else x[:, 5:].mean(1))
+
+
 READINGS = ["index", "slice", "last", "mean", "two", "both", "gather"]
+ONE_AND_ALL = ["index", "mean"]
+SPLIT = ["chunk", "split", "chunk of heads"]
 TAILS: dict[str, Any] = {
     "pooled linear": PooledLinear,
     "padded pool": PaddedPool,
@@ -144,6 +178,12 @@ TAILS: dict[str, Any] = {
     "block, no prefix token": lambda: Block("mean", prefix=0),
     "block, class token and registers": lambda: Block("both", prefix=5),
     "block, class token of several": lambda: Block("index", prefix=5),
+    **{
+        f"block, {qkv}, {read}": lambda qkv=qkv, read=read: Block(read, qkv=qkv)
+        for qkv in SPLIT
+        for read in ONE_AND_ALL
+    },
+    **{f"gated, {read}": lambda read=read: Gated(read) for read in ONE_AND_ALL},
 }
 
 
@@ -252,6 +292,8 @@ def test_tails_of_real_architectures_equal_autograd(name: str) -> None:
         ("twice used", ["aten.gelu.default"]),
         ("block, index", ["aten.scaled_dot_product_attention.default"]),
         ("block, mean", ["aten.scaled_dot_product_attention.default"]),
+        *[(f"block, {qkv}, mean", ["aten.scaled_dot_product_attention.default"]) for qkv in SPLIT],
+        ("gated, mean", ["aten.add.Tensor"]),
     ],
 )
 def test_the_pair_is_carried_to_the_first_operation_that_is_not_linear(name: str, merged_at: list[str]) -> None:
@@ -268,11 +310,19 @@ def _shapes(tail: Any, target: Any) -> list[list[Any]]:
     return [list(node.meta["val"].shape)[1:] for node in tail.graph.nodes if node.target is target]
 
 
-@pytest.mark.parametrize("read", ["index", "slice", "last", "two"])
-def test_dead_rows_are_not_computed(read: str) -> None:
+@pytest.mark.parametrize(
+    ("read", "qkv"),
+    [
+        *((read, "unbind") for read in ("index", "slice", "last", "two")),
+        ("index", "chunk"),
+        ("two", "split"),
+        ("last", "slices"),
+    ],
+)
+def test_dead_rows_are_not_computed(read: str, qkv: str) -> None:
     """After sinking, the attention has as many queries as the head reads tokens, and so have all the layers behind."""
     rows = 2 if read == "two" else 1
-    _, split, _ = _split(lambda: Block(read))
+    _, split, _ = _split(lambda: Block(read, qkv=qkv))
     sunk, report = sink_selections(split.tail)
     assert report
     (attention,) = (n for n in sunk.graph.nodes if n.target is aten.scaled_dot_product_attention.default)
@@ -282,6 +332,13 @@ def test_dead_rows_are_not_computed(read: str) -> None:
     # queries, projection and both layers of the MLP on the live rows; keys and values on all tokens
     assert linear == {rows: 4, TOKENS: 2}
     assert all(shape[0] == rows for shape in _shapes(sunk, aten.layer_norm.default))
+
+
+def test_dead_rows_of_two_halves_of_a_projection_are_not_computed() -> None:
+    _, split, _ = _split(lambda: Gated("index"))
+    sunk, _ = sink_selections(split.tail)
+    assert {shape[0] for shape in _shapes(sunk, aten.linear.default) if len(shape) == 2} == {1}
+    assert not _shapes(sunk, aten.split.Tensor)
 
 
 @pytest.mark.parametrize("read", ["mean", "both"])
@@ -328,22 +385,3 @@ def test_a_sparse_seed_costs_no_product_with_all_classes(tmp_path: Any) -> None:
     readers = [node.op_type for node in graph.node if wide & set(node.input)]
     # Equal marks the classes that are taken; no Transpose, which would be a second copy of the weight in memory
     assert Counter(op for op in readers if op != "Equal") == {"Gemm": 1, "Gather": 1}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ((2, 3, 4), (2, 12), [([0], [0]), ([1, 2], [1])]),
-        ((2, 12), (2, 3, 4), [([0], [0]), ([1], [1, 2])]),
-        ((6, 4), (4, 6), [([0, 1], [0, 1])]),
-        ((2, 1, 3), (2, 3), [([0], [0]), ([1, 2], [1])]),
-        ((5,), (6,), None),
-    ],
-)
-def test_dimensions_of_a_reshape_are_matched(old: tuple[int, ...], new: tuple[int, ...], expected: Any) -> None:
-    found = match_dimensions(old, new)
-    if expected is None or found is None:
-        assert found is expected
-        return
-    # ones may stand in either neighbour's group
-    assert [(sorted(a), sorted(b)) for a, b in found if a or b] == expected or (1 in (*old, *new))

@@ -21,10 +21,11 @@ pytest.importorskip("onnx", reason="the export needs onnx")
 CAPABILITIES = ("SM86", "SM89", "SM120")
 DYNAMIC, STATIC = (1, 4, 16), (3, 3, 3)
 CLASSES = (2, 10, 1000)
-LINEAR_HEAD, TOKENS_HEAD = 6, 16
-"""The most kernels behind the logits, of a linear head and of a ViT."""
-ADDED_LINEAR, ADDED_TOKENS = 8, 25
-"""The most kernels more than in the plain model's plan."""
+LINEAR_HEAD, TOKENS_HEAD, MEAN_HEAD = 6, 16, 23
+"""The most kernels behind the logits, of a linear head, of a ViT, and of one whose head reads a mean."""
+ADDED_LINEAR, ADDED_TOKENS, ADDED_MEAN = 8, 25, 26
+"""The most kernels more than in the plain model's plan; the last of a ViT whose head reads a mean, one above the goal
+in this small form."""
 
 
 class Convolutions(torch.nn.Module):
@@ -41,10 +42,11 @@ class Convolutions(torch.nn.Module):
 
 
 class Tokens(torch.nn.Module):
-    """A ViT of two blocks, whose head reads the first token."""
+    """A ViT of two blocks, whose head reads the first token, or the mean of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, mean: bool = False) -> None:
         super().__init__()
+        self.mean = mean
         self.patch = torch.nn.Conv2d(3, 32, 8, 8)
         self.first = torch.nn.Parameter(torch.randn(1, 1, 32))
         self.blocks = torch.nn.ModuleList(_Block() for _ in range(2))
@@ -56,7 +58,8 @@ class Tokens(torch.nn.Module):
         tokens = torch.cat([self.first.expand(x.shape[0], -1, -1), tokens], 1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(self.norm(tokens)[:, 0])
+        tokens = self.norm(tokens)
+        return self.head(tokens[:, 1:].mean(1) if self.mean else tokens[:, 0])
 
 
 class _Block(torch.nn.Module):
@@ -98,6 +101,7 @@ def _zero_shot() -> Any:
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "convolutions": (Convolutions, "features"),
     "tokens": (Tokens, "blocks.1.norm1"),
+    "mean": (lambda: Tokens(mean=True), "blocks.1.norm1"),
     "nhwc": (ChannelsLast, "stage"),
     "zero-shot": (_zero_shot, "blocks.1.norm1"),
 }
@@ -115,9 +119,10 @@ CASES = {
         "head": "taps",
         "gradients": True,
     },
-    "tokens bf16, five contrasts": {"precision": "bf16", "contrasts": 5},
-    "tokens fp16, taps": {"precision": "fp16", "head": "taps"},
+    "tokens bf16": {"precision": "bf16"},
+    "tokens fp16, taps of five contrasts": {"precision": "fp16", "head": "taps", "contrasts": 5},
     "tokens int8-symmetric": {"precision": "int8-symmetric"},
+    "mean of tokens fp32": {},
     "nhwc bf16, layercam of five contrasts": {"precision": "bf16", "method": "layercam", "contrasts": 5},
     "zero-shot fp16, shares of the softmax": {"precision": "fp16", "objective": "softmax"},
 }
@@ -213,6 +218,8 @@ def test_it_builds(rtx, exported, name):
         ("tokens fp32", ADDED_TOKENS),
         ("tokens fp16", ADDED_TOKENS),
         ("tokens int8-symmetric", ADDED_TOKENS),
+        ("tokens bf16", ADDED_TOKENS),
+        ("mean of tokens fp32", ADDED_MEAN),
     ],
 )
 def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
@@ -228,7 +235,8 @@ def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
     assert found["kernels_behind_logits"] == len(behind(whole.kernels, "logits"))
     said = f"{found['kernels']} kernels, {found['kernels_behind_logits']} of them for the explanation alone"
     assert said in summary(manifest, path, 1.0)
-    assert found["kernels_behind_logits"] <= (LINEAR_HEAD if name.startswith("convolutions") else TOKENS_HEAD)
+    heads = {"convolutions": LINEAR_HEAD, "tokens": TOKENS_HEAD, "mean": MEAN_HEAD}
+    assert found["kernels_behind_logits"] <= heads[name.split(" ")[0]]
 
 
 @pytest.mark.parametrize("layout", EIGEN)
