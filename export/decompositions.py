@@ -25,7 +25,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
         aten.unfold_backward.default: _unfold_backward,
+        aten.copy.default: _copy,
     }
+
+
+def _copy(into: torch.Tensor, values: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """What an assignment makes of the values: the exporter's own form forgets to broadcast them."""
+    values = values.to(into.dtype)
+    return values if values.shape == into.shape else values.expand(into.shape)
 
 
 def _of_input(output_mask: Sequence[bool]) -> bool:

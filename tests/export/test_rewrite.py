@@ -235,6 +235,20 @@ def test_constants_are_computed_once_and_big_ones_stay_small() -> None:
     assert sum(buffer.numel() for buffer in graph.buffers()) < 100_000
 
 
+def test_a_number_is_assigned_to_a_range_in_the_graph_too(tmp_path: Path) -> None:
+    """As Swin makes the mask of its shifted windows; the exporter's own form leaves the number without its axes."""
+
+    def masked(x: Any) -> Any:
+        mask = x.new_zeros(x.shape[2:])
+        for number, rows in enumerate(((0, -2), (-2, None))):
+            mask[rows[0] : rows[1], 1:3] = number
+        return x + mask * x.square()
+
+    torch.manual_seed(0)
+    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    export_model(Toy(masked).eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)  # which verifies it
+
+
 def test_an_operation_without_a_form_is_named(tmp_path: Path) -> None:
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
     toy = Toy(lambda x: x * torch.cdist(_tokens(x), _tokens(x)).mean(1).reshape(x.shape[0], 1, *x.shape[2:]))
