@@ -228,7 +228,7 @@ def export_model(
                 if tail_draft is not None:
                     write_tail(tail_draft, split, engine, classifier.module, example)
         except (EngineError, BackendError) as error:
-            reason = first_line(error).replace(f"{draft}: ", "")
+            reason = first_line(error).replace(f"{draft}: ", "").replace(str(draft), destination.name)
             raise ExportError(f"the compiled graph does not run ({reason}); nothing was written.") from error
         manifest = dataclasses.replace(manifest, verification=measured)
         if precision != "fp32":
