@@ -56,9 +56,7 @@ def cam(
     blocks: int = 0,
     cluster: bool = False,
 ) -> None:
-    """
-    Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w are the grid. On CUDA so many blocks share a map, in a cluster or not; with 0 its size decides.
-    """
+    """Write the raw maps into out, (N, h, w) or (N, P, h, w). On CUDA so many blocks share a map; 0: by size."""
 
 def map_status(
     maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],

@@ -244,11 +244,10 @@ class Engine:
         if found is None:
             images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.shape, self.fixed_batch)
         count = len(images) if found is None else found.shape[0]
-        resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
             contrast = self._default_contrasts(count)
         else:
-            contrast = resolver.resolve(count, target, references, alpha, contrasts)
+            contrast = self._resolver.resolve(count, target, references, alpha, contrasts)
         pinned = references is not None or contrasts is not None
         if found is not None and self._gpu is not None:
             outputs, few = run_on_device(

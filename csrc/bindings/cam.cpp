@@ -89,8 +89,7 @@ void bind_cam(nb::module_& module) {
              nb::sig("def cam(activations: object, gradients: object | None, out: object, *, method: Method, "
                      "layout: Layout, prefix_tokens: int, threads: int, stream: int, blocks: int = 0, "
                      "cluster: bool = False) -> None"),
-             "Write the raw maps into out, (N, h, w) or (N, P, h, w) where the gradients have an axis P too; h and w "
-             "are the grid. On CUDA so many blocks share a map, in a cluster or not; with 0 its size decides.");
+             "Write the raw maps into out, (N, h, w) or (N, P, h, w). On CUDA so many blocks share a map; 0: by size.");
 }
 
 }  // namespace finercam
