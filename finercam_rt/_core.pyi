@@ -56,7 +56,9 @@ def cam(
     blocks: int = 0,
     cluster: bool = False,
 ) -> None:
-    """Write the raw maps into out, (N, h, w) or (N, P, h, w). On CUDA so many blocks share a map; 0: by size."""
+    """
+    Write the raw maps into out, (N, h, w) or (N, P, h, w). On CUDA so many blocks share a map; 0: by size.
+    """
 
 def map_status(
     maps: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), writable=False)],
