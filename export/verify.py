@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,10 @@ MAP_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
 ROUNDING = 2.0
 """An engine further from PyTorch than the tolerance is right where it is at most so many times as far from float64 as
-PyTorch's own float32 is on any image so far: the sums are the same, their order is not."""
+PyTorch's own float32 is on any image so far, or PyTorch's float64 with weights that are rounded to float32 once more:
+the sums are the same, but not their order, and weights that batch norms were folded into were rounded again."""
+ROUNDED_AGAIN = 3
+"""Draws of weights that are rounded once more."""
 VERIFICATION_IMAGES = 5
 
 
@@ -146,9 +150,14 @@ def verify(
         found = _engine_run(outputs, manifest, eager)
         errors = _errors(found, eager)
         if not errors.within(TOLERANCE):
-            exact = _exact(model, manifest, batch, outputs, classes)
+            run = partial(_in_float64, model, manifest, batch, outputs, classes)
+            exact = run()
             rounding = _larger(rounding, Errors(0.0, 0.0) if exact is None else _errors(eager, exact))
             as_near = exact is not None and _as_near(rounding, _errors(found, exact))
+            if exact is not None and not as_near:
+                moved = filter(None, map(run, range(ROUNDED_AGAIN)))
+                rounding = reduce(_larger, (_errors(one, exact) for one in moved), rounding)
+                as_near = _as_near(rounding, _errors(found, exact))
             if not as_near or not (force or rounding.within(LARGEST_ROUNDING)):
                 raise ExportError(_difference(errors, eager, rounding, as_near))
         worst = _larger(worst, errors)
@@ -160,7 +169,7 @@ def verify(
         "cases": len(runs),
         "against": "eager autograd, float32",
     }
-    # of the runs above the tolerance: PyTorch's float32 against its float64
+    # of the runs above the tolerance
     return measured if rounding is None else {**measured, "rounding_of_pytorch": rounding._asdict()}
 
 
@@ -268,16 +277,26 @@ def _largest(errors: torch.Tensor) -> float:
     return float(errors.nan_to_num(nan=torch.inf).max())
 
 
-def _exact(
+def _in_float64(
     model: nn.Module,
     manifest: Manifest,
     images: torch.Tensor,
     outputs: Outputs,
     class_embeddings: ClassEmbeddings | None,
+    seed: int | None = None,
 ) -> Run | None:
-    """The eager run in float64; None where the model has float32 in its code."""
+    """The eager run in float64; None where the model has float32 in its code.
+
+    With a seed its weights are moved at random by up to float32's rounding first, as folding moves them.
+    """
+    copied = copy.deepcopy(model).double()
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        for values in copied.parameters():
+            random = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+            values.data *= 1 + torch.finfo(torch.float32).eps / 2 * (2 * random - 1)
     try:
-        return run_eagerly(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
+        return run_eagerly(copied, manifest, images.double(), outputs, class_embeddings)
     except Exception:
         return None
 
@@ -306,9 +325,9 @@ def _difference(errors: Errors, eager: Run, own: Errors, as_near: bool) -> str:
         if as_near:  # nearer than PyTorch's own map there is none in float32
             ways.append("write it all the same with --force")
         return (
-            f"float32 cannot hold the map of this layer: the logits reach {logits:.1e}, PyTorch's own map is "
-            f"{own.maps:.1e} from its run in float64, and the engine's {errors.maps:.1e} from PyTorch's, where "
-            f"{MAP_TOLERANCE:.0e} is allowed; {', '.join(ways[:-1])}, or {ways[-1]}."
+            f"float32 cannot hold the map of this layer: the logits reach {logits:.1e}, rounding moves PyTorch's own "
+            f"map by {own.maps:.1e}, and the engine's is {errors.maps:.1e} from it, where {MAP_TOLERANCE:.0e} is "
+            f"allowed; {', '.join(ways[:-1])}, or {ways[-1]}."
         )
     return (
         f"the compiled engine does not equal the model: relative error {errors.maps:.1e} of the maps and "

@@ -26,9 +26,9 @@ def summary(manifest: Manifest, path: Path, seconds: float) -> str:
 
 
 def _rounding(manifest: Manifest) -> str:
-    """How far the model itself is from its float64, in a line; nothing where nobody had to ask."""
+    """How far rounding moves the model's own map, in a line; nothing where nobody had to ask."""
     found = manifest.verification.get("rounding_of_pytorch")
-    return "" if found is None else f"  PyTorch's own float32 map is {found['maps']:.1e} from its float64\n"
+    return "" if found is None else f"  rounding in float32 moves PyTorch's own map by {found['maps']:.1e}\n"
 
 
 def _images(manifest: Manifest) -> str:

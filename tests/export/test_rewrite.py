@@ -15,12 +15,14 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from finercam_rt.cli.exported import summary  # noqa: E402
+from finercam_rt.engine import Engine  # noqa: E402
 from finercam_rt.errors import ExportError  # noqa: E402
 from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import cut  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
+from finercam_rt.export.verify import verification_images, verify  # noqa: E402
 from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
 from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
 
@@ -270,7 +272,40 @@ def test_a_map_as_rough_as_pytorchs_own_is_written_by_force(tmp_path: Path) -> N
     assert not path.exists()
     manifest = export_model(Toy(rough).eval(), path, target_layer="tap", input=spec, force=True)
     assert manifest.verification["rounding_of_pytorch"]["maps"] > 1e-3
-    assert "PyTorch's own float32 map is" in summary(manifest, path, 0)
+    assert "rounding in float32 moves PyTorch's own map" in summary(manifest, path, 0)
+
+
+def test_weights_that_were_rounded_once_more_explain_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a sum of whole numbers hangs on the last digit of each."""
+    torch.manual_seed(0)
+    large = torch.randint(-300, 300, (1000,)).float()
+    total = float(large.sum()) - 1
+
+    class Scaled(nn.Module):
+        def __init__(self, values: Any) -> None:
+            super().__init__()
+            self.large = nn.Parameter(values)
+
+        def forward(self, x: Any) -> Any:
+            return x * (self.large.double().sum() - total).to(x.dtype)
+
+    def model_of(values: Any) -> Any:
+        torch.manual_seed(1)
+        return Toy(Scaled(values)).eval()
+
+    moved = torch.where(torch.rand(1000) < 0.02, torch.nextafter(large, torch.tensor(1e9)), large)
+    path, spec = tmp_path / "toy.onnx", InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    export_model(model_of(moved), path, target_layer="tap", input=spec)
+    images = verification_images((3, *SIZE))
+    with Engine(path, backend="onnxruntime") as engine:
+        measured = verify(engine, model_of(large), images)
+        assert measured["map_relative_l2"] > 1e-4
+        assert measured["rounding_of_pytorch"]["maps"] < 1e-3
+        monkeypatch.setattr("finercam_rt.export.verify.ROUNDED_AGAIN", 0)
+        with pytest.raises(ExportError, match="does not equal the model"):
+            verify(engine, model_of(large), images)
 
 
 def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path) -> None:
