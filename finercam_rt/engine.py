@@ -236,18 +236,18 @@ class Engine:
             Arrays of the caller's own, in the framework of `batch`, on its device.
 
         Raises:
-            InputError: a wrong shape, dtype, device, class, reference or alpha; a reference that is the target; more
-                contrasts than the engine has.
+            InputError: a wrong shape, dtype, device, class or alpha; the target as a reference; too many contrasts.
             BackendError: the runtime failed, or the engine is closed.
         """
         found = self._on_device(batch, stream)
         if found is None:
             images = checked_batch(arrays.to_numpy(batch, "the batch"), self.manifest.input.shape, self.fixed_batch)
         count = len(images) if found is None else found.shape[0]
+        resolver = self._resolver
         if target is None and references is None and alpha is None and contrasts is None:
             contrast = self._default_contrasts(count)
         else:
-            contrast = self._resolver.resolve(count, target, references, alpha, contrasts)
+            contrast = resolver.resolve(count, target, references, alpha, contrasts)
         pinned = references is not None or contrasts is not None
         if found is not None and self._gpu is not None:
             outputs, few = run_on_device(
