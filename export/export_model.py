@@ -117,8 +117,8 @@ def export_model(
             is compared with its fp32 twin, and fails below the thresholds of export/gate.py.
         calibration: photographs like those that the engine will see, 8 at least for int8, whose ranges are taken from
             up to 128 of them; others of them, up to 64, are what the twins are compared on, where there are no images.
-        force: whether to write an engine that differs from its twin by more, or whose maps float32 cannot hold (then
-            PyTorch's own are as far from float64); its manifest says so.
+        force: whether to write an engine that differs from its twin by more, or whose maps float32 cannot hold (where
+            rounding moves PyTorch's own as far); its manifest says so.
         class_embeddings: of a ZeroShot, to verify with and to compare precisions on; None takes random directions.
         check: "tensorrt": whether TensorRT takes the graph as well; needs TensorRT-RTX, or TensorRT and a GPU. The
             manifest then says how many kernels it makes of it.

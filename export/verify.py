@@ -67,7 +67,7 @@ class Errors(NamedTuple):
 
 TOLERANCE = Errors(MAP_TOLERANCE, LOGIT_TOLERANCE)
 LARGEST_ROUNDING = Errors(1e-3, 1e-3)
-"""Of PyTorch's float32 against its float64; beyond it float32 cannot hold the map, and only `force` writes it."""
+"""How far rounding may move PyTorch's own; beyond it float32 cannot hold the map, and only `force` writes it."""
 
 
 def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -132,7 +132,7 @@ def verify(
         images: (N,C,H,W) float32, normalised, N >= 2.
         class_embeddings: of a zero-shot model; the first few of them are another set, of fewer classes than the
             references need.
-        force: whether an engine passes, too, whose maps float32 cannot hold: PyTorch's own are as far from float64.
+        force: whether an engine passes, too, whose maps float32 cannot hold: rounding moves PyTorch's own as far.
 
     Returns:
         What was measured: errors (relative L2 of the maps, largest relative difference of the logits), images, cases.
@@ -306,7 +306,7 @@ def _larger(one: Errors | None, other: Errors) -> Errors:
 
 
 def _as_near(rounding: Errors, errors: Errors) -> bool:
-    """Whether the engine is about as near to what is exact as PyTorch's own float32 is."""
+    """Whether the engine is about as near to what is exact as rounding leaves PyTorch's own."""
     allowed = Errors(max(MAP_TOLERANCE, ROUNDING * rounding.maps), max(LOGIT_TOLERANCE, ROUNDING * rounding.logits))
     return errors.within(allowed)
 

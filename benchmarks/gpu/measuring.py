@@ -16,8 +16,8 @@ from gpu.work import Draw, KernelCase, Work, check_formula, check_ours
 OURS, TORCH, COMPILED = "ours", "torch", "torch.compile"
 SEVERAL = 3
 """Times the last cache: inputs and outputs from which on the caches do not count."""
-MOST_SETS, LEAST_CALLS = 64, 8
-_WARM_CALLS = 32
+LEAST_CALLS = 8
+_MOST_SETS, _WARM_CALLS = 64, 32
 
 
 def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
@@ -28,10 +28,8 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
     cold, but call by call, with the host's launches and allocations. A contender that fails or is wrong has an error in
     the place of its times.
     """
-    works = [case.make(Draw(clock.device, seed=0))]
+    works = make_works(case, clock)
     moved = works[0].moved
-    sets = min(MOST_SETS, max(2, math.ceil(2 * clock.cache_bytes / moved)))
-    works += [case.make(Draw(clock.device, seed)) for seed in range(1, sets)]
     found: dict[str, Any] = {OURS: _timed(clock, works, check_ours, lambda w: w.ours, capture=works[0].capture)}
     found[TORCH] = _timed(clock, works, lambda w: check_formula(w, w.formula), _plain)
     if case.compiled:
@@ -56,6 +54,13 @@ def measure(case: KernelCase, clock: Clock, copied: float) -> dict[str, Any]:
             warm = clock.chain([works[0].ours] * _WARM_CALLS, capture=works[0].capture)
             record["warm_microseconds"] = spread(warm.microseconds)
     return record
+
+
+def make_works(case: KernelCase, clock: Clock) -> list[Work]:
+    """Twice the last cache in sets of inputs and outputs, two at least."""
+    first = case.make(Draw(clock.device, seed=0))
+    sets = min(_MOST_SETS, max(2, math.ceil(2 * clock.cache_bytes / first.moved)))
+    return [first, *(case.make(Draw(clock.device, seed)) for seed in range(1, sets))]
 
 
 def _plain(work: Work) -> Call:

@@ -14,8 +14,8 @@ from comparison.timing import spread
 from finercam_rt import _core
 from gpu.cases import cam_case, stream_of
 from gpu.clock import Clock
-from gpu.measuring import LEAST_CALLS, MOST_SETS
-from gpu.work import Draw, KernelCase, Work, check_ours
+from gpu.measuring import LEAST_CALLS, make_works
+from gpu.work import KernelCase, Work, check_ours
 
 BY_SIZE = "by size"
 ROUNDS = 2
@@ -73,10 +73,8 @@ def measure(case: SharingCase, clock: Clock) -> dict[str, Any]:
     """The record of a case: each form's time in a CUDA graph, with a cold cache and, where the arrays fit into it, with
     a warm one, as a network leaves it behind; the forms take turns. One that fails or is wrong has an error.
     """
-    works = [case.work.make(Draw(clock.device, seed=0))]
+    works = make_works(case.work, clock)
     moved = works[0].moved
-    sets = min(MOST_SETS, max(2, math.ceil(2 * clock.cache_bytes / moved)))
-    works += [case.work.make(Draw(clock.device, seed)) for seed in range(1, sets)]
     fits = moved < clock.cache_bytes
     forms = {BY_SIZE: (0, False), **case.forms}
     found: dict[str, Any] = {}

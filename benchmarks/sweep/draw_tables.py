@@ -41,7 +41,7 @@ method, an objective, the references, and now and then three contrasts an image 
 first that the model accepts. Weights, oracle, errors and tolerances are those of the first sweep \
 ([coverage.md](coverage.md)): batches of one and three images, {outcome.TOLERANCE:.0e}, and a grid that lies on the \
 image with a correlation of {LEAST_PLACEMENT} at least. Not accepted: the PyTorch model itself refuses it. One class \
-must be refused."""
+is the logit of yes against no."""
 
 
 def headline(document: Mapping[str, Any]) -> str:

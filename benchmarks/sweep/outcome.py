@@ -6,4 +6,6 @@ RIGHT, WRONG, REFUSED = "right", "wrong", "refused"
 TOLERANCE = 1e-4
 """Relative error of maps and logits: DESIGN, section 6."""
 ROUNDING = 2.0
-"""An engine may be this many times as far from float64 as PyTorch's own float32 is, where that is above TOLERANCE."""
+"""An engine may be this many times as far from float64 as rounding moves PyTorch's own, where it is above TOLERANCE."""
+ROUNDED_AGAIN = 3
+"""Draws of weights that are rounded to float32 once more, which show what rounding does."""

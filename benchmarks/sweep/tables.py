@@ -33,7 +33,8 @@ Made by `python benchmarks/coverage.py` from the JSON beside it. One member of e
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
 `logits` the largest difference over the largest logit. Wrong is what differs by more than {outcome.TOLERANCE:.0e} \
-and by more than {outcome.ROUNDING:g} times what PyTorch's float32 differs from float64; what chooses other classes; \
+and lies further from float64 than {outcome.ROUNDING:g} times what rounding moves PyTorch's own (its float32 against \
+its float64, or its float64 with weights that are rounded to float32 once more); what chooses other classes; \
 and a grid that does not lie on the image as the layer was read (noise is added to a bar of the image at {BARS} \
 places along each axis, and the centre of the activation's change must go with the place: `placed` is the lesser \
 correlation of the two axes, and {LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map \

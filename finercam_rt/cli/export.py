@@ -171,8 +171,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     precision.add_argument(
         "--force",
         action="store_true",
-        help="write it even where its maps differ from fp32's, or where float32 cannot hold them (PyTorch's own are as "
-        "far from float64 then)",
+        help="write it even where its maps differ from fp32's, or where float32 cannot hold them (rounding moves "
+        "PyTorch's own as far then)",
     )
     parser.add_argument(
         "--class-embeddings",

@@ -118,6 +118,32 @@ def test_an_engine_that_is_right_and_one_that_is_wrong(
     assert found == {"status": outcome.REFUSED, "reason": "toy.onnx: it cannot be loaded."}
 
 
+def test_rounding_of_the_weights_explains_a_difference(
+    toy: Any, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale of the logits is what is left of a sum of whole numbers: it hangs on the last digit of each."""
+    torch.manual_seed(0)
+    large = torch.randint(-300, 300, (1000,)).float()
+    rest = float(large.sum()) - 1
+    some = torch.rand(1000) < 0.02
+
+    class Scaled(Patches):
+        def __init__(self) -> None:
+            super().__init__(toy)
+            self.large = nn.Parameter(torch.where(some, torch.nextafter(large, torch.tensor(1e9)), large))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * (self.large.double().sum() - rest).to(images.dtype)
+
+    judge = Oracle(Scaled().eval(), CONV, images)
+    found = check.check(toy.path, "onnxruntime", judge)
+    assert found["status"] == outcome.RIGHT
+    assert found["map_error"] > outcome.TOLERANCE
+    assert found["rounding"]["pytorch"]["logits"] > outcome.TOLERANCE
+    monkeypatch.setattr(check, "ROUNDED_AGAIN", 0)
+    assert check.check(toy.path, "onnxruntime", judge)["status"] == outcome.WRONG
+
+
 def test_engines_of_several_contrasts_are_held_too(make_toy: Callable[..., Any], images: torch.Tensor) -> None:
     toy = make_toy(contrasts=3)
     found = check.check(toy.path, "onnxruntime", Oracle(Patches(toy).eval(), CONV, images))
