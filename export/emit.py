@@ -132,7 +132,13 @@ def to_onnx(
             model: onnx_ir.Model = exported.model
             simplify(model)
     except Exception as error:
-        raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
+        cause = _cause(error)
+        if cause.startswith("Constraints violated (batch)"):
+            raise ExportError(
+                "the derivative behind this layer depends on the number of images, as where a model mixes the images "
+                "of a batch; choose a later target layer."
+            ) from error
+        raise ExportError(f"ONNX has no form for a part of this model ({cause}).") from error
     _check_operations(model)
     _read_weights_as_stored(model)
     keep_sources(model)

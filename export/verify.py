@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +26,11 @@ MAP_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
 ROUNDING = 2.0
 """An engine further from PyTorch than the tolerance is right where it is at most so many times as far from float64 as
-PyTorch's own float32 is on any image so far, or PyTorch's float64 with weights that are rounded to float32 once more:
-the sums are the same, but not their order, and weights that batch norms were folded into were rounded again."""
-ROUNDED_AGAIN = 3
-"""Draws of weights that are rounded once more."""
+rounding moves PyTorch's own float32: on any image so far, or with weights and images that are rounded once more. The
+engine's sums are the same, but not their order, and weights that batch norms were folded into were rounded again; and
+at a kink, as of a ReLU or a hard swish, the last digit decides which derivative a position has."""
+ROUNDED_AGAIN = 8
+"""Draws of weights and images that are rounded once more."""
 VERIFICATION_IMAGES = 5
 
 
@@ -67,7 +67,8 @@ class Errors(NamedTuple):
 
 TOLERANCE = Errors(MAP_TOLERANCE, LOGIT_TOLERANCE)
 LARGEST_ROUNDING = Errors(1e-3, 1e-3)
-"""How far rounding may move PyTorch's own; beyond it float32 cannot hold the map, and only `force` writes it."""
+"""How far PyTorch's float32 and the engine may be from float64; beyond it float32 cannot hold the map, and only `force`
+writes it."""
 
 
 def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -143,23 +144,16 @@ def verify(
     manifest = engine.manifest
     sets = [None] if class_embeddings is None else [class_embeddings, _few(class_embeddings, manifest.references)]
     runs = [run for classes in sets for run in _runs(engine, classes, images)]
-    worst, rounding = Errors(0.0, 0.0), None
+    worst, rounding = Errors(0.0, 0.0), _Rounding(model, manifest)
     for asked, classes, batch, arguments in runs:
         outputs = asked(batch.numpy(), **arguments)
         eager = run_eagerly(model, manifest, batch, outputs, classes)
         found = _engine_run(outputs, manifest, eager)
         errors = _errors(found, eager)
         if not errors.within(TOLERANCE):
-            run = partial(_in_float64, model, manifest, batch, outputs, classes)
-            exact = run()
-            rounding = _larger(rounding, Errors(0.0, 0.0) if exact is None else _errors(eager, exact))
-            as_near = exact is not None and _as_near(rounding, _errors(found, exact))
-            if exact is not None and not as_near:
-                moved = filter(None, map(run, range(ROUNDED_AGAIN)))
-                rounding = reduce(_larger, (_errors(one, exact) for one in moved), rounding)
-                as_near = _as_near(rounding, _errors(found, exact))
-            if not as_near or not (force or rounding.within(LARGEST_ROUNDING)):
-                raise ExportError(_difference(errors, eager, rounding, as_near))
+            explained, held = rounding.explains(found, eager, batch, outputs, classes)
+            if not explained or not (held or force):
+                raise ExportError(_difference(errors, eager, rounding.moved, explained))
         worst = _larger(worst, errors)
         _check_choices(outputs, eager.logits, arguments, max(LOGIT_TOLERANCE, errors.logits))
     measured = {
@@ -170,7 +164,40 @@ def verify(
         "against": "eager autograd, float32",
     }
     # of the runs above the tolerance
-    return measured if rounding is None else {**measured, "rounding_of_pytorch": rounding._asdict()}
+    return {**measured, "rounding_of_pytorch": rounding.moved._asdict()} if any(rounding.moved) else measured
+
+
+class _Rounding:
+    """What float32 makes of the model's logits and maps, at most of all that it was asked about."""
+
+    def __init__(self, model: nn.Module, manifest: Manifest) -> None:
+        self.moved = Errors(0.0, 0.0)
+        """How far PyTorch's are from float64, those of weights and images that are rounded once more included."""
+        self._model, self._manifest = model, manifest
+        self._own = Errors(0.0, 0.0)
+
+    def explains(
+        self, found: Run, eager: Run, images: torch.Tensor, outputs: Outputs, classes: ClassEmbeddings | None
+    ) -> tuple[bool, bool]:
+        """Whether the engine is about as near to float64 as rounding leaves PyTorch's own, and whether both are near
+        enough: whether float32 holds the map."""
+        exact = _in_float64(self._model, self._manifest, images, outputs, classes)
+        if exact is None:
+            return False, False
+        engine = _errors(found, exact)
+        self._own = _larger(self._own, _errors(eager, exact))
+        self.moved = _larger(self.moved, self._own)
+        for seed in range(ROUNDED_AGAIN):
+            if self._allows(engine):
+                break
+            model, moved = _rounded_again(self._model, images, seed)
+            again = run_eagerly(model, self._manifest, moved, outputs, classes)
+            self.moved = _larger(self.moved, _errors(again, exact))
+        return self._allows(engine), _larger(self._own, engine).within(LARGEST_ROUNDING)
+
+    def _allows(self, engine: Errors) -> bool:
+        maps, logits = (ROUNDING * error for error in self.moved)
+        return engine.within(Errors(max(MAP_TOLERANCE, maps), max(LOGIT_TOLERANCE, logits)))
 
 
 def _few(embeddings: ClassEmbeddings, references: int) -> ClassEmbeddings:
@@ -283,35 +310,33 @@ def _in_float64(
     images: torch.Tensor,
     outputs: Outputs,
     class_embeddings: ClassEmbeddings | None,
-    seed: int | None = None,
 ) -> Run | None:
-    """The eager run in float64; None where the model has float32 in its code.
-
-    With a seed its weights are moved at random by up to float32's rounding first, as folding moves them.
-    """
-    copied = copy.deepcopy(model).double()
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        for values in copied.parameters():
-            random = torch.rand(values.shape, generator=generator, dtype=torch.float64)
-            values.data *= 1 + torch.finfo(torch.float32).eps / 2 * (2 * random - 1)
+    """The eager run in float64; None where the model has float32 in its code."""
     try:
-        return run_eagerly(copied, manifest, images.double(), outputs, class_embeddings)
+        return run_eagerly(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
     except Exception:
         return None
 
 
-def _larger(one: Errors | None, other: Errors) -> Errors:
-    return other if one is None else Errors(*map(max, one, other))
+def _rounded_again(model: nn.Module, images: torch.Tensor, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    """A copy of both whose float32 numbers are a last digit larger or smaller at random, or as they were."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(values: torch.Tensor) -> torch.Tensor:
+        steps = torch.randint(-1, 2, values.shape, generator=generator)
+        return values * (1 + torch.finfo(values.dtype).eps * steps)
+
+    copied = copy.deepcopy(model)
+    for values in copied.parameters():
+        values.data = moved(values.data)
+    return copied, moved(images)
 
 
-def _as_near(rounding: Errors, errors: Errors) -> bool:
-    """Whether the engine is about as near to what is exact as rounding leaves PyTorch's own."""
-    allowed = Errors(max(MAP_TOLERANCE, ROUNDING * rounding.maps), max(LOGIT_TOLERANCE, ROUNDING * rounding.logits))
-    return errors.within(allowed)
+def _larger(one: Errors, other: Errors) -> Errors:
+    return Errors(*map(max, one, other))
 
 
-def _difference(errors: Errors, eager: Run, own: Errors, as_near: bool) -> str:
+def _difference(errors: Errors, eager: Run, own: Errors, explained: bool) -> str:
     """What a difference is due to; own: PyTorch's rounding. A map float32 cannot hold is refused as a wrong one is.
 
     Two causes are known, both of weights that were never trained or of a layer where nothing is left of the image: a
@@ -320,9 +345,9 @@ def _difference(errors: Errors, eager: Run, own: Errors, as_near: bool) -> str:
     """
     logits = float(eager.logits.abs().max())
     digits = logits * torch.finfo(torch.float32).eps > MAP_TOLERANCE / 2 and errors.logits <= LOGIT_TOLERANCE
-    if digits or not own.within(LARGEST_ROUNDING):
+    if digits or explained or not own.within(LARGEST_ROUNDING):
         ways = ["check that the weights are trained ones", "choose another target layer"]
-        if as_near:  # nearer than PyTorch's own map there is none in float32
+        if explained:  # nearer than PyTorch's own map there is none in float32
             ways.append("write it all the same with --force")
         return (
             f"float32 cannot hold the map of this layer: the logits reach {logits:.1e}, rounding moves PyTorch's own "

@@ -50,15 +50,15 @@ def check(graph: Path, runtime: str, oracle: Oracle) -> dict[str, Any]:
 class _Rounding:
     """Whether float32 accounts for a difference: PyTorch's own map of a model is moved about as far by it.
 
-    By how much is measured on PyTorch's float32 against its float64 and, where that is not enough, on its float64 with
-    weights that are rounded to float32 once more; of all that was asked so far, since that of one image may be small.
+    By how much is measured on PyTorch's float32 against its float64 and, where that is not enough, with weights and
+    images that are rounded to float32 once more; of all that was asked so far, since that of one image may be small.
     """
 
     def __init__(self, oracle: Oracle) -> None:
         self.measured: dict[str, dict[str, float]] | None = None
         self._oracle, self._pytorch = oracle, Errors(0.0, 0.0)
         self._exact: Oracle | None = None
-        self._moved: list[Oracle | None] = []
+        self._moved: list[Oracle] = []
 
     def explains(self, contrast: Contrast, logits: NDArray[Any], saliency_map: NDArray[Any]) -> bool:
         """Not where the model cannot compute in float64."""
@@ -67,18 +67,19 @@ class _Rounding:
             return False
         engine = _errors(exact, contrast, logits, saliency_map)
         self._add(self._oracle, exact, contrast)
-        if not self._allows(engine):
-            self._moved = self._moved or [self._oracle.in_float64(seed) for seed in range(ROUNDED_AGAIN)]
-            for moved in self._moved:
-                self._add(moved, exact, contrast)
+        for seed in range(ROUNDED_AGAIN):
+            if self._allows(engine):
+                break
+            if seed == len(self._moved):
+                self._moved.append(self._oracle.rounded_again(seed))
+            self._add(self._moved[seed], exact, contrast)
         self.measured = {"engine": engine._asdict(), "pytorch": self._pytorch._asdict()}
         return self._allows(engine)
 
-    def _add(self, oracle: Oracle | None, exact: Oracle, contrast: Contrast) -> None:
-        if oracle is not None:
-            logits = oracle.logits[: len(contrast.target)]
-            found = _errors(exact, contrast, logits, oracle.expected(contrast).saliency_map)
-            self._pytorch = Errors(*map(max, self._pytorch, found))
+    def _add(self, oracle: Oracle, exact: Oracle, contrast: Contrast) -> None:
+        logits = oracle.logits[: len(contrast.target)]
+        found = _errors(exact, contrast, logits, oracle.expected(contrast).saliency_map)
+        self._pytorch = Errors(*map(max, self._pytorch, found))
 
     def _allows(self, engine: Errors) -> bool:
         return all(e <= max(TOLERANCE, ROUNDING * own) for e, own in zip(engine, self._pytorch, strict=True))

@@ -102,21 +102,26 @@ class Oracle:
         order = np.argsort(distance, axis=1, kind="stable")
         return Contrast(target, order[:, 1 : references + 1], np.ones(len(target), np.float32))
 
-    def in_float64(self, seed: int | None = None) -> Oracle | None:
-        """The same with a copy of the model in float64; None where it computes in float32 whatever it is given.
+    def rounded_again(self, seed: int) -> Oracle:
+        """The same with each weight and pixel moved by float32's last digit, up, down or not at all."""
+        draw, model = np.random.default_rng(seed), copy.deepcopy(self._model)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight *= _next_to_one(draw, weight.shape)
+        return Oracle(model, self._layer, self.images * _next_to_one(draw, self.images.shape), *self._asked)
 
-        With a seed each of its weights is moved at random, by at most what rounding to float32 may move it.
-        """
+    def in_float64(self) -> Oracle | None:
+        """The same with a copy of the model in float64; None where it computes in float32 whatever it is given."""
         model = copy.deepcopy(self._model).double()
-        if seed is not None:
-            draw, ulp = np.random.default_rng(seed), np.finfo(np.float32).eps
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight *= 1 + ulp * torch.as_tensor(draw.uniform(-0.5, 0.5, weight.shape))
         try:
             return Oracle(model, self._layer, self.images.double(), *self._asked)
         except RuntimeError:
             return None
+
+
+def _next_to_one(draw: np.random.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    steps = draw.integers(-1, 1, shape, endpoint=True)
+    return torch.as_tensor(1 + np.finfo(np.float32).eps * steps, dtype=torch.float32)
 
 
 def map_error(got: NDArray[Any], expected: Expected) -> float:

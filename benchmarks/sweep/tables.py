@@ -33,11 +33,12 @@ Made by `python benchmarks/coverage.py` from the JSON beside it. One member of e
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
 `logits` the largest difference over the largest logit. Wrong is what differs by more than {outcome.TOLERANCE:.0e} \
-and lies further from float64 than {outcome.ROUNDING:g} times what rounding moves PyTorch's own (its float32 against \
-its float64, or its float64 with weights that are rounded to float32 once more); what chooses other classes; \
+and lies further from float64 than {outcome.ROUNDING:g} times what rounding moves PyTorch's own (on any image so \
+far, or with weights and images that are rounded to float32 once more); what chooses other classes; \
 and a grid that does not lie on the image as the layer was read (noise is added to a bar of the image at {BARS} \
 places along each axis, and the centre of the activation's change must go with the place: `placed` is the lesser \
-correlation of the two axes, and {LEAST_PLACEMENT} is asked for). Cost is the CPU time of a prediction with its map \
+correlation of the two axes, and {LEAST_PLACEMENT} is asked for, of an image twice as large where the first leaves a \
+doubt and the model takes it). Cost is the CPU time of a prediction with its map \
 over the plain forward pass's, in ONNX Runtime, one image, one thread, interleaved, one process. TensorRT-RTX: whether \
 its builder takes the graph ({rtx.CAPABILITY}, batches {rtx.BATCHES[0]} to {rtx.BATCHES[-1]}), and in how many \
 seconds; nothing is run there."""

@@ -30,6 +30,7 @@ from sweep.check import check
 from sweep.families import SHORTENED
 from sweep.heads import LIBRARY, feature_modules, replace_head
 from sweep.oracle import Oracle, degenerate, placement
+from sweep.records import LEAST_PLACEMENT
 from sweep.weights import randomise
 
 IMAGES = 3
@@ -77,8 +78,7 @@ def run(
         nothing = degenerate(judge, manifest.references)
         if nothing is None:
             break
-    placed = placement(model, manifest.layers[0], images, IMAGES_SEED)
-    emit("oracle", {"degenerate": nothing, "placement": placed})
+    emit("oracle", {"degenerate": nothing, "placement": placed(model, manifest.layers[0], images)})
 
     for runtime in runtimes:
         emit("begin", {"stage": runtime})
@@ -128,6 +128,23 @@ def _made(
         model.register_forward_hook(_two_classes)
     images = images_of(IMAGES, size, IMAGES_SEED)
     return model, manifest, images, Oracle(model, manifest.layers[0], images, manifest.method, manifest.objective)
+
+
+def placed(model: torch.nn.Module, layer: LayerInfo, images: torch.Tensor) -> float:
+    """`placement`, on images (N,C,H,W) twice as large where it leaves a doubt and the model takes them.
+
+    Where every position of a small grid sees the whole image, nothing shows where it lies; a reading is the layer's, at
+    any size.
+    """
+    found = placement(model, layer, images, IMAGES_SEED)
+    if found >= LEAST_PLACEMENT:
+        return found
+    height, width = (2 * edge for edge in images.shape[2:])
+    larger = dataclasses.replace(layer, grid=(2 * layer.grid[0], 2 * layer.grid[1]))
+    try:
+        return max(found, placement(model, larger, images_of(IMAGES, (height, width), IMAGES_SEED), IMAGES_SEED))
+    except Exception:  # whatever a model does with a size that it does not take
+        return found
 
 
 def _two_classes(_module: torch.nn.Module, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
