@@ -16,8 +16,8 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from finercam_rt.export.lift_rules import RULES
-from finercam_rt.export.lifted import Lifted, flat
+from finercam_rt.export.lift_rules import RULES, WITH_KEYWORDS
+from finercam_rt.export.lifted import CARRIED, Flattened, Lifted, flat
 
 aten = torch.ops.aten
 
@@ -47,14 +47,15 @@ class LiftedTail(fx.Interpreter):
             return args[0][args[1]]
         if target is torch.ops.finercam.tap.default:
             assert self._at_mark is not None
-            return self._at_mark(args[0].merged() if isinstance(args[0], Lifted) else args[0], args[1])
-        if any(isinstance(value, Lifted) for value in flat(args)):
-            rule = RULES.get(target)
-            kept = rule(target, args, kwargs) if rule is not None and not kwargs else None
+            return self._at_mark(args[0].merged() if isinstance(args[0], CARRIED) else args[0], args[1])
+        if any(isinstance(value, CARRIED) for value in flat(args)):
+            flattened = any(isinstance(value, Flattened) for value in flat(args))
+            rule = None if flattened and target is not aten.linear.default else RULES.get(target)
+            kept = rule(target, args, kwargs) if rule and (not kwargs or target in WITH_KEYWORDS) else None
             if kept is not None:
                 return _without_dead(kept)
             self.merged_at.append(str(target))
-            args = fx.node.map_aggregate(args, lambda v: v.merged() if isinstance(v, Lifted) else v)
+            args = fx.node.map_aggregate(args, lambda v: v.merged() if isinstance(v, CARRIED) else v)
         if target is aten.scaled_dot_product_attention.default:
             return attention(*args, **kwargs)
         if target is aten.linear.default and not args[0].is_contiguous():

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from finercam_rt.export.dimensions import match_dimensions
-from finercam_rt.export.lifted import Lifted, equal_masks, flat, full_size, is_one, is_position, on_masks
+from finercam_rt.export.lifted import Flattened, Lifted, equal_masks, flat, full_size, is_one, is_position, on_masks
 
 aten = torch.ops.aten
 
@@ -24,26 +25,58 @@ def _only_pair(args: tuple[Any, ...]) -> Lifted | None:
 
 
 def _linear(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
+    if isinstance(args[0], Flattened):
+        return _linear_of_flattened(args[0], target, args[1:])
     pair = _only_pair(args)
     if pair is None or is_position(pair, -1):
         return None
     return Lifted(target(pair.value, *args[1:]), functional.linear(pair.delta, args[1]), pair.mask)
 
 
+def _linear_of_flattened(flattened: Flattened, target: Any, rest: tuple[Any, ...]) -> Lifted | None:
+    """Every position of a channel is moved alike, so the channel's weights are added up, once and for all."""
+    pair, dims, weight = flattened.pair, flattened.dims, rest[0]
+    sizes = [pair.value.shape[i] for i in dims]
+    positions = [1 + rank for rank, i in enumerate(dims) if is_position(pair, i)]
+    each = [pair.mask.shape[i] for i in dims]
+    summed = _summed(weight, (len(weight), *sizes), (1, *each), pair.mask, positions)
+    value = target(flattened.value, *rest)
+    if summed is None:
+        return None
+    delta = functional.linear(pair.delta.reshape(*flattened.value.shape[:-1], -1), summed.reshape(len(weight), -1))
+    return Lifted(value, delta, on_masks(torch.ones, (1,) * value.ndim))
+
+
+def _summed(
+    weight: torch.Tensor, shape: Sequence[int], mask_shape: Sequence[int], mask: torch.Tensor, dims: Sequence[int]
+) -> torch.Tensor | None:
+    """A weight, of this shape, times a mask, summed over positions; None where it is no constant of the model."""
+    if isinstance(weight, FakeTensor):
+        return None
+
+    def add_up() -> torch.Tensor:
+        return (weight.detach().reshape(shape) * mask.reshape(mask_shape)).sum(list(dims), keepdim=True)
+
+    found: torch.Tensor = on_masks(add_up)
+    return found
+
+
 def _conv2d(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
-    """A 1x1 convolution of stride 1 mixes channels only."""
+    """A 1x1 convolution of stride 1 mixes channels only; one as large as the map leaves one position."""
     pair = _only_pair(args)
     defaults: tuple[Any, ...] = (None, [1], [0], [1], 1)
     weight, _, stride, padding, _, groups = (*args[1:], *defaults[len(args) - 2 :])
-    if (
-        pair is None
-        or is_position(pair, 1)
-        or set(weight.shape[2:]) != {1}
-        or set(stride) != {1}
-        or set(padding) != {0}
-    ):
+    if pair is None or is_position(pair, 1) or set(padding) != {0}:
         return None
-    return Lifted(target(pair.value, *args[1:]), functional.conv2d(pair.delta, weight, groups=groups), pair.mask)
+    mask = pair.mask
+    if tuple(weight.shape[2:]) == tuple(pair.value.shape[2:]) and is_position(pair, 2) and is_position(pair, 3):
+        weight = _summed(weight, weight.shape, mask.shape, mask, (2, 3))
+        mask = on_masks(torch.ones, (1,) * 4)
+    elif set(weight.shape[2:]) != {1} or set(stride) != {1}:
+        return None
+    if weight is None:
+        return None
+    return Lifted(target(pair.value, *args[1:]), functional.conv2d(pair.delta, weight, groups=groups), mask)
 
 
 def _batch_norm(target: Any, args: tuple[Any, ...], _kwargs: Any) -> tuple[Any, ...] | None:
@@ -58,12 +91,18 @@ def _batch_norm(target: Any, args: tuple[Any, ...], _kwargs: Any) -> tuple[Any, 
 
 
 def _rearrange(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
-    """permute, transpose, unsqueeze, clone: the same for all three."""
+    """permute, transpose, unsqueeze: the same for all three."""
     pair = _only_pair(args)
     if pair is None:
         return None
     rest = args[1:]
     return Lifted(target(pair.value, *rest), target(pair.delta, *rest), on_masks(target, pair.mask, *rest))
+
+
+def _copy(target: Any, args: tuple[Any, ...], kwargs: Any) -> Lifted | None:
+    """clone and alias, in whatever memory format."""
+    pair = _only_pair(args)
+    return None if pair is None else Lifted(target(pair.value, **kwargs), pair.delta, pair.mask)
 
 
 def _select(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
@@ -111,7 +150,7 @@ def _split(target: Any, args: tuple[Any, ...], _kwargs: Any) -> list[Any] | None
     return [Lifted(*piece) for piece in zip(values, deltas, masks, strict=True)]
 
 
-def _reshape(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
+def _reshape(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | Flattened | None:
     pair = _only_pair(args)
     if pair is None:
         return None
@@ -126,7 +165,11 @@ def _reshape(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
         positions = [is_position(pair, i) for i in old]
         full = [i for i in old if not is_one(pair.delta.shape[i])]
         if any(positions) and full:
-            return None
+            apart = len(groups[-1][1]) == 1 and old is groups[-1][0]
+            plain = all(
+                len(before) == len(after) == 1 and not is_position(pair, *before) for before, after in groups[:-1]
+            )
+            return Flattened(value, pair, tuple(old)) if apart and plain else None
         delta_shape += [1 if any(positions) else value.shape[j] for j in new]
         if any(mask.shape[i] != 1 for i in old):
             mask = on_masks(full_size, mask, pair.value.shape, old)
@@ -233,6 +276,8 @@ def _pad_only(mask: torch.Tensor, pads: Sequence[int], dims: Sequence[int]) -> t
     return functional.pad(mask, kept)
 
 
+WITH_KEYWORDS = (aten.clone.default,)
+"""Operations whose rules take keyword arguments; the others have none but where they do something else."""
 RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.linear.default: _linear,
     aten.conv2d.default: _conv2d,
@@ -240,13 +285,15 @@ RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.permute.default: _rearrange,
     aten.transpose.int: _rearrange,
     aten.unsqueeze.default: _rearrange,
-    aten.clone.default: _rearrange,
+    aten.clone.default: _copy,
+    aten.alias.default: _copy,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.unbind.int: _unbind,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.reshape.default: _reshape,
+    aten._unsafe_view.default: _reshape,
     aten.mean.dim: _mean,
     aten.sum.dim_IntList: _mean,
     aten.avg_pool2d.default: _avg_pool2d,

@@ -27,6 +27,26 @@ class Lifted:
         return _Merge.apply(self.value, self.delta, self.mask)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Flattened:
+    """A pair whose channels and positions, the dimensions `dims`, a reshape has made the last dimension of `value`.
+
+    A linear layer takes it apart again; for anything else it is merged.
+    """
+
+    value: torch.Tensor
+    pair: Lifted
+    dims: tuple[int, ...]
+
+    def merged(self) -> torch.Tensor:
+        """As of a Lifted."""
+        return self.pair.merged().reshape(self.value.shape)
+
+
+CARRIED = (Lifted, Flattened)
+"""What is carried through operations until it is merged."""
+
+
 class _Merge(torch.autograd.Function):
     """value + mask * delta for a delta of zeros: nothing to add forward, a masked sum over positions backward."""
 

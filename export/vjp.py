@@ -23,7 +23,7 @@ from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.fold_scale import fold_scale
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import LiftedTail
-from finercam_rt.export.lifted import Lifted
+from finercam_rt.export.lifted import CARRIED, Lifted
 from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.scale_first import scale_first
@@ -89,7 +89,7 @@ def explained_tail(split: Split, layers: Sequence[LayerInfo], request: Request) 
         with torch.enable_grad():
             starts = [taps.enter(value, index) for value, index in zip(activations, split.outer, strict=True)]
             (result,) = interpreter.run(*starts, *boundary[len(split.outer) :])
-            result = result.merged() if isinstance(result, Lifted) else result
+            result = result.merged() if isinstance(result, CARRIED) else result
         return result.detach(), *(value.detach() for value in taps.values()), *taps.gradients(result, seed)
 
     def run(

@@ -19,7 +19,7 @@ from finercam_rt.export.cut import Split, cut  # noqa: E402
 from finercam_rt.export.fold import fold_batch_norms  # noqa: E402
 from finercam_rt.export.head import take_head  # noqa: E402
 from finercam_rt.export.lift import LiftedTail  # noqa: E402
-from finercam_rt.export.lifted import Lifted  # noqa: E402
+from finercam_rt.export.lifted import CARRIED, Lifted  # noqa: E402
 from finercam_rt.export.sink import sink_selections  # noqa: E402
 
 from .oracle import perturb  # noqa: E402
@@ -72,6 +72,30 @@ class PaddedPool(Tail):
 
     def behind(self, a: Any, before: Any) -> Any:
         return self.fc(F.avg_pool2d(F.pad(a, (1, 1, 1, 1)), 2).flatten(1))
+
+
+class Flat(Tail):
+    """Two linear layers behind a flatten of positions and channels, as VGG has them; `between` lies before them."""
+
+    def __init__(self, layout: str, between: Any = nn.Identity) -> None:
+        super().__init__(layout, prefix=2)
+        positions = GRID[0] * GRID[1] + (2 if layout == "tokens" else 0)
+        self.between = between()
+        self.fc1, self.fc2 = nn.Linear(CHANNELS * positions, 16), nn.Linear(16, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        return self.fc2(self.fc1(self.between(a.flatten(1))).relu())
+
+
+class WholeKernel(Tail):
+    """The same as a convolution as large as the map, as timm has it, behind a padding."""
+
+    def __init__(self) -> None:
+        super().__init__("nchw")
+        self.conv, self.fc = nn.Conv2d(CHANNELS, 16, (GRID[0], GRID[1] + 1), groups=2), nn.Linear(16, 7)
+
+    def behind(self, a: Any, before: Any) -> Any:
+        return self.fc(self.conv(F.pad(a, (1, 0))).relu().flatten(1))
 
 
 class Gate(Tail):
@@ -171,6 +195,9 @@ SPLIT = ["chunk", "split", "chunk of heads"]
 TAILS: dict[str, Any] = {
     "pooled linear": PooledLinear,
     "padded pool": PaddedPool,
+    **{f"flat, {layout}": lambda layout=layout: Flat(layout) for layout in ("nchw", "nhwc", "tokens")},
+    "flat, merged": lambda: Flat("nchw", nn.SiLU),
+    "whole kernel": WholeKernel,
     "gate": Gate,
     "twice used": TwiceUsed,
     **{f"block, {read}": lambda read=read: Block(read) for read in READINGS},
@@ -225,7 +252,7 @@ def test_pooled_gradients_and_logits_equal_autograd(name: str, sunk: bool) -> No
     shape, mask = _positions(activations, model)
     delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (logits,) = LiftedTail(tail).run(Lifted(activations, delta, mask), *carried)
-    logits = logits.merged() if isinstance(logits, Lifted) else logits
+    logits = logits.merged() if isinstance(logits, CARRIED) else logits
     (pooled,) = torch.autograd.grad(logits, delta, seed)
 
     kept = gradients[:, model.prefix :] if model.layout == "tokens" else gradients
@@ -274,7 +301,7 @@ def test_tails_of_real_architectures_equal_autograd(name: str) -> None:
     shape, mask = _positions(activations, SimpleNamespace(layout=layout, prefix=prefix))
     delta = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (logits,) = LiftedTail(sink_selections(split.tail)[0]).run(Lifted(activations, delta, mask), *carried)
-    logits = logits.merged() if isinstance(logits, Lifted) else logits
+    logits = logits.merged() if isinstance(logits, CARRIED) else logits
     (pooled,) = torch.autograd.grad(logits, delta, seed)
     dims = [i for i, length in enumerate(shape) if length == 1]
     wanted = (gradients * mask).sum(dims, keepdim=True)
@@ -287,7 +314,10 @@ def test_tails_of_real_architectures_equal_autograd(name: str) -> None:
     ("name", "merged_at"),
     [
         ("pooled linear", []),
-        ("padded pool", ["aten.reshape.default"]),
+        ("padded pool", []),
+        *[(f"flat, {layout}", ["aten.relu.default"]) for layout in ("nchw", "nhwc", "tokens")],
+        ("flat, merged", ["aten.silu.default"]),
+        ("whole kernel", ["aten.relu.default"]),
         ("gate", ["aten.sigmoid.default"]),
         ("twice used", ["aten.gelu.default"]),
         ("block, index", ["aten.scaled_dot_product_attention.default"]),

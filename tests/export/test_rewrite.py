@@ -21,8 +21,8 @@ from finercam_rt.errors import ExportError  # noqa: E402
 from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import cut  # noqa: E402
-from finercam_rt.export.emit import to_onnx  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
+from finercam_rt.export.emit import to_onnx  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
 from finercam_rt.export.verify import verification_images, verify  # noqa: E402
 from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
