@@ -12,6 +12,7 @@ import torch
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.models import LoadedModel, ModelRequest
+from finercam_rt.export.models.request import nearest
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.zero_shot import ZeroShot, check_lengths
 from finercam_rt.manifest import INTERPOLATIONS, InputSpec
@@ -109,12 +110,9 @@ def _named_settings(
     open_clip: Any, architecture: str, tag: str, request: ModelRequest
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The architecture's configuration, and how its weights want photographs prepared."""
-    from difflib import get_close_matches
-
     names = open_clip.list_models()
     if architecture not in names:
-        close = get_close_matches(architecture, names, n=3)
-        hint = f"; the nearest are {', '.join(close)}" if close else ""
+        hint = nearest(architecture, names)
         raise ExportError(f"open_clip has no model {architecture!r}, nor is it a folder with {_CONFIG}{hint}.")
     settings = open_clip.get_model_config(architecture)
     if not (request.checkpoint or request.pretrained or request.random_weights):

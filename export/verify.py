@@ -327,7 +327,7 @@ def _rounded_again(model: nn.Module, images: torch.Tensor, seed: int) -> tuple[n
         return values * (1 + torch.finfo(values.dtype).eps * steps)
 
     copied = copy.deepcopy(model)
-    for values in copied.parameters():
+    for values in filter(torch.is_floating_point, copied.parameters()):
         values.data = moved(values.data)
     return copied, moved(images)
 

@@ -90,7 +90,7 @@ def check_known(name: str, names: Iterable[str], library: str) -> None:
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a sentence: the names that are spelt most like `name`, if there are."""
     close = difflib.get_close_matches(name, list(names), n=3)
-    return f"; the nearest are {', '.join(close)}" if close else ""
+    return f"; the nearest {'is' if len(close) == 1 else 'are'} {', '.join(close)}" if close else ""
 
 
 def import_or_refuse(name: str, advice: str) -> Any:
