@@ -50,7 +50,7 @@ def find_target_layer(
     if name == "auto":
         return _automatic(model, example, request)
     if name not in dict(model.named_modules()) or not name:
-        raise ExportError(f"the model has no layer {name!r}; the nearest are {_nearest_names(model, name)}.")
+        raise ExportError(f"the model has no layer {name!r}; the nearest {_nearest_names(model, name)}.")
     try:
         return _usable(model, name, example, request)
     except LayerError as error:
@@ -122,4 +122,5 @@ def _nearest_names(model: nn.Module, name: str) -> str:
     names = [layer for layer, _ in model.named_modules() if layer]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     ends = [layer for layer in names if "." not in layer]
-    return ", ".join(repr(layer) for layer in (close or ends[-3:]))
+    found = [repr(layer) for layer in close or ends[-3:]]
+    return f"{'is' if len(found) == 1 else 'are'} {', '.join(found)}"

@@ -36,7 +36,7 @@ def _export(model: nn.Module, output: Path, **options: Any) -> None:
         ({"images": torch.zeros(2, 3, *SIZE, dtype=torch.float64)}, "not .* float64"),
         ({"images": torch.zeros(2, 3, *SIZE).fill_(torch.nan)}, "not finite"),
         ({"classes": ["a", "b"]}, "2 class names were given for a model of 7 classes"),
-        ({"target_layer": "hed"}, "no layer 'hed'; the nearest are 'head'"),
+        ({"target_layer": "hed"}, "no layer 'hed'; the nearest is 'head'"),
     ],
 )
 def test_arguments_of_export_model(output: Path, options: dict[str, Any], message: str) -> None:

@@ -145,7 +145,7 @@ def _matches(sentence: str, *parts: str) -> None:
         ("keras:resnet18", ("'keras:resnet18' is not a model specification", "timm:NAME", "py:PACKAGE")),
         ("resnet18", ("'resnet18' is not a model specification", "timm:NAME")),
         ("timm:", ("'timm:' is not a model specification",)),
-        ("py:{module}:god", ("refused_user_models has no 'god'", "nearest are good")),
+        ("py:{module}:god", ("refused_user_models has no 'god'", "nearest is good")),
         ("py:{module}", ("names no callable",)),
         ("py:{module}:CONSTANT", ("CONSTANT is not callable",)),
         ("py:no_such_module_here:load", ("no_such_module_here cannot be imported", "in this folder, or installed")),
