@@ -36,26 +36,23 @@ def _linear(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
 def _linear_of_flattened(flattened: Flattened, target: Any, rest: tuple[Any, ...]) -> Lifted | None:
     """Every position of a channel is moved alike, so the channel's weights are added up, once and for all."""
     pair, dims, weight = flattened.pair, flattened.dims, rest[0]
-    sizes = [pair.value.shape[i] for i in dims]
-    positions = [1 + rank for rank, i in enumerate(dims) if is_position(pair, i)]
-    each = [pair.mask.shape[i] for i in dims]
-    summed = _summed(weight, (len(weight), *sizes), (1, *each), pair.mask, positions)
-    value = target(flattened.value, *rest)
+    shape = (len(weight), *(pair.value.shape[i] for i in dims))
+    mask = on_masks(torch.reshape, pair.mask, (1, *(pair.mask.shape[i] for i in dims)))
+    summed = _summed(weight, shape, mask, [1 + rank for rank, i in enumerate(dims) if is_position(pair, i)])
     if summed is None:
         return None
+    value = target(flattened.value, *rest)
     delta = functional.linear(pair.delta.reshape(*flattened.value.shape[:-1], -1), summed.reshape(len(weight), -1))
     return Lifted(value, delta, on_masks(torch.ones, (1,) * value.ndim))
 
 
-def _summed(
-    weight: torch.Tensor, shape: Sequence[int], mask_shape: Sequence[int], mask: torch.Tensor, dims: Sequence[int]
-) -> torch.Tensor | None:
-    """A weight, of this shape, times a mask, summed over positions; None where it is no constant of the model."""
+def _summed(weight: torch.Tensor, shape: Sequence[int], mask: torch.Tensor, dims: Sequence[int]) -> torch.Tensor | None:
+    """A weight, in this shape, times a mask, summed over positions; None where it is no constant of the model."""
     if isinstance(weight, FakeTensor):
         return None
 
     def add_up() -> torch.Tensor:
-        return (weight.detach().reshape(shape) * mask.reshape(mask_shape)).sum(list(dims), keepdim=True)
+        return (weight.detach().reshape(shape) * mask).sum(list(dims), keepdim=True)
 
     found: torch.Tensor = on_masks(add_up)
     return found
@@ -70,11 +67,11 @@ def _conv2d(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
         return None
     mask = pair.mask
     if tuple(weight.shape[2:]) == tuple(pair.value.shape[2:]) and is_position(pair, 2) and is_position(pair, 3):
-        weight = _summed(weight, weight.shape, mask.shape, mask, (2, 3))
+        weight = _summed(weight, weight.shape, mask, (2, 3))
+        if weight is None:
+            return None
         mask = on_masks(torch.ones, (1,) * 4)
     elif set(weight.shape[2:]) != {1} or set(stride) != {1}:
-        return None
-    if weight is None:
         return None
     return Lifted(target(pair.value, *args[1:]), functional.conv2d(pair.delta, weight, groups=groups), mask)
 
@@ -277,7 +274,8 @@ def _pad_only(mask: torch.Tensor, pads: Sequence[int], dims: Sequence[int]) -> t
 
 
 WITH_KEYWORDS = (aten.clone.default,)
-"""Operations whose rules take keyword arguments; the others have none but where they do something else."""
+"""Operations whose rules take keyword arguments; those of the others say something that their rules do not know."""
+
 RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.linear.default: _linear,
     aten.conv2d.default: _conv2d,

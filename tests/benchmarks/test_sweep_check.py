@@ -14,6 +14,7 @@ pytest.importorskip("timm")
 import torch
 from sweep import check, oracle, outcome, records
 from sweep.oracle import Contrast, Oracle, choice_error, degenerate, placement
+from sweep.worker import placed
 from torch import nn
 
 from finercam_rt.errors import EngineError
@@ -200,3 +201,43 @@ def test_a_layer_in_which_a_strong_change_upsets_everything_is_placed(
     assert placement(model, layer, images, 1) > oracle.PLACED
     monkeypatch.setattr(oracle, "CHANGES", oracle.CHANGES[:1])
     assert placement(model, layer, images, 1) < records.LEAST_PLACEMENT
+
+
+class Wide(nn.Module):
+    """Positions that see a window of so many positions, as `wide`, and turned round, as `turned`."""
+
+    def __init__(self, toy: Any, window: tuple[int, int], only: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.inner, self.wide, self.turned, self.window, self.only = (
+            Patches(toy),
+            nn.Identity(),
+            nn.Identity(),
+            window,
+            only,
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.only is not None and tuple(images.shape[2:]) != self.only:
+            raise ValueError("a size that it does not take")
+        padding = (self.window[0] // 2, self.window[1] // 2)
+        x = self.wide(nn.functional.avg_pool2d(self.inner.conv(images), self.window, 1, padding))
+        found: torch.Tensor = self.turned(x.flip(2, 3))
+        return found
+
+
+WIDE, TURNED = (LayerInfo(name, "nchw", (4, 6)) for name in ("wide", "turned"))
+
+
+def test_a_bar_that_reaches_most_positions_does_not_turn_them_round(toy: Any, images: torch.Tensor) -> None:
+    model = Wide(toy, (5, 7)).eval()
+    assert placed(model, WIDE, images) >= records.LEAST_PLACEMENT
+    assert placed(model, TURNED, images) < records.LEAST_PLACEMENT
+
+
+def test_where_each_position_sees_nearly_the_whole_image_a_larger_one_is_taken(toy: Any, images: torch.Tensor) -> None:
+    model = Wide(toy, (7, 9)).eval()
+    assert placement(model, WIDE, images, 20261) < records.LEAST_PLACEMENT
+    assert placed(model, WIDE, images) >= records.LEAST_PLACEMENT
+    assert placed(model, TURNED, images) < records.LEAST_PLACEMENT
+    stubborn = Wide(toy, (7, 9), only=(32, 48)).eval()
+    assert placed(stubborn, WIDE, images) < records.LEAST_PLACEMENT
