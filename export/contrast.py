@@ -54,9 +54,10 @@ def contrast(
     index = resolved.clamp(min=0)
     scores = _at(logits, index)
     if objective == "weighted":
-        weights = torch.where(used, torch.where(used, scores, -1e30).softmax(-1), 0.0)
-        mean = (weights * scores).sum(-1, keepdim=True)
-        cotangents = weights * (1 + scores - mean)
+        # y_i - sum q y is log q_i - sum q log q, of which large logits lose nothing
+        shares = torch.where(used, scores, -1e30).log_softmax(-1)
+        weights = torch.where(used, shares.exp(), 0.0)
+        cotangents = weights * (1 + shares - (weights * shares).sum(-1, keepdim=True))
     else:
         cotangents = used.to(logits.dtype) / used.sum(-1, keepdim=True).clamp(min=1)
     cotangents = (-alpha)[..., None] * cotangents

@@ -40,12 +40,12 @@ def _dense(result, row: int, num_classes: int) -> np.ndarray:
     return seed
 
 
-def _run(y, target, references, alpha, objective):
+def _run(y, target, references, alpha, objective, dtype=torch.float64):
     return contrast(
-        torch.as_tensor(y, dtype=torch.float64),
+        torch.as_tensor(y, dtype=dtype),
         torch.tensor(target),
         torch.tensor(references),
-        torch.tensor(alpha, dtype=torch.float64),
+        torch.tensor(alpha, dtype=dtype),
         objective,
     )
 
@@ -154,6 +154,18 @@ def test_large_logits_and_margins_stay_finite() -> None:
         q = np.exp(refs - refs.max()) / np.exp(refs - refs.max()).sum()
         np.testing.assert_allclose(seeds[0, 1:4], -q * (1 + refs - q @ refs), rtol=1e-5)
         np.testing.assert_allclose(seeds[1, 1:3], [-1, 0], atol=1e-6)
+
+
+def test_the_seed_hangs_on_differences_of_logits_alone() -> None:
+    """In float32, where 1 + y is y for logits of 1e8; these differences are exact there."""
+    small = torch.tensor([[96.0, 64.0, 32.0, -1024.0, -2048.0], [64.0, 64.0, 32.0, 64.0, 0.0]])
+    (expected, found) = (
+        _run((small + shift).tolist(), [-1, 2], [[-1, -1, -1], [0, 4, -2]], [1.0, 2.5], "weighted", torch.float32)
+        for shift in (0.0, 2.0**28)
+    )
+    for row in range(2):
+        np.testing.assert_allclose(_dense(found, row, 5), _dense(expected, row, 5), rtol=1e-6)
+    assert _dense(found, 0, 5)[1] == pytest.approx(-1)
 
 
 def test_ties_go_to_the_lower_index_in_the_compiled_graph(tmp_path: Path) -> None:
