@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ from torch import nn
 
 from finercam_rt.engine import Engine
 from finercam_rt.export import export_model
-from finercam_rt.export.emit import TRUNK
 from finercam_rt.manifest import METADATA_KEY, InputSpec, Manifest, from_json
 from finercam_rt.onnx_metadata import read_manifest
 
-from .conftest import ExportedFactory
+from .forbidden import forbidden
 from .models import Pooled, SmallCNN
 from .oracle import RELATIVE_L2, Oracle, noise, perturb, relative_l2
 
@@ -45,29 +42,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, nn.
     model = _small()
     names = [f"Vögel {i}" for i in range(7)]
     return path, _export(model, path, classes=names, name="small birds", references=3), model
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _forbidden(path: Path) -> list[str]:
-    """The operations that TensorRT cannot take."""
-    model = onnx.load(path)
-    found = []
-    for node in (node for graph in (model.graph, *model.functions) for node in _nodes(graph)):
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type.startswith("Scatter") and attributes.get("reduction", b"none") != b"none":
-            found.append(f"{node.op_type} {attributes['reduction']}")
-        if node.op_type == "MaxPool" and len([name for name in node.output if name]) > 1:
-            found.append("MaxPool with indices")
-        if node.op_type in ("Attention", "MaxUnpool", "Loop", "Scan") or node.domain not in ("", "ai.onnx"):
-            found.append(f"{node.domain}.{node.op_type}")
-    return found
 
 
 def test_inputs_and_outputs(small: tuple[Path, Manifest, nn.Module]) -> None:
@@ -200,26 +174,13 @@ def test_no_path_of_this_machine_is_in_the_file(small: tuple[Path, Manifest, nn.
         assert text.encode() not in content, text
 
 
-@pytest.mark.parametrize(
-    ("name", "objective"),
-    [
-        ("resnet18", "weighted"),
-        ("convnext_tiny", "mean"),
-        ("vit_small_patch14_dinov2", "weighted"),
-        ("swin_tiny_patch4_window7_224", "weighted"),
-    ],
-)
-def test_no_operation_that_tensorrt_refuses(exported: ExportedFactory, name: str, objective: str) -> None:
-    assert _forbidden(exported(name, objective).path) == []
-
-
 def test_pooling_in_the_tail_needs_no_indices(tmp_path: Path) -> None:
     """Autograd's own derivative of a maximum would scatter by indices; ours is compared in test_decompositions."""
     model = Pooled()
     model(torch.zeros(1, 3, *SIZE))
     export_model(perturb(model), tmp_path / "pooled.onnx", target_layer="layer", input=SPEC)
     assert "MaxPool" in {node.op_type for node in onnx.load(tmp_path / "pooled.onnx").graph.node}
-    assert _forbidden(tmp_path / "pooled.onnx") == []
+    assert forbidden(tmp_path / "pooled.onnx") == []
 
 
 def test_the_check_for_forbidden_operations_works(tmp_path: Path) -> None:
@@ -232,7 +193,7 @@ def test_the_check_for_forbidden_operations_works(tmp_path: Path) -> None:
     outputs = [value("z", onnx.TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "g", [value("x", onnx.TensorProto.FLOAT, shape)], outputs)
     onnx.save(helper.make_model(graph), tmp_path / "x.onnx")
-    assert len(_forbidden(tmp_path / "x.onnx")) == 2
+    assert len(forbidden(tmp_path / "x.onnx")) == 2
 
 
 def test_the_model_is_left_as_it_was(small: tuple[Path, Manifest, nn.Module]) -> None:
@@ -242,13 +203,3 @@ def test_the_model_is_left_as_it_was(small: tuple[Path, Manifest, nn.Module]) ->
         assert torch.equal(value, other), key
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_the_trunk_keeps_its_fused_operations(exported: ExportedFactory) -> None:
-    """Up to the last block's first norm: each norm, activation and softmax is one node, as in the plain export."""
-    item = exported("vit_small_patch14_dinov2", "weighted")
-    assert item.layer.name == "blocks.11.norm1"
-    trunk = Counter(node.op_type for node in onnx.load(item.path).graph.node if node.name.startswith(TRUNK))
-    kinds = {"LayerNormalization": 2 * 11 + 1, "Gelu": 11, "Softmax": 11, "Conv": 1}
-    assert {kind: trunk[kind] for kind in kinds} == kinds
-    assert not {"Erf", "Tanh", "ReduceMean", "ReduceSum", "Exp"} & set(trunk)

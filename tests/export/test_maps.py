@@ -1,14 +1,22 @@
-"""Compiled maps equal eager autograd on every supported family: batches, contrasts, strengths, objectives."""
+"""Compiled maps equal eager autograd on every supported family: batches, contrasts, strengths, objectives.
+
+Here, too, is what the graphs of these models hold: a file shares its engines, which take most of the time to make.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from finercam_rt.export.emit import TRUNK
+
 from .conftest import Exported, ExportedFactory
+from .forbidden import forbidden
 from .oracle import RELATIVE_L2, noise, relative_l2
 
 LAYERS = {
@@ -104,6 +112,21 @@ def test_auto_finds_the_usual_layer(exported: ExportedFactory, name: str) -> Non
     objective = next(objective for model, objective in CASES if model == name)
     layer = exported(name, objective).layer
     assert (layer.name, layer.layout, layer.grid, layer.prefix_tokens) == LAYERS[name]
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_no_operation_that_tensorrt_refuses(exported: ExportedFactory, name: str, objective: str) -> None:
+    assert forbidden(exported(name, objective).path) == []
+
+
+def test_the_trunk_keeps_its_fused_operations(exported: ExportedFactory) -> None:
+    """Up to the last block's first norm: each norm, activation and softmax is one node, as in the plain export."""
+    item = exported("vit_small_patch14_dinov2", "weighted")
+    assert item.layer.name == "blocks.11.norm1"
+    trunk = Counter(node.op_type for node in onnx.load(item.path).graph.node if node.name.startswith(TRUNK))
+    kinds = {"LayerNormalization": 2 * 11 + 1, "Gelu": 11, "Softmax": 11, "Conv": 1}
+    assert {kind: trunk[kind] for kind in kinds} == kinds
+    assert not {"Erf", "Tanh", "ReduceMean", "ReduceSum", "Exp"} & set(trunk)
 
 
 def test_the_contrast_changes_the_map(exported: ExportedFactory) -> None:
