@@ -82,7 +82,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: every case is right. 1: some are not; the tables say which and why. 2: a wrong argument."""
+    """0: every case is right. 1: some are not; the tables say which and why. 2: a wrong argument. 130: interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     args.output = args.output or RESULTS / ("coverage.json" if args.draw is None else "drawn.json")
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     todo.sort(key=lambda case: case.member.parameters)
     rounds = [[case for case in todo if (case.variant.name == BASE) is first] for first in (True, False)]
     stop = threading.Event()
+    interrupted = False
     SCRATCH.mkdir(parents=True, exist_ok=True)
     with progress(len(todo), "cases", "sweeping") as bar, ThreadPoolExecutor(args.jobs) as pool:
         try:
@@ -117,15 +118,22 @@ def main(argv: list[str] | None = None) -> int:
                     records.write(document, args.output)
                     bar.write(_line(record))
                     bar.advance()
-        except BaseException:
+        except BaseException as error:
             stop.set()
             pool.shutdown(cancel_futures=True)
-            raise
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if not interrupted:
+                raise
     records.write(document, args.output)
     written = args.output.with_suffix(".md")
     report = tables if args.draw is None else draw_tables
     write_text(report.markdown(document), written)
     print(report.headline(document))
+    if interrupted:
+        print(
+            f"coverage.py: interrupted; what ended is in {args.output}, and the same command goes on.", file=sys.stderr
+        )
+        return 130
     print(f"{args.output}, {written}: {len(todo)} cases, {time.monotonic() - began:.0f} s")
     asked = {case.identity for case in cases}
     verdicts = {records.verdict(kept[identity]) for identity in asked if identity in kept}
