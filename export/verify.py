@@ -66,9 +66,11 @@ class Errors(NamedTuple):
 
 
 TOLERANCE = Errors(MAP_TOLERANCE, LOGIT_TOLERANCE)
-LARGEST_ROUNDING = Errors(1e-3, 1e-3)
+LARGEST_ROUNDING = Errors(2e-2, 1e-3)
 """How far PyTorch's float32 and the engine may be from float64; beyond it float32 cannot hold the map, and only `force`
-writes it."""
+writes it. At early layers the last digit decides on which side of the kink of some of a million rectifiers a value
+lies: rounding moves PyTorch's own maps of trained networks there by up to 5e-3 (Grad-CAM) and 1.1e-2 (Layer-CAM), of
+MobileNetV2 and EfficientNet-lite0."""
 
 
 def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
