@@ -32,6 +32,10 @@ at a kink, as of a ReLU or a hard swish, the last digit decides which derivative
 ROUNDED_AGAIN = 8
 """Draws of weights and images that are rounded once more."""
 VERIFICATION_IMAGES = 5
+IN_FLOAT64 = 2
+"""Images at a time in float64, whose derivative takes twice the memory."""
+Contrasts = Sequence[tuple[Any, Any, Any]]
+"""Of each contrast of an image its target (N,), references (N,R) and alpha (N,)."""
 
 
 class Expected(NamedTuple):
@@ -68,9 +72,8 @@ class Errors(NamedTuple):
 TOLERANCE = Errors(MAP_TOLERANCE, LOGIT_TOLERANCE)
 LARGEST_ROUNDING = Errors(2e-2, 1e-3)
 """How far PyTorch's float32 and the engine may be from float64; beyond it float32 cannot hold the map, and only `force`
-writes it. At early layers the last digit decides on which side of the kink of some of a million rectifiers a value
-lies: rounding moves PyTorch's own maps of trained networks there by up to 5e-3 (Grad-CAM) and 1.1e-2 (Layer-CAM), of
-MobileNetV2 and EfficientNet-lite0."""
+writes it. At early layers the last digit decides on which side of a kink some of a million rectifiers are: rounding
+moves PyTorch's own maps of EfficientNet-lite0 there by up to 5e-3, those of Layer-CAM by 1.1e-2."""
 
 
 def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -90,10 +93,10 @@ def run_eagerly(
     model: nn.Module,
     manifest: Manifest,
     images: torch.Tensor,
-    outputs: Outputs,
+    contrasts: Contrasts,
     class_embeddings: ClassEmbeddings | None = None,
 ) -> Run:
-    """What eager autograd says for the targets, references and alphas of `outputs`."""
+    """What eager autograd says for these targets, references and alphas."""
     layers, count = manifest.layers, len(images)
     # PyTorch 2.14.1 mixes up the channels in the derivative of a batch norm of one image whose output becomes tokens:
     # the strides of the cotangent, which say nothing where there is one image, are taken for another memory format
@@ -103,7 +106,7 @@ def run_eagerly(
     if isinstance(model, ZeroShot) and class_embeddings is not None:
         logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
     found, taps = [], []
-    for target, references, alpha in _contrasts(outputs):
+    for target, references, alpha in contrasts:
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
         gradients = [g[:count] for g in torch.autograd.grad(value, activations, retain_graph=True)]
         maps = []
@@ -149,11 +152,12 @@ def verify(
     worst, rounding = Errors(0.0, 0.0), _Rounding(model, manifest)
     for asked, classes, batch, arguments in runs:
         outputs = asked(batch.numpy(), **arguments)
-        eager = run_eagerly(model, manifest, batch, outputs, classes)
+        contrasts = list(_contrasts(outputs))
+        eager = run_eagerly(model, manifest, batch, contrasts, classes)
         found = _engine_run(outputs, manifest, eager)
         errors = _errors(found, eager)
         if not errors.within(TOLERANCE):
-            explained, held = rounding.explains(found, eager, batch, outputs, classes)
+            explained, held = rounding.explains(found, eager, batch, contrasts, classes)
             if not explained or not (held or force):
                 raise ExportError(_difference(errors, eager, rounding.moved, explained))
         worst = _larger(worst, errors)
@@ -179,11 +183,11 @@ class _Rounding:
         self._own = Errors(0.0, 0.0)
 
     def explains(
-        self, found: Run, eager: Run, images: torch.Tensor, outputs: Outputs, classes: ClassEmbeddings | None
+        self, found: Run, eager: Run, images: torch.Tensor, contrasts: Contrasts, classes: ClassEmbeddings | None
     ) -> tuple[bool, bool]:
         """Whether the engine is about as near to float64 as rounding leaves PyTorch's own, and whether both are near
         enough: whether float32 holds the map."""
-        exact = _in_float64(self._model, self._manifest, images, outputs, classes)
+        exact = _in_float64(self._model, self._manifest, images, contrasts, classes)
         if exact is None:
             return False, False
         engine = _errors(found, exact)
@@ -193,7 +197,7 @@ class _Rounding:
             if self._allows(engine):
                 break
             model, moved = _rounded_again(self._model, images, seed)
-            again = run_eagerly(model, self._manifest, moved, outputs, classes)
+            again = run_eagerly(model, self._manifest, moved, contrasts, classes)
             self.moved = _larger(self.moved, _errors(again, exact))
         return self._allows(engine), _larger(self._own, engine).within(LARGEST_ROUNDING)
 
@@ -240,7 +244,7 @@ def _cases(classes: int, several: int, count: int) -> list[dict[str, Any]]:
 
 
 def _contrasts(outputs: Outputs) -> Iterator[tuple[Any, Any, Any]]:
-    """target (N,), references (N,R) and alpha (N,) of each contrast."""
+    """What was asked of the engine, as Contrasts."""
     if outputs.target.ndim == 1:
         yield outputs.target, outputs.references, outputs.alpha
         return
@@ -310,14 +314,26 @@ def _in_float64(
     model: nn.Module,
     manifest: Manifest,
     images: torch.Tensor,
-    outputs: Outputs,
+    contrasts: Contrasts,
     class_embeddings: ClassEmbeddings | None,
 ) -> Run | None:
-    """The eager run in float64; None where the model has float32 in its code."""
+    """The eager run in float64, of a few images at a time; None where the model has float32 in its code."""
+    runs = []
     try:
-        return run_eagerly(copy.deepcopy(model).double(), manifest, images.double(), outputs, class_embeddings)
+        double = copy.deepcopy(model).double()
+        for first in range(0, len(images), IN_FLOAT64):
+            rows = slice(first, first + IN_FLOAT64)
+            some = [(target[rows], references[rows], alpha[rows]) for target, references, alpha in contrasts]
+            runs.append(run_eagerly(double, manifest, images[rows].double(), some, class_embeddings))
     except Exception:
         return None
+
+    def joined(parts: Sequence[list[list[Expected]]]) -> list[list[Expected]]:
+        rows = [zip(*of_contrast, strict=True) for of_contrast in zip(*parts, strict=True)]
+        return [[Expected(*map(torch.cat, zip(*pieces, strict=True))) for pieces in row] for row in rows]
+
+    logits, maps, taps = zip(*runs, strict=True)
+    return Run(torch.cat(logits), joined(maps), joined(taps))
 
 
 def _rounded_again(model: nn.Module, images: torch.Tensor, seed: int) -> tuple[nn.Module, torch.Tensor]:

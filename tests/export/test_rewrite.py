@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
@@ -24,7 +25,7 @@ from finercam_rt.export.cut import cut  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
 from finercam_rt.export.emit import to_onnx  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
-from finercam_rt.export.verify import verification_images, verify  # noqa: E402
+from finercam_rt.export.verify import _errors, _in_float64, verification_images, verify  # noqa: E402
 from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
 from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
 
@@ -343,3 +344,22 @@ def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="float32 cannot hold the map of this layer: the logits reach"):
         export_model(model, tmp_path / "toy.onnx", target_layer="tap", input=spec)
+
+
+def test_a_few_images_at_a_time_are_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps and taps of two contrasts in float64, of five images by twos and together."""
+    torch.manual_seed(0)
+    model, path, spec = Toy(torch.tanh).eval(), tmp_path / "toy.onnx", InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    manifest = export_model(model, path, target_layer="tap", input=spec, contrasts=2, head="taps", gradients=True)
+    images = verification_images((3, *SIZE))
+    asked = [([p + i for i in range(5)], [[5, 6]] * 5, [0.2 * i for i in range(5)]) for p in (0, 1)]
+    contrasts = [tuple(np.array(values) for values in contrast) for contrast in asked]
+    found = []
+    for at_once in (2, 5):
+        monkeypatch.setattr("finercam_rt.export.verify.IN_FLOAT64", at_once)
+        found.append(_in_float64(model, manifest, images, contrasts, None))
+    few, together = found
+    assert few.logits.shape == (5, 7)
+    assert [len(row) for row in few.maps] == [1, 1]
+    assert [len(row) for row in few.taps] == [2, 2]
+    assert max(_errors(few, together)) < 1e-12
