@@ -12,7 +12,8 @@ demo: $(INSTALLED)  ## export a real classifier, explain real photographs, draw 
 	$(BIN)/finercam demo -o demo-output
 
 test: $(INSTALLED)  ## all tests; those that need a GPU or the shared assets say that they skip
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@# one thread a process: two processes of two threads wait for each other's cores, and waiting burns them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)  ## what CI checks before the tests
 	$(BIN)/ruff format --check .

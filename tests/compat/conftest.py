@@ -40,9 +40,3 @@ def cnn() -> Any:
 @pytest.fixture
 def images() -> Any:
     return blobs(4)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Models as small as these gain nothing from two, and waiting threads burn the other tests' time."""
-    torch.set_num_threads(1)

@@ -79,7 +79,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportedFacto
                 torch.manual_seed(0)
                 model = perturb(timm.create_model(name, **ARGUMENTS.get(name, {})))
             manifest = export_model(model, path, objective=objective, **options)
-            made[key] = Exported(model, path, Engine(path, threads=2), manifest)
+            made[key] = Exported(model, path, Engine(path, threads=1), manifest)
         return made[key]
 
     yield export
@@ -119,13 +119,8 @@ def birds(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ex
     assert main(["export", *map(str, arguments)]) == 0
     model = timm.create_model("mobilenetv2_100", num_classes=965, pad_type="same")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    with Engine(path, threads=2) as engine:
+    with Engine(path, threads=1) as engine:
         yield Exported(model.eval(), path, engine, engine.manifest)
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
