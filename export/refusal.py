@@ -7,9 +7,13 @@ import re
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from finercam_rt.errors import ExportError, FinerCAMError
 from finercam_rt.export.capture import first_line
+
+SAME = 1e-6
+"""Logits whose differences are so small a share of them are the same: float32 has no digits for more."""
 
 
 @contextlib.contextmanager
@@ -56,3 +60,22 @@ def check_finite(logits: torch.Tensor) -> None:
     """
     if not logits.isfinite().all():
         raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+
+
+def check_seen(model: nn.Module, images: torch.Tensor) -> None:
+    """Refuse a model that nothing of the images comes through, as of one whose weights were never trained.
+
+    Args:
+        model: images (N,C,H,W) -> logits (N,K).
+        images: N >= 2, not all the same.
+
+    Raises:
+        ExportError: its logits are the same for all of them.
+    """
+    with running("the model", images), torch.no_grad():
+        logits = model(images)
+    if (logits - logits[:1]).abs().max() <= SAME * logits.abs().max():
+        raise ExportError(
+            "the model's logits are the same for different images, so that there is nothing to explain; check that its "
+            "weights are loaded and trained."
+        )

@@ -73,6 +73,10 @@ class FixedSize(CNN):
     def forward(self, x):
         return self.head(self.features(self.stem(x) + self.position).mean((2, 3)))
 
+class Blind(CNN):
+    def forward(self, x):
+        return super().forward(1e-12 * x)
+
 class Training(CNN):
     pass
 
@@ -88,6 +92,7 @@ def several_logits(): return SeveralLogits().eval()
 def metadata(): return Metadata().eval()
 def dense(): return Dense().eval()
 def layers(): return Layers().eval()
+def blind(): return Blind().eval()
 def fixed_size(): return FixedSize().eval()
 def one_class(): return CNN(1).eval()
 def training(): return CNN()
@@ -247,6 +252,7 @@ def test_checkpoints(refused: Refused, tmp_path: Path) -> None:
         ("good", ["--binary"], ("has 7 logits", "leave --binary out")),
         ("training", [], ("training mode", ".eval()")),
         ("broken_weights", [], ("not finite",)),
+        ("blind", [], ("the same for different images", "trained")),
         ("good", ["--opset", "17"], ("opset 17 is not supported", "18, 19, 20")),
         ("good", ["--opset", "23"], ("opset 23 is not supported",)),
         ("good", ["--references", "0"], ("references is 0", "at least 1")),
