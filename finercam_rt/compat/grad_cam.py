@@ -15,6 +15,7 @@ from torch import nn
 
 from finercam_rt.compat.explainer import Answer, Explainer, Images, checked_images, layer_name
 from finercam_rt.compat.maps import Maps, finished
+from finercam_rt.compat.originals import our_class
 from finercam_rt.compat.reshape import ReshapeTransform
 from finercam_rt.compat.targets import Question, read_target
 from finercam_rt.errors import InputError, WrongTypeError
@@ -215,7 +216,7 @@ class FinerCAM(_CAM):
 
     Args:
         model, target_layers, reshape_transform: as for the other classes.
-        base_method: GradCAM, or another of this module's.
+        base_method: GradCAM, or another of this module's; the original's class of that name is taken for it.
     """
 
     def __init__(
@@ -226,12 +227,12 @@ class FinerCAM(_CAM):
         base_method: type[_PlainCAM] = GradCAM,
     ) -> None:
         """Find the layers' names; the first call compiles."""
-        if not (isinstance(base_method, type) and issubclass(base_method, _PlainCAM)):
+        base = our_class(base_method, "pytorch_grad_cam", _PlainCAM)
+        if base is None:
             raise WrongTypeError(
                 f"base_method is {base_method!r}; give a class of finercam_rt.compat, such as GradCAM."
             )
-        self._base = base_method
-        self._method = base_method._method
+        self._method = base._method
         super().__init__(model, target_layers, reshape_transform)
 
     def __call__(

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from finercam_rt.compat.engines import OWN_RUN
 from finercam_rt.compat.explainer import Explainer, checked_images, layer_name
+from finercam_rt.compat.originals import our_class
 from finercam_rt.compat.reshape import ReshapeTransform
 from finercam_rt.compat.targets import Question, read_target
 from finercam_rt.compat.torchcam_arguments import (
@@ -280,7 +281,7 @@ class FinerCAM(_Extractor):
 
     Args:
         model, target_layer, input_shape, base_kwargs: as for the other classes.
-        base_method: GradCAM or LayerCAM, of this module.
+        base_method: GradCAM or LayerCAM, of this module; torch-cam's own are taken for these.
         gamma: how strongly the references count; 0 is the plain method.
         num_references: how many references are chosen, those with the nearest scores.
     """
@@ -297,7 +298,8 @@ class FinerCAM(_Extractor):
         **base_kwargs: Any,
     ) -> None:
         """Find the layers; the first map compiles."""
-        if base_method not in (GradCAM, LayerCAM):
+        base = our_class(base_method, "torchcam", _PlainExtractor)
+        if base not in (GradCAM, LayerCAM):
             raise WrongTypeError("base_method must be GradCAM, or LayerCAM, of finercam_rt.compat.torchcam.")
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
             raise WrongTypeError(f"gamma must be a real number, and is {gamma!r}.")
@@ -307,7 +309,7 @@ class FinerCAM(_Extractor):
             raise WrongTypeError(f"num_references must be an integer, and is {num_references!r}.")
         if num_references < 1:
             raise InputError(f"num_references must be positive, and is {num_references}.")
-        self._base, self._method, self._fused_by = base_method, base_method._method, base_method._fused_by
+        self._base, self._method, self._fused_by = base, base._method, base._fused_by
         self.gamma, self.num_references = float(gamma), num_references
         super().__init__(model, target_layer, input_shape, **base_kwargs)
 

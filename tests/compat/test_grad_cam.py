@@ -256,6 +256,13 @@ def test_mistakes_in_the_input(batch: Any, sentence: str, cnn: Any) -> None:
         ours.GradCAM(cnn, [cnn[1]])(batch)
 
 
+def test_the_originals_classes_are_taken_for_ours(cnn: Any, images: Any) -> None:
+    """Where a user changed the import of FinerCAM alone."""
+    maps = [ours.FinerCAM(cnn, [cnn[1]], base_method=method)(images) for method in (public.LayerCAM, ours.LayerCAM)]
+    np.testing.assert_array_equal(*maps)
+    assert not np.array_equal(maps[0], ours.FinerCAM(cnn, [cnn[1]])(images))
+
+
 def test_mistakes_in_the_constructor(cnn: Any) -> None:
     for layers, sentence in (
         (cnn[1], "a list is expected"),  # a Sequential is a list of layers, too: the original takes its children
@@ -267,7 +274,7 @@ def test_mistakes_in_the_constructor(cnn: Any) -> None:
         with pytest.raises(InputError, match=sentence):
             ours.GradCAM(cnn, layers)
     with pytest.raises(TypeError, match="base_method"):
-        ours.FinerCAM(cnn, [cnn[1]], base_method=public.GradCAM)
+        ours.FinerCAM(cnn, [cnn[1]], base_method=public.ScoreCAM)
     with pytest.raises(InputError, match="k=2"):
         ours.FEM(cnn, [cnn[1]], k=3)
 

@@ -182,9 +182,17 @@ def test_mistakes_in_a_call(
             extractor(*arguments, **named)
 
 
+def test_the_originals_classes_are_taken_for_ours(cnn: Any) -> None:
+    """Where a user changed the import of FinerCAM alone."""
+    for theirs, mine in ((public.GradCAM, ours.GradCAM), (public.LayerCAM, ours.LayerCAM)):
+        with ours.FinerCAM(cnn, "1", base_method=theirs) as extractor:
+            assert extractor._method == mine._method
+
+
 def test_mistakes_in_the_constructor(cnn: Any) -> None:
     for options, error in (
-        ({"base_method": public.GradCAM}, TypeError),
+        ({"base_method": public.GradCAMpp}, TypeError),
+        ({"base_method": public.XGradCAM}, TypeError),
         ({"base_method": ours.XGradCAM}, TypeError),
         ({"gamma": True}, TypeError),
         ({"gamma": -0.1}, ValueError),
