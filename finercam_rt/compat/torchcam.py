@@ -61,7 +61,8 @@ class _Recorder:
 
     def __call__(self, _model: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
         if self.enabled and not OWN_RUN.get():
-            self.images = next((value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)), None)
+            tensors = (value.detach() for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor))
+            self.images = next(tensors, None)  # without its graph, with which no module can be copied
 
 
 class _Extractor:

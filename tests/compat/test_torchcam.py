@@ -182,6 +182,13 @@ def test_mistakes_in_a_call(
             extractor(*arguments, **named)
 
 
+def test_a_model_that_has_seen_images_with_a_graph_can_be_copied(cnn: Any, images: Any) -> None:
+    """The verification copies it to float64 where rounding must explain a difference."""
+    with ours.GradCAM(cnn, "1"):
+        cnn(images.clone().requires_grad_() * 1)
+        copy.deepcopy(cnn)
+
+
 def test_the_originals_classes_are_taken_for_ours(cnn: Any) -> None:
     """Where a user changed the import of FinerCAM alone."""
     for theirs, mine in ((public.GradCAM, ours.GradCAM), (public.LayerCAM, ours.LayerCAM)):
