@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
+
+Class = TypeVar("Class")
 
 
-def our_class(given: Any, library: str, ours: type) -> Any:
+def our_class(given: object, library: str, ours: type[Class]) -> type[Class] | None:
     """The class that is meant: a subclass of `ours`, or the one of the same name as a class of `library`.
 
     Args:

@@ -300,7 +300,7 @@ class FinerCAM(_Extractor):
     ) -> None:
         """Find the layers; the first map compiles."""
         base = our_class(base_method, "torchcam", _PlainExtractor)
-        if base not in (GradCAM, LayerCAM):
+        if base is None or base not in (GradCAM, LayerCAM):
             raise WrongTypeError("base_method must be GradCAM, or LayerCAM, of finercam_rt.compat.torchcam.")
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
             raise WrongTypeError(f"gamma must be a real number, and is {gamma!r}.")
