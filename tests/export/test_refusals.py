@@ -13,6 +13,8 @@ import timm
 import torch
 
 from finercam_rt.cli.main import main
+from finercam_rt.errors import ExportError
+from finercam_rt.export.refusal import check_seen
 
 from .conftest import check_untouched
 
@@ -273,6 +275,14 @@ def test_models_and_options(
 ) -> None:
     size = [] if "--input-size" in arguments else ["--input-size", "48", "64"]
     _matches(refused(f"py:{user_module}:{function}", *size, *arguments), *parts)
+
+
+def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:
+    images = torch.arange(24.0).reshape(2, 3, 2, 2)
+    check_seen(torch.nn.Flatten(), images)
+    check_seen(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
+    with pytest.raises(ExportError, match="trained"):
+        check_seen(torch.nn.Flatten(), 1 + 1e-9 * images.double())
 
 
 def test_a_fixed_batch_is_refused_or_kept_dynamic(refused: Refused, user_module: str) -> None:
