@@ -35,7 +35,7 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
     """
     places = find_places(model, example)
     positioned = [place for place in places if has_positions(place.shape, example.shape)]
-    maps = [place for place in positioned if place.cut]
+    maps = [place for place in positioned if place.cut and not _is_projection(model, place)]
     norms = [place for place in positioned if _is_block_norm(model, place)]
     sparse: list[Place] = []
     for end in range(len(maps), 0, -GROUP):
@@ -96,7 +96,16 @@ def _block_norm(
     counts = [position_count(place.shape, example.shape) for place in maps]
     if max(counts) - min(counts) > OTHERS:
         return []
-    return [norm for norm in norms if norm.reads < last.step and norm.shape == last.shape][-1:]
+    # a norm behind the last block, beside a pooling by attention, is no block's: it is `last` itself
+    return [norm for norm in norms if norm.step < last.step and norm.shape == last.shape][-1:]
+
+
+def _is_projection(model: nn.Module, place: Place) -> bool:
+    """Whether a place is the keys or values of an attention, as of one that pools: what it reads is the feature map."""
+    path = place.name.split(".")
+    modules = [(part, model.get_submodule(".".join(path[: end + 1]))) for end, part in enumerate(path)]
+    inside = any("att" in f"{part} {type(module).__name__}".lower() for part, module in modules[:-1])
+    return inside and isinstance(modules[-1][1], (nn.Linear, nn.Conv2d))
 
 
 def _is_block_norm(model: nn.Module, place: Place) -> bool:

@@ -42,6 +42,19 @@ MODELS: dict[str, Callable[[], Any]] = {
     "beit": lambda: transformers.BeitForImageClassification(
         transformers.BeitConfig(image_size=64, patch_size=16, intermediate_size=64, **TINY)
     ),
+    "siglip": lambda: transformers.SiglipForImageClassification(
+        transformers.SiglipConfig(
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 64,
+                "patch_size": 16,
+            },
+            **NAMES,
+        )
+    ),
     "swin": lambda: transformers.SwinForImageClassification(
         transformers.SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], image_size=64, window_size=4, **NAMES)
     ),
@@ -57,6 +70,7 @@ LAYERS = {
     "vit": "vit.layers.1.layernorm_before",
     "deit": "deit.layers.1.layernorm_before",
     "beit": "beit.layers.0",
+    "siglip": "vision_model.encoder.layers.1.layer_norm1",
     "swin": "swin.encoder.layers.1.blocks.0",
     "convnext": "convnext.encoder.stages.1",
     "resnet": "resnet.encoder.stages.1.layers.0",

@@ -40,6 +40,12 @@ def _timm(name: str, **arguments: Any) -> nn.Module:
         ("test_vit", {"img_size": (96, 224)}, (96, 224), ("blocks.5.norm1", "tokens", (6, 14), 1)),
         ("test_vit2", {}, (160, 160), ("blocks.7.norm1", "tokens", (10, 10), 1)),
         ("test_vit4", {}, (160, 160), ("blocks.8.norm1", "tokens", (10, 10), 1)),
+        (
+            "vit_tiny_patch16_224",
+            {"class_token": False, "global_pool": "map", "depth": 2},
+            (224, 224),
+            ("blocks.1.norm1", "tokens", (14, 14), 0),
+        ),
         ("resnet18", {}, (160, 224), ("layer4", "nchw", (5, 7), 0)),
         ("resnet18", {}, (65, 97), ("layer4", "nchw", (3, 4), 0)),
         ("mobilenetv3_small_050", {}, (160, 160), ("blocks.5", "nchw", (5, 5), 0)),
