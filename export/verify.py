@@ -15,10 +15,9 @@ from finercam_rt.contrast import Contrast, top_classes
 from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
-from finercam_rt.export.eager import objective_value, run_with_gradients
-from finercam_rt.export.method import mean_of_normalised, positions, raw_map
+from finercam_rt.export.capture import first_line
+from finercam_rt.export.expected import Contrasts, Expected, Run, run_eagerly, run_in_float64
 from finercam_rt.export.refusal import refusing
-from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.manifest import Manifest
 from finercam_rt.outputs import Outputs
 
@@ -32,30 +31,6 @@ at a kink, as of a ReLU or a hard swish, the last digit decides which derivative
 ROUNDED_AGAIN = 8
 """Draws of weights and images that are rounded once more."""
 VERIFICATION_IMAGES = 5
-IN_FLOAT64 = 2
-"""Images at a time in float64, whose derivative takes twice the memory."""
-Contrasts = Sequence[tuple[Any, Any, Any]]
-"""Of each contrast of an image its target (N,), references (N,R) and alpha (N,)."""
-
-
-class Expected(NamedTuple):
-    """What a map (N,h,w) must be, and the scale (N,) of its rounding: an error is relative to that."""
-
-    values: torch.Tensor
-    scale: torch.Tensor
-
-
-class Run(NamedTuple):
-    """logits (N,K), and for each contrast a row of values.
-
-    maps: the saliency map (N,h,w), and of several layers their raw maps after it; the scale of a raw map is its norm
-    before the ReLU. taps: of head "taps" the activations and the gradients or the channel weights, as the graph gives
-    them; else empty.
-    """
-
-    logits: torch.Tensor
-    maps: list[list[Expected]]
-    taps: list[list[Expected]]
 
 
 class Errors(NamedTuple):
@@ -87,38 +62,6 @@ def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
     fine = torch.randn(VERIFICATION_IMAGES, *shape, generator=generator)
     images = nn.functional.interpolate(coarse, shape[1:], mode="bicubic") + 0.5 * fine
     return images / images.std((1, 2, 3), keepdim=True)
-
-
-def run_eagerly(
-    model: nn.Module,
-    manifest: Manifest,
-    images: torch.Tensor,
-    contrasts: Contrasts,
-    class_embeddings: ClassEmbeddings | None = None,
-) -> Run:
-    """What eager autograd says for these targets, references and alphas."""
-    layers, count = manifest.layers, len(images)
-    # PyTorch 2.14.1 mixes up the channels in the derivative of a batch norm of one image whose output becomes tokens:
-    # the strides of the cotangent, which say nothing where there is one image, are taken for another memory format
-    copies = images.repeat(2, 1, 1, 1) if count == 1 else images
-    activations, logits = run_with_gradients(model, [layer.name for layer in layers], copies)
-    logits = logits[:count]
-    if isinstance(model, ZeroShot) and class_embeddings is not None:
-        logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
-    found, taps = [], []
-    for target, references, alpha in contrasts:
-        value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)
-        gradients = [g[:count] for g in torch.autograd.grad(value, activations, retain_graph=True)]
-        maps = []
-        for layer, a, g in zip(layers, (a[:count] for a in activations), gradients, strict=True):
-            with torch.no_grad():
-                raw = raw_map(a, g, layer, manifest.method)
-                # what the ReLU hides: A and G of the other sign have the negative part of the same scores, mostly
-                hidden = raw_map(a, -g, layer, manifest.method)
-            maps.append(Expected(raw, (raw.square() + hidden.square()).flatten(1).sum(1).sqrt()))
-        found.append(maps if len(maps) == 1 else [_whole(maps, manifest.grid), *maps])
-        taps.append(_taps(manifest, activations[0][:count].detach(), gradients[0]))
-    return Run(logits.detach(), found, taps)
 
 
 @refusing("verifying the engine")
@@ -159,7 +102,7 @@ def verify(
         if not errors.within(TOLERANCE):
             explained, held = rounding.explains(found, eager, batch, contrasts, classes)
             if not explained or not (held or force):
-                raise ExportError(_difference(errors, eager, rounding.moved, explained))
+                raise ExportError(_difference(errors, eager, rounding, explained))
         worst = _larger(worst, errors)
         _check_choices(outputs, eager.logits, arguments, max(LOGIT_TOLERANCE, errors.logits))
     measured = {
@@ -179,6 +122,8 @@ class _Rounding:
     def __init__(self, model: nn.Module, manifest: Manifest) -> None:
         self.moved = Errors(0.0, 0.0)
         """How far PyTorch's are from float64, those of weights and images that are rounded once more included."""
+        self.unknown = ""
+        """Why that could not be found; empty where it was."""
         self._model, self._manifest = model, manifest
         self._own = Errors(0.0, 0.0)
 
@@ -187,8 +132,10 @@ class _Rounding:
     ) -> tuple[bool, bool]:
         """Whether the engine is about as near to float64 as rounding leaves PyTorch's own, and whether both are near
         enough: whether float32 holds the map."""
-        exact = _in_float64(self._model, self._manifest, images, contrasts, classes)
-        if exact is None:
+        try:
+            exact = run_in_float64(self._model, self._manifest, images, contrasts, classes)
+        except Exception as error:  # of the model's own code
+            self.unknown = first_line(error)
             return False, False
         engine = _errors(found, exact)
         self._own = _larger(self._own, _errors(eager, exact))
@@ -252,28 +199,10 @@ def _contrasts(outputs: Outputs) -> Iterator[tuple[Any, Any, Any]]:
         yield outputs.target[:, p], outputs.references[:, p], outputs.alpha[:, p]
 
 
-def _taps(manifest: Manifest, activations: torch.Tensor, gradients: torch.Tensor) -> list[Expected]:
-    """What head "taps" gives besides the map, of one contrast."""
-    if manifest.taps is None:
-        return []
-    given = gradients
-    if not manifest.taps.gradients:
-        values = positions(gradients, manifest.layers[0])
-        given = values.data.mean(values.position)
-    return [Expected(values, values.flatten(1).norm(dim=1)) for values in (activations, given)]
-
-
 def _given(outputs: Outputs) -> list[Any]:
     """The taps that the engine gives."""
     taps = (outputs.activations, outputs.gradients, outputs.channel_weights)
     return [values for values in taps if values is not None]
-
-
-def _whole(maps: list[Expected], grid: tuple[int, int]) -> Expected:
-    """The mean of the normalised maps; normalising divides by what the ReLU left, and rounding grows with that."""
-    values = mean_of_normalised([one.values for one in maps], grid)
-    growth = torch.stack([one.scale / one.values.flatten(1).norm(dim=1) for one in maps]).amax(0)
-    return Expected(values, (values.flatten(1).norm(dim=1) * growth).nan_to_num(nan=torch.inf))
 
 
 def _engine_run(outputs: Outputs, manifest: Manifest, eager: Run) -> Run:
@@ -310,32 +239,6 @@ def _largest(errors: torch.Tensor) -> float:
     return float(errors.nan_to_num(nan=torch.inf).max())
 
 
-def _in_float64(
-    model: nn.Module,
-    manifest: Manifest,
-    images: torch.Tensor,
-    contrasts: Contrasts,
-    class_embeddings: ClassEmbeddings | None,
-) -> Run | None:
-    """The eager run in float64, of a few images at a time; None where the model has float32 in its code."""
-    runs = []
-    try:
-        double = copy.deepcopy(model).double()
-        for first in range(0, len(images), IN_FLOAT64):
-            rows = slice(first, first + IN_FLOAT64)
-            some = [(target[rows], references[rows], alpha[rows]) for target, references, alpha in contrasts]
-            runs.append(run_eagerly(double, manifest, images[rows].double(), some, class_embeddings))
-    except Exception:
-        return None
-
-    def joined(parts: Sequence[list[list[Expected]]]) -> list[list[Expected]]:
-        rows = [zip(*of_contrast, strict=True) for of_contrast in zip(*parts, strict=True)]
-        return [[Expected(*map(torch.cat, zip(*pieces, strict=True))) for pieces in row] for row in rows]
-
-    logits, maps, taps = zip(*runs, strict=True)
-    return Run(torch.cat(logits), joined(maps), joined(taps))
-
-
 def _rounded_again(model: nn.Module, images: torch.Tensor, seed: int) -> tuple[nn.Module, torch.Tensor]:
     """A copy of both whose float32 numbers are a last digit larger or smaller at random, or as they were."""
     generator = torch.Generator().manual_seed(seed)
@@ -354,8 +257,8 @@ def _larger(one: Errors, other: Errors) -> Errors:
     return Errors(*map(max, one, other))
 
 
-def _difference(errors: Errors, eager: Run, own: Errors, explained: bool) -> str:
-    """What a difference is due to; own: PyTorch's rounding. A map float32 cannot hold is refused as a wrong one is.
+def _difference(errors: Errors, eager: Run, rounding: _Rounding, explained: bool) -> str:
+    """What a difference is due to. A map float32 cannot hold is refused as a wrong one is.
 
     Two causes are known, both of weights that were never trained or of a layer where nothing is left of the image: a
     map that is a small difference of large terms (behind it a layer norm, before it the same values at all positions),
@@ -363,6 +266,7 @@ def _difference(errors: Errors, eager: Run, own: Errors, explained: bool) -> str
     """
     logits = float(eager.logits.abs().max())
     digits = logits * torch.finfo(torch.float32).eps > MAP_TOLERANCE / 2 and errors.logits <= LOGIT_TOLERANCE
+    own = rounding.moved
     if digits or explained or not own.within(LARGEST_ROUNDING):
         ways = ["check that the weights are trained ones", "choose another target layer"]
         if explained:  # nearer than PyTorch's own map there is none in float32
@@ -372,10 +276,11 @@ def _difference(errors: Errors, eager: Run, own: Errors, explained: bool) -> str
             f"map by {own.maps:.1e}, and the engine's is {errors.maps:.1e} from it, where {MAP_TOLERANCE:.0e} is "
             f"allowed; {', '.join(ways[:-1])}, or {ways[-1]}."
         )
+    unknown = f", and float64 does not show how much of it is rounding ({rounding.unknown})" if rounding.unknown else ""
     return (
         f"the compiled engine does not equal the model: relative error {errors.maps:.1e} of the maps and "
-        f"{errors.logits:.1e} of the logits, where {MAP_TOLERANCE:.0e} is allowed; nothing was written, please report "
-        "it."
+        f"{errors.logits:.1e} of the logits, where {MAP_TOLERANCE:.0e} is allowed{unknown}; nothing was written, "
+        "please report it."
     )
 
 

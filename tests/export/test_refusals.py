@@ -283,6 +283,8 @@ def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:
     check_seen(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
     with pytest.raises(ExportError, match="trained"):
         check_seen(torch.nn.Flatten(), 1 + 1e-9 * images.double())
+    with pytest.raises(ExportError, match="same for different"):  # numbers that are nearly zero
+        check_seen(torch.nn.Flatten(), 1e-41 * images)
 
 
 def test_a_fixed_batch_is_refused_or_kept_dynamic(refused: Refused, user_module: str) -> None:

@@ -24,8 +24,9 @@ from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import cut  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
 from finercam_rt.export.emit import to_onnx  # noqa: E402
+from finercam_rt.export.expected import run_in_float64  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
-from finercam_rt.export.verify import _errors, _in_float64, verification_images, verify  # noqa: E402
+from finercam_rt.export.verify import _errors, verification_images, verify  # noqa: E402
 from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
 from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
 
@@ -331,6 +332,26 @@ def test_weights_that_were_rounded_once_more_explain_a_difference(
             verify(engine, model_of(large), images)
 
 
+def test_a_model_that_does_not_run_in_float64_says_so_where_it_differs(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Any) -> Any:
+            return F.conv2d(x, torch.full((CHANNELS, 1, 1, 1), self.factor), groups=CHANNELS)
+
+    def model_of(factor: float) -> Any:
+        torch.manual_seed(1)
+        return Toy(Fixed(factor)).eval()
+
+    path, spec = tmp_path / "toy.onnx", InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    export_model(model_of(1.0), path, target_layer="tap", input=spec)
+    message = r"float64 does not show how much of it is rounding .*Double.*report it"
+    with Engine(path, backend="onnxruntime") as engine, pytest.raises(ExportError, match=message):
+        verify(engine, model_of(1.1), verification_images((3, *SIZE)))
+
+
 def test_a_map_that_float32_cannot_hold_is_refused_with_its_cause(tmp_path: Path) -> None:
     """Logits of 1e9: which reference the softmax takes is a matter of the last digit."""
 
@@ -356,8 +377,8 @@ def test_a_few_images_at_a_time_are_all_of_them(tmp_path: Path, monkeypatch: pyt
     contrasts = [tuple(np.array(values) for values in contrast) for contrast in asked]
     found = []
     for at_once in (2, 5):
-        monkeypatch.setattr("finercam_rt.export.verify.IN_FLOAT64", at_once)
-        found.append(_in_float64(model, manifest, images, contrasts, None))
+        monkeypatch.setattr("finercam_rt.export.expected.IN_FLOAT64", at_once)
+        found.append(run_in_float64(model, manifest, images, contrasts, None))
     few, together = found
     assert few.logits.shape == (5, 7)
     assert [len(row) for row in few.maps] == [1, 1]
