@@ -58,7 +58,6 @@ class _Rounding:
         self.measured: dict[str, dict[str, float]] | None = None
         self._oracle, self._pytorch = oracle, Errors(0.0, 0.0)
         self._exact: Oracle | None = None
-        self._moved: list[Oracle] = []
 
     def explains(self, contrast: Contrast, logits: NDArray[Any], saliency_map: NDArray[Any]) -> bool:
         """Not where the model cannot compute in float64."""
@@ -70,9 +69,7 @@ class _Rounding:
         for seed in range(ROUNDED_AGAIN):
             if self._allows(engine):
                 break
-            if seed == len(self._moved):
-                self._moved.append(self._oracle.rounded_again(seed))
-            self._add(self._moved[seed], exact, contrast)
+            self._add(self._oracle.rounded_again(seed), exact, contrast)  # not kept: it holds the activations
         self.measured = {"engine": engine._asdict(), "pytorch": self._pytorch._asdict()}
         return self._allows(engine)
 
