@@ -65,7 +65,23 @@ def _convolution_backward(
         - ((grad.shape[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[i + 2] - 1) + 1)
         for i in range(len(stride))
     ]
+    if max(stride) > 1 and max(dilation) > 1:  # for which TensorRT-RTX has no kernel; for either alone it has
+        grad, missing = _spread_apart(grad, stride, missing), [0] * len(missing)
+        stride = [1] * len(missing)
     return aten.convolution(grad, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+def _spread_apart(grad: torch.Tensor, stride: Sequence[int], missing: Sequence[int]) -> torch.Tensor:
+    """Zeros between the positions, `stride` - 1 of them, and `missing` behind the last: (N,C,h,..) -> (N,C,h2,..)."""
+    lead, sizes = grad.shape[:2], grad.shape[2:]
+    columns = grad.reshape(*lead, *(part for size in sizes for part in (size, 1)))
+    borders = [border for step in reversed(stride) for border in (0, step - 1, 0, 0)]
+    spread = aten.constant_pad_nd(columns, borders).reshape(
+        *lead, *(size * step for size, step in zip(sizes, stride, strict=True))
+    )
+    for axis, (size, step, more) in enumerate(zip(sizes, stride, missing, strict=True)):
+        spread = spread.narrow(axis + 2, 0, (size - 1) * step + 1 + more)
+    return spread
 
 
 def _max_pool2d_backward(

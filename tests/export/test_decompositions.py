@@ -41,6 +41,7 @@ def _autograd(x: torch.Tensor, function: Any) -> tuple[torch.Tensor, torch.Tenso
         ((3, 3), (2, 2), (1, 1), (1, 1)),
         ((3, 3), (1, 1), (0, 0), (2, 2)),
         ((3, 3), (2, 2), (2, 2), (2, 2)),
+        ((3, 2), (2, 3), (2, 0), (2, 1)),
         ((2, 3), (3, 2), (0, 1), (1, 2)),
         ((5, 4), (2, 3), (2, 1), (1, 1)),
         ((4, 4), (4, 4), (0, 0), (1, 1)),
@@ -78,11 +79,12 @@ def test_transposed_convolution_backward(groups, kernel, stride, padding, output
     torch.testing.assert_close(got[0], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_convolution_backward_in_one_dimension() -> None:
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_convolution_backward_in_one_dimension(dilation: int) -> None:
     x, weight = _randn(2, 4, 13), _randn(6, 2, 3, seed=1)
-    grad, expected = _autograd(x, lambda v: functional.conv1d(v, weight, None, 2, 1, 1, 2))
+    grad, expected = _autograd(x, lambda v: functional.conv1d(v, weight, None, 2, 1, dilation, 2))
     got = TABLE[aten.convolution_backward.default](
-        grad, x, weight, None, [2], [1], [1], False, [0], 2, [True, False, False]
+        grad, x, weight, None, [2], [1], [dilation], False, [0], 2, [True, False, False]
     )
     torch.testing.assert_close(got[0], expected, rtol=1e-12, atol=1e-12)
 

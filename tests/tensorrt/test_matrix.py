@@ -270,6 +270,19 @@ def test_the_eigen_methods_are_all_there():
     assert {name for some in EIGEN.values() for name in some} == {name for name in METHODS if "eigen" in name}
 
 
+@pytest.mark.usefixtures("rtx")
+def test_the_derivative_of_a_convolution_with_a_stride_and_a_dilation(tmp_path):
+    """TensorRT-RTX 1.7 ends in its compiler on a transposed convolution with both (found with timm's SKNet)."""
+    from finercam_rt.export import export_model
+
+    torch.manual_seed(0)
+    nn = torch.nn
+    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 8, 3, 2, 2, dilation=2, groups=2), nn.Tanh()
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6)).eval()
+    manifest = export_model(model, tmp_path / "x.onnx", target_layer="0", input=SPEC, check="tensorrt")
+    assert manifest.verification["tensorrt"]["kernels_behind_logits"] > 0
+
+
 def test_an_operation_that_tensorrt_lacks_is_refused_before_anything_is_written(rtx, tmp_path):
     from finercam_rt.errors import ExportError
     from finercam_rt.export import export_model
