@@ -300,6 +300,11 @@ class FinerCAM(_Extractor):
     ) -> None:
         """Find the layers; the first map compiles."""
         base = our_class(base_method, "torchcam", _PlainExtractor)
+        if getattr(base_method, "__name__", "") == "GradCAMpp":
+            raise WrongTypeError(
+                "torch-cam's GradCAMpp is not Grad-CAM++, since its division is lost; take FinerCAM of "
+                "finercam_rt.compat with base_method=GradCAMPlusPlus."
+            )
         if base is None or base not in (GradCAM, LayerCAM):
             raise WrongTypeError("base_method must be GradCAM, or LayerCAM, of finercam_rt.compat.torchcam.")
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
