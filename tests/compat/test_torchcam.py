@@ -210,7 +210,7 @@ def test_mistakes_in_the_constructor(cnn: Any) -> None:
     ):
         with pytest.raises(error):
             ours.FinerCAM(cnn, "1", **options)
-    with pytest.raises(TypeError, match="is not Grad-CAM\\+\\+.*base_method=GradCAMPlusPlus"):
+    with pytest.raises(TypeError, match=r"is not Grad-CAM\+\+.*base_method=GradCAMPlusPlus"):
         ours.FinerCAM(cnn, "1", base_method=public.GradCAMpp)
     for layer, error in ((3, TypeError), ([3], TypeError), (nn.ReLU(), ValueError), ("9", ExportError)):
         with pytest.raises(error):
