@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from finercam_rt.export.candidates import Place, find_places
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.outputs import feature_map, with_feature_map
 from finercam_rt.export.readings import channel_counts, has_positions, position_count
 
 GROUP = 6
@@ -16,6 +18,9 @@ GROUP = 6
 
 DENSE = 0.5
 """The least share of the positions that must have a gradient: a maximum over positions gives it to few of them."""
+
+MOVED = 1e-5
+"""By how much of the largest number a token must change for another one's sake; float32 alone changes a tenth of it."""
 
 OTHERS = 16
 """How many more tokens than positions a model of one resolution may have."""
@@ -40,14 +45,19 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
     sparse: list[Place] = []
     for end in range(len(maps), 0, -GROUP):
         group = maps[max(0, end - GROUP) : end]
-        beside = [norm for norm in norms if norm.reads in {place.step for place in group}]
+        # of blocks whose outputs are sums outside of any module, the norms read nothing that has a name
+        unnamed = [norm for norm in norms if norm.reads < 0 and norm.step > group[0].step][-GROUP:]
+        beside = [norm for norm in norms if norm.reads in {place.step for place in group}] + unnamed
         shares, classes = _gradient_shares(model, [*group, *beside], example)
         dense = [place for place in reversed(group) if shares[place] >= DENSE]
         if dense:
             sparse += [place for place in group if place.step > dense[0].step]
             # a map of class scores is the logits laid out, not what they were made from
             dense.sort(key=lambda place: classes in channel_counts(place.shape, example.shape))
-            usual = _block_norm(dense[0], [n for n in beside if shares[n] >= DENSE], maps, example, bool(sparse))
+            reached = [norm for norm in beside if shares[norm] >= DENSE]
+            usual = _block_norm(dense[0], reached, maps, example, bool(sparse))
+            if usual and usual[0].reads < 0 and not _mixed(model, dense[0], usual[0], example):
+                usual = []  # class attention, whose blocks read the patches again and again as they are
             # streams that never meet again leave only a shallow map to all of them; a deep block's says more
             count = position_count(dense[0].shape, example.shape)
             deep = [norm for norm in reversed(norms) if 4 * position_count(norm.shape, example.shape) <= count][:GROUP]
@@ -86,18 +96,52 @@ def _block_norm(
 ) -> list[Place]:
     """The first normalisation of a transformer's last block: the one that reads `last`, the last map with a gradient.
 
-    Where no later map was skipped for want of one, the head reads all tokens, and the block is the one before `last`;
-    only of a model of one resolution is its normalisation as good as its output.
+    Where the sums between the blocks are no module's output it is the last one behind `last`. Where no later map was
+    skipped for want of a gradient, the head reads all tokens, and the block is the one before `last`; only of a model
+    of one resolution is its normalisation as good as its output.
     """
     if len(last.shape) != 3:
         return []
-    if skipped:
-        return [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape][-1:]
+    reading = [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape and skipped]
+    behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last)]
+    if skipped or behind:
+        return (reading or behind)[-1:]
     counts = [position_count(place.shape, example.shape) for place in maps]
     if max(counts) - min(counts) > OTHERS:
         return []
     # a norm behind the last block, beside a pooling by attention, is no block's: it is `last` itself
-    return [norm for norm in norms if norm.step < last.step and norm.shape == last.shape][-1:]
+    return [norm for norm in norms if norm.reads >= 0 and norm.step < last.step and norm.shape == last.shape][-1:]
+
+
+def _alike(norm: Place, last: Place) -> bool:
+    """Whether both are the tokens of one resolution: a class token may have come between."""
+    same = len(norm.shape) == 3 and norm.shape[2] == last.shape[2]
+    return same and abs(norm.shape[1] - last.shape[1]) <= OTHERS
+
+
+def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) -> bool:
+    """Whether a token of `norm` knows of more than one of `last`, other than a class token: a block is between them."""
+    found: list[torch.Tensor] = []
+
+    def change(_module: nn.Module, _inputs: object, output: Any) -> Any:
+        value = feature_map(output, last.name).clone()
+        value[1, last.shape[1] // 2].neg_()
+        return with_feature_map(output, value)
+
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        found.append(feature_map(output, norm.name))
+
+    handles = [model.get_submodule(last.name).register_forward_hook(change)]
+    handles.append(model.get_submodule(norm.name).register_forward_hook(keep))
+    try:
+        with torch.no_grad():
+            model(example[:1].repeat(2, 1, 1, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    (tokens,) = found
+    moved = (tokens[1] - tokens[0]).abs().amax(1) > MOVED * tokens.abs().max()
+    return int(moved.sum()) > 1 + abs(norm.shape[1] - last.shape[1])
 
 
 def _is_projection(model: nn.Module, place: Place) -> bool:

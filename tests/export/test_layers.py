@@ -213,3 +213,46 @@ def test_auto_takes_no_gate_and_the_last_of_several_exits() -> None:
     assert _found(model, size=(64, 96)) == ("first", "nchw", (8, 12), 0)
     with pytest.raises(ExportError, match=r"the logits do not depend on layer 'beside'; .* such as 'features"):
         _found(Odd(), "beside", (64, 64))
+
+
+class _Mixing(nn.Module):
+    """An attention with its normalisation inside, as vit-pytorch has it: the sum around it is no module's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(24), nn.MultiheadAttention(24, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        mixed: torch.Tensor = self.attention(y, y, y, need_weights=False)[0]
+        return mixed
+
+
+class _Tokens(nn.Module):
+    """Patches and a class token through two attentions, between all tokens or of the class token with the patches."""
+
+    def __init__(self, of_class: bool) -> None:
+        super().__init__()
+        self.patches, self.first, self.head = nn.Conv2d(3, 24, 8, 8), nn.LayerNorm(24), nn.Linear(24, 5)
+        self.token, self.of_class = nn.Parameter(torch.randn(1, 1, 24)), of_class
+        self.blocks = nn.ModuleList(nn.ModuleDict({"mixing": _Mixing()}) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.first(self.patches(x).flatten(2).transpose(1, 2))
+        token = self.token.expand(len(x), 1, 24)
+        for block in self.blocks:
+            every = torch.cat([token, tokens], 1)
+            every = every + block["mixing"](every)
+            token = every[:, :1]
+            if not self.of_class:
+                tokens = every[:, 1:]
+        return self.head(token[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("of_class", "expected"),
+    [(False, ("blocks.1.mixing.norm", "tokens", (8, 12), 1)), (True, ("first", "tokens", (8, 12), 0))],
+)
+def test_auto_finds_the_last_block_where_sums_have_no_name(of_class: bool, expected: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    assert _found(_Tokens(of_class), size=(64, 96)) == expected
