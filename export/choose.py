@@ -56,8 +56,8 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
             dense.sort(key=lambda place: classes in channel_counts(place.shape, example.shape))
             reached = [norm for norm in beside if shares[norm] >= DENSE]
             usual = _block_norm(dense[0], reached, maps, example, bool(sparse))
-            if usual and usual[0].reads < 0 and not _mixed(model, dense[0], usual[0], example):
-                usual = []  # class attention, whose blocks read the patches again and again as they are
+            # class attention's blocks read the patches again and again as they are
+            usual = [norm for norm in usual if norm.reads >= 0 or _mixed(model, dense[0], norm, example)]
             # streams that never meet again leave only a shallow map to all of them; a deep block's says more
             count = position_count(dense[0].shape, example.shape)
             deep = [norm for norm in reversed(norms) if 4 * position_count(norm.shape, example.shape) <= count][:GROUP]
@@ -96,16 +96,16 @@ def _block_norm(
 ) -> list[Place]:
     """The first normalisation of a transformer's last block: the one that reads `last`, the last map with a gradient.
 
-    Where the sums between the blocks are no module's output it is the last one behind `last`. Where no later map was
-    skipped for want of a gradient, the head reads all tokens, and the block is the one before `last`; only of a model
-    of one resolution is its normalisation as good as its output.
+    Where the sums between the blocks are no module's output it is the last one behind `last`, which goes first. Where
+    no later map was skipped for want of a gradient, the head reads all tokens, and the block is the one before `last`;
+    only of a model of one resolution is its normalisation as good as its output.
     """
     if len(last.shape) != 3:
         return []
     reading = [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape and skipped]
     behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last)]
     if skipped or behind:
-        return (reading or behind)[-1:]
+        return [*behind[-1:], *reading[-1:]]
     counts = [position_count(place.shape, example.shape) for place in maps]
     if max(counts) - min(counts) > OTHERS:
         return []

@@ -26,7 +26,13 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.select_backward.default: _select_backward,
         aten.unfold_backward.default: _unfold_backward,
         aten.copy.default: _copy,
+        aten.empty_permuted.default: _empty,
     }
+
+
+def _empty(size: Sequence[int], _order: Sequence[int], **options: Any) -> torch.Tensor:
+    """What is written to before it is read; the exporter has no form for the one whose axes are out of order."""
+    return torch.zeros(size, dtype=options.get("dtype"))
 
 
 def _copy(into: torch.Tensor, values: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -76,7 +82,7 @@ def _spread_apart(grad: torch.Tensor, stride: Sequence[int], missing: Sequence[i
     lead, sizes = grad.shape[:2], grad.shape[2:]
     columns = grad.reshape(*lead, *(part for size in sizes for part in (size, 1)))
     borders = [border for step in reversed(stride) for border in (0, step - 1, 0, 0)]
-    spread = aten.constant_pad_nd(columns, borders).reshape(
+    spread: torch.Tensor = aten.constant_pad_nd(columns, borders).reshape(
         *lead, *(size * step for size, step in zip(sizes, stride, strict=True))
     )
     for axis, (size, step, more) in enumerate(zip(sizes, stride, missing, strict=True)):

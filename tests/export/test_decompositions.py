@@ -195,3 +195,25 @@ def test_a_tail_of_these_operations_end_to_end(tmp_path: Path) -> None:
         got = engine(images.numpy(), alpha=[0.0, 0.6, 1.0, 2.5])
     assert got.references.tolist() == answer.references
     assert relative_l2(got.saliency_map, answer).max() <= RELATIVE_L2
+
+
+def test_an_interpolation_by_a_parameter(tmp_path: Path) -> None:
+    """Its derivative is written into empty tensors, for which the exporter has no form (found with a normalised ViT)."""
+    from finercam_rt.export import export_model
+    from finercam_rt.manifest import InputSpec
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.share = nn.Conv2d(3, 8, 3, 2, 1), nn.Parameter(torch.linspace(0.1, 0.9, 8))
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = self.layer(images).flatten(2).transpose(1, 2)
+            mixed: torch.Tensor = self.head(tokens.lerp(tokens.tanh(), self.share).mean(1))
+            return mixed
+
+    torch.manual_seed(0)
+    spec = InputSpec((32, 48), (0.5,) * 3, (0.5,) * 3)
+    manifest = export_model(Mixed().eval(), tmp_path / "mixed.onnx", target_layer="layer", input=spec)
+    assert manifest.verification["map_relative_l2"] < 1e-5
