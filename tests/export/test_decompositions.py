@@ -198,15 +198,15 @@ def test_a_tail_of_these_operations_end_to_end(tmp_path: Path) -> None:
 
 
 def test_an_interpolation_by_a_parameter(tmp_path: Path) -> None:
-    """Its derivative is written into empty tensors, for which the exporter has no form (found with a normalised ViT)."""
+    """Its derivative is written into empty tensors, which the exporter has no form for (found with nViT)."""
     from finercam_rt.export import export_model
     from finercam_rt.manifest import InputSpec
 
-    class Mixed(nn.Module):
+    class Mixed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.share = nn.Conv2d(3, 8, 3, 2, 1), nn.Parameter(torch.linspace(0.1, 0.9, 8))
-            self.head = nn.Linear(8, 5)
+            self.layer, self.share = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Parameter(torch.linspace(0.1, 0.9, 8))
+            self.head = torch.nn.Linear(8, 5)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             tokens = self.layer(images).flatten(2).transpose(1, 2)
