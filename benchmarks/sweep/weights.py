@@ -52,7 +52,7 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
 def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float, lift: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
+        if parameter.is_floating_point() and parameter.numel() and parameter.min() == parameter.max():
             parameter.copy_(_drawn(name, parameter, generator, damping))
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight.numel() > 1:
