@@ -124,7 +124,7 @@ class Looker:
             names: modules whose outputs have three or four axes, the first of which is N.
             example: (N,C,H,W) float32; the images are run in batches of its size.
         """
-        self._model, self._names, self._example = model, list(names), example
+        self._model, self._names, self._example = model, list(dict.fromkeys(names)), example
         self._sights: dict[int, dict[str, Sight]] = {}
 
     def sight(self, name: str, pair: int) -> Sight:

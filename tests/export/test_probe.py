@@ -193,3 +193,9 @@ def test_readings_are_all_ways_to_lay_positions_out() -> None:
     assert {(r.prefix_tokens, r.suffix_tokens) for r in tokens} == {(0, 1), (1, 0)}
     assert [str(r) for r in tokens if r.supported] == ["tokens of a 8x8 grid behind 1 prefix token"]
     assert len(list(token_readings("tokens", 7, (1, 7)))) == 2
+
+
+def test_a_layer_that_is_named_twice_is_looked_at_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU()).eval()
+    shape = Looker(model, ["0", "0"], torch.zeros(2, 3, 32, 32)).sight("0", 0).by_channel_axis[1][0].shape
+    assert shape == (64,)
