@@ -39,6 +39,7 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 
 VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
+    "expected.py": {"embeddings"},
     "export_model.py": {"engine", "images", "embeddings", "tensorrt"},
     "check_tensorrt.py": {"tensorrt"},
     "embed_text.py": {"embeddings"},
