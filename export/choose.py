@@ -148,12 +148,17 @@ def _is_projection(model: nn.Module, place: Place) -> bool:
     """Whether a place is the keys or values of an attention, as of one that pools: what it reads is the feature map."""
     path = place.name.split(".")
     modules = [(part, model.get_submodule(".".join(path[: end + 1]))) for end, part in enumerate(path)]
-    inside = any("att" in f"{part} {type(module).__name__}".lower() for part, module in modules[:-1])
+    inside = any(_attends(part, module) for part, module in modules[:-1])
     return inside and isinstance(modules[-1][1], (nn.Linear, nn.Conv2d))
 
 
 def _is_block_norm(model: nn.Module, place: Place) -> bool:
     """Whether a place is a normalisation beside an attention, as in a transformer's block."""
     block = model.get_submodule(place.name.rpartition(".")[0])
-    beside = (f"{name} {type(child).__name__}".lower() for name, child in block.named_children())
-    return "norm" in type(model.get_submodule(place.name)).__name__.lower() and any("att" in text for text in beside)
+    beside = any(_attends(name, child) for name, child in block.named_children())
+    return "norm" in type(model.get_submodule(place.name)).__name__.lower() and beside
+
+
+def _attends(name: str, module: nn.Module) -> bool:
+    """Whether a module is an attention, by its name or its class's."""
+    return "att" in f"{name} {type(module).__name__}".lower()

@@ -30,7 +30,7 @@ ROUNDING = 2.0
 rounding moves PyTorch's own float32: on any image so far, or with weights and images that are rounded once more. The
 engine's sums are the same, but not their order, and weights that batch norms were folded into were rounded again; and
 at a kink, as of a ReLU or a hard swish, the last digit decides which derivative a position has."""
-ROUNDED_AGAIN = 16
+ROUNDED_AGAIN = 8
 """Draws of weights and images that are rounded once more."""
 VERIFICATION_IMAGES = 5
 

@@ -7,5 +7,5 @@ TOLERANCE = 1e-4
 """Relative error of maps and logits: DESIGN, section 6."""
 ROUNDING = 2.0
 """An engine may be this many times as far from float64 as rounding moves PyTorch's own, where it is above TOLERANCE."""
-ROUNDED_AGAIN = 32
+ROUNDED_AGAIN = 8
 """Draws of weights and images that are rounded to float32 once more, which show what rounding does."""
