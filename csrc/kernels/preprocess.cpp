@@ -17,7 +17,7 @@ void preprocess(const PreprocessArgs& args, const Execution& execution) {
                    photograph.width, ") resized to (", photograph.resized_height, ", ", photograph.resized_width, ")");
   }
   if (execution.cuda) {
-    on_cuda("preprocess", {args.batch, 3, args.height, args.width}, execution.device,
+    on_cuda("preprocess", {args.batch, args.channels, args.height, args.width}, execution.device,
             [&] { preprocess_cuda(args, execution.device, execution.stream); });
   } else {
     preprocess_cpu(args, execution.threads);

@@ -20,7 +20,8 @@ struct MapRange {
 FINERCAM_HOST_DEVICE MapStatus status_of(const MapRange& range) {
   if (!range.finite) return MapStatus::kNonFinite;
   if (range.maximum <= 0.0f) return MapStatus::kNoPositiveEvidence;
-  return range.maximum == range.minimum ? MapStatus::kConstant : MapStatus::kOk;
+  // the difference, by which is divided: where the processor takes subnormal numbers for 0 it may be 0 of two values
+  return range.maximum - range.minimum > 0.0f ? MapStatus::kOk : MapStatus::kConstant;
 }
 
 // What is drawn as 0 and as 1: the caller's range, or the map's own.
@@ -28,11 +29,12 @@ FINERCAM_HOST_DEVICE MapRange drawn_range(const RenderArgs& args, const MapRange
   return args.high > args.low ? MapRange{args.low, args.high, true} : own;
 }
 
-// (ReLU(value) - minimum) / (maximum - minimum) within [0, 1]; only for maps whose status is ok.
+// (ReLU(value) - minimum) / (maximum - minimum) within [0, 1], and 0 where that is not a number, since it becomes an
+// index; only for maps whose status is ok.
 FINERCAM_HOST_DEVICE float normalized(float value, const MapRange& range) {
   const float minimum = range.minimum > 0.0f ? range.minimum : 0.0f;
   const float result = ((value > 0.0f ? value : 0.0f) - minimum) / (range.maximum - minimum);
-  return result < 0.0f ? 0.0f : result > 1.0f ? 1.0f : result;
+  return result > 0.0f ? (result < 1.0f ? result : 1.0f) : 0.0f;
 }
 
 // One axis of a map that lies in [start, start + extent) of an image; the pixels [first, last) have their centres

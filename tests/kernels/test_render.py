@@ -272,6 +272,7 @@ BAD = {
     "size": (M, (8, 0), {}, "two integers of at least 1"),
     "size number": (M, 8, {}, "two integers of at least 1"),
     "size fraction": (M, (8.5, 9), {}, "two integers of at least 1"),
+    "size infinite": (M, (np.inf, 7), {}, "two integers of at least 1"),
     "size huge": (M, (8, 40000), {}, "a side is at most 32767"),
     "colormap": (M, (8, 9), {"colormap": "rainbow"}, "use one of 'turbo', 'jet', 'gray'"),
     "table": (M, (8, 9), {"colormap": np.zeros((255, 3), "u1")}, "give (256,3) uint8"),
