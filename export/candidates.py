@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.readings import position_count
 from finercam_rt.export.refusal import check_finite, running
@@ -113,6 +115,13 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     if exits:  # logits that are added up from several stages: the last stage's are the whole of what is deepest
         cuts |= _cuts(exits[-1], trace.records)
     return _places(trace, cuts, example.shape)
+
+
+def written_derivatives(model: nn.Module, layers: Sequence[str], images: torch.Tensor) -> list[str]:
+    """The names of the autograd functions behind the layers that are written by hand, in Python."""
+    _, logits = run_with_gradients(model, layers, images)
+    kinds = {type(node) for node in _topological(logits.grad_fn) if isinstance(node, BackwardCFunction)}
+    return sorted(kind.__name__.removesuffix("Backward") for kind in kinds)
 
 
 def _computes_nothing(module: nn.Module, given: torch.Tensor | None, output: torch.Tensor) -> bool:

@@ -101,7 +101,7 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
         except Exception as error:
             first = first or error
     assert first is not None
-    constant = "specialized it to be a constant" in str(first)
+    constant = any(text in str(first) for text in ("specialized it to be a constant", "Constraints violated"))
     reason = "the forward makes a number of the batch size" if constant else first_line(first)
     raise ExportError(
         f"torch.export cannot capture the model with a dynamic batch ({reason}); "

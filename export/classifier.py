@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.adapter import Adapter
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
 from finercam_rt.export.refusal import check_finite, running
-from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.zero_shot import ZeroShot
 
 IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "inputs")
@@ -81,14 +80,14 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
     _check(source)
     own, converted = _in_float32(source)
     image, constants = _bind_inputs(own, request.inputs)
-    adapter = _Adapter(own, image, constants)
+    adapter = Adapter(own, image, constants)
     output = _run_once(adapter, example)
     name, logits = _find_logits(output, len(example), request)
     check_finite(logits)
     width = logits.numel() // len(example)
     if request.binary and width != 1:
         raise ExportError(f"the model has {width} logits, so it has its classes already; leave --binary out.")
-    adapter.read_from(name, binary=request.binary)
+    adapter.read_from(name, logits, binary=request.binary)
     if image is not None:
         notes += [f"classifier: the images are its input {image!r}"]
     notes += [f"classifier: its input {key!r} is the constant {_shown(value)}" for key, value in constants.items()]
@@ -106,81 +105,13 @@ def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierReques
     if request.output is not None or request.inputs or request.binary:
         raise ExportError("a zero-shot model has one input and one output; leave --logits, --input and --binary out.")
     _check(model)
-    for key, value in model.state_dict().items():
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ExportError(f"weight {key!r} is {str(value.dtype)[6:]}; convert the model with model.float().")
     embedding = _run_once(model, example)
     assert isinstance(embedding, torch.Tensor)
     check_finite(embedding)
     return Classifier(model, model, embedding.shape[1])
-
-
-class _CallersGradientMode(TorchFunctionMode):
-    """Inside, torch.no_grad and torch.enable_grad are without effect, so that a forward under no_grad has gradients.
-
-    They change no value, only what autograd records.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.switched_off = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
-            self.switched_off |= not args[0]
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-@dataclass
-class _Call:
-    """How the user's model is called, and which of its outputs is read."""
-
-    image: str | None
-    constants: Mapping[str, Any]
-    output: str | None = None
-    binary: bool = False
-    switched_off: bool = False
-
-
-class _Adapter(SharedNames):
-    """Calls the user's model; all of its own is in one attribute, whose name no layer has."""
-
-    def __init__(self, model: nn.Module, image: str | None, constants: Mapping[str, Any]) -> None:
-        super().__init__(model)
-        self.__dict__["_adapter_call"] = _Call(image, constants)
-
-    def read_from(self, name: str, *, binary: bool = False) -> None:
-        """Make the output of this name the logits, or the one from which those of two classes are made."""
-        self.call().output = name
-        self.call().binary = binary
-
-    def call(self) -> _Call:
-        """What is the adapter's own."""
-        found: _Call = self.__dict__["_adapter_call"]
-        return found
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """The logits (N,K) float32; until `read_from`, whatever the model returns."""
-        call, model = self.call(), self.__dict__["_shared_model"]
-        constants = {key: _for_each(value, images) for key, value in call.constants.items()}
-        mode = _CallersGradientMode()
-        with mode, torch.compiler.set_stance("force_eager"):
-            arguments = ((images,), {}) if call.image is None else ((), {call.image: images})
-            output = model(*arguments[0], **arguments[1], **constants)
-        call.switched_off |= mode.switched_off
-        if call.output is None:
-            return output
-        logits = dict(named_tensors(output))[call.output]
-        logits = logits if logits.dtype == torch.float32 else logits.float()
-        if call.binary:
-            half = 0.5 * logits.reshape(-1, 1)
-            return torch.cat([-half, half], 1)
-        return logits if logits.ndim == 2 else logits.flatten(1)
-
-
-def _for_each(value: Any, images: torch.Tensor) -> Any:
-    return value.expand(images.shape[0], *value.shape) if isinstance(value, torch.Tensor) else value
 
 
 def _without_wrappers(model: object) -> tuple[nn.Module, list[str]]:
@@ -210,7 +141,10 @@ def _check(model: nn.Module) -> None:
     """Refuse what cannot be captured as it stands, and a backbone of timm without its classifier."""
     head = getattr(model, "get_classifier", None)
     if getattr(model, "num_classes", None) == 0 and callable(head) and isinstance(head(), nn.Identity):
-        raise ExportError("the model has no classifier (num_classes=0), so that it gives features; put one on it.")
+        raise ExportError(
+            "the model has no classifier (num_classes=0), so that it gives features; put one on it, such as by "
+            "--num-classes K or --linear-head FILE."
+        )
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -311,9 +245,16 @@ def _shown(value: Any) -> str:
 def _run_once(model: nn.Module, example: torch.Tensor) -> object:
     """The model's output on the example."""
     inference: list[str] = []
+    reduced: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda *_: inference.append(name) if torch.is_inference_mode_enabled() else None
+        def enter(*_: object) -> None:
+            if torch.is_inference_mode_enabled():
+                inference.append(name)
+            if torch.is_autocast_enabled("cpu"):
+                reduced.append(name)
+
+        return enter
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
@@ -326,6 +267,11 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
         raise ExportError(
             f"layer {inference[0]!r} runs under torch.inference_mode(), where there is no gradient; take that out of "
             "the model's forward, or write torch.no_grad()."
+        )
+    if reduced:
+        raise ExportError(
+            f"layer {reduced[0]!r} runs under torch.autocast, and the engine is compiled in float32; take that out of "
+            "the model's forward, and give the precision with --precision."
         )
     return output
 

@@ -32,6 +32,7 @@ from finercam_rt.export.readings import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import check_precision, reduce, take_samples
 from finercam_rt.export.refusal import check_seen, refusing
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
+from finercam_rt.export.undisturbed import undisturbed
 from finercam_rt.export.verify import verification_images, verify
 from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.export.weights_hash import weights_sha256
@@ -44,6 +45,7 @@ IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 VERIFICATION_CLASSES = 8
 
 
+@undisturbed
 def export_model(
     model: nn.Module | torch.export.ExportedProgram,
     path: str | os.PathLike[str],
@@ -339,7 +341,7 @@ def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:
         )
     if not images.isfinite().all():
         raise ExportError("images hold values that are not finite; give normalised photographs.")
-    return images
+    return images.detach()
 
 
 def _producer() -> dict[str, str]:

@@ -47,6 +47,8 @@ def find_target_layer(
     """
     if request.layout is not None and request.layout not in LAYOUTS:
         raise ExportError(f"layout {request.layout!r} is unknown; give one of {', '.join(LAYOUTS)}.")
+    if min(request.grid or (1,)) < 1 or (request.prefix_tokens or 0) < 0:
+        raise ExportError("the grid has at least one row and one column, and there are 0 prefix tokens or more.")
     if name == "auto":
         return _automatic(model, example, request)
     if name not in dict(model.named_modules()) or not name:

@@ -71,7 +71,7 @@ def has_positions(shape: Sequence[int], input_shape: Sequence[int]) -> bool:
 def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
     """How many positions, or tokens, an output has at first sight; 0 where it has none."""
     image = (input_shape[2], input_shape[3])
-    if len(shape) not in (3, 4):
+    if len(shape) not in (3, 4) or _is_pooled(shape):
         return 0
     if len(shape) == 3:
         return shape[1] if any(True for _ in token_grids(shape[1], image)) else 0
@@ -101,6 +101,11 @@ def token_grids(count: int, image: tuple[int, int]) -> Iterator[tuple[int, int]]
             if grid not in seen and 1 < cells <= count <= min(cells + MAX_PREFIX_TOKENS, 2 * cells):
                 seen.add(grid)
                 yield grid
+
+
+def _is_pooled(shape: Sequence[int]) -> bool:
+    """(N,C,1,1) or (N,1,1,C): channels and no positions, whatever C may look like."""
+    return len(shape) == 4 and shape[2] == 1 and 1 in (shape[1], shape[3])
 
 
 def _divides(grid: tuple[int, int], image: tuple[int, int]) -> bool:
@@ -162,7 +167,7 @@ def prove(
 
 def _possible(name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
     image = (input_shape[2], input_shape[3])
-    if len(shape) not in (3, 4):
+    if len(shape) not in (3, 4) or _is_pooled(shape):
         return []
     if shape[0] != input_shape[0]:
         what = "folds windows or heads into the batch"
@@ -242,7 +247,8 @@ def _unclear(
             f"{output}, has positions that look at places of the image in another order than that of {best}",
             "choose another layer",
         )
-    if request.complete or (len(usual) == 1 and best.layout != "tokens"):
+    # of one row or column the channels of another layout look like positions
+    if request.complete or (len(usual) == 1 and best.layout != "tokens" and min(best.grid) > 1):
         return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",

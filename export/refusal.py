@@ -8,12 +8,17 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from finercam_rt.errors import ExportError, FinerCAMError
 from finercam_rt.export.capture import first_line
 
 SAME = 1e-6
 """Logits whose differences are so small a share of them are the same: float32 has no digits for more."""
+REPEATED = 1e-5
+"""By how much of the largest logit two runs on the same images may differ: sums need not have one order."""
+NEIGHBOURS = 1e-2
+"""By what share of the difference between two images the logits of one may change with what is beside it."""
 
 
 @contextlib.contextmanager
@@ -24,9 +29,10 @@ def refusing(doing: str) -> Iterator[None]:
     except FinerCAMError:
         raise
     except Exception as error:
-        raise ExportError(
-            f"{doing} failed ({type(error).__name__}: {first_line(error)}); choose another target layer, or report it."
-        ) from error
+        advice = "choose another target layer, or report it"
+        if isinstance(error, CheckpointError) or "Checkpointing is not compatible" in str(error):
+            advice = "the model's forward checkpoints its activations, which is for training: switch that off"
+        raise ExportError(f"{doing} failed ({type(error).__name__}: {first_line(error)}); {advice}.") from error
 
 
 @contextlib.contextmanager
@@ -49,6 +55,10 @@ def _advice(error: Exception) -> str:
         return "it takes videos or volumes, and an engine takes single images (N,C,H,W)"
     if re.search(r"to have \d+ channels, but got \d+ channels", str(error)):
         return "say how many channels its images have, with --channels (channels in Python)"
+    if "register a hook on a tensor" in str(error):
+        return "take the hooks on tensors out of its forward, or register them where a tensor requires grad"
+    if "multiple values for argument" in str(error):
+        return "leave the image out of the constants"
     return "give the input size that it takes"
 
 
@@ -63,20 +73,36 @@ def check_finite(logits: torch.Tensor) -> None:
 
 
 def check_seen(model: nn.Module, images: torch.Tensor) -> None:
-    """Refuse a model that nothing of the images comes through, as of one whose weights were never trained.
+    """Refuse a model that nothing of the images comes through, as of one whose weights were never trained, and one
+    whose logits are not those of the image alone.
 
     Args:
         model: images (N,C,H,W) -> logits (N,K).
         images: N >= 2; where they are all the same, nothing is known.
 
     Raises:
-        ExportError: its logits are the same for different images.
+        ExportError: its logits are the same for different images, are others in a second run, or depend on the other
+            images of the batch.
     """
     with running("the model", images), torch.no_grad():
         logits = model(images)
+        again = model(images)
+        alone = model(images[:1].repeat(len(images), 1, 1, 1))
+    check_finite(logits)
+    largest, spread = float(logits.abs().max()), float((logits - logits[:1]).abs().max())
+    if not (again - logits).abs().max() <= REPEATED * largest:
+        raise ExportError(
+            "the model gives other logits in a second run on the same images: its forward is random, such as dropout "
+            "that is not switched off, or keeps a state; take that out."
+        )
+    if not (alone[0] - logits[0]).abs().max() <= max(NEIGHBOURS * spread, REPEATED * largest):
+        raise ExportError(
+            "the model's logits of an image depend on the other images of the batch, such as by a norm over all of "
+            "them; take that out, or what is explained would depend on its neighbours."
+        )
     differ = bool((images != images[:1]).any())
     # what is below the smallest normal number may be flushed to zero, and is by some hardware
-    nothing = max(SAME * float(logits.abs().max()), torch.finfo(torch.float32).tiny)
+    nothing = max(SAME * largest, torch.finfo(torch.float32).tiny)
     if differ and (logits - logits[:1]).abs().max() <= nothing:
         raise ExportError(
             "the model's logits are the same for different images, so that there is nothing to explain; check that its "

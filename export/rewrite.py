@@ -336,6 +336,12 @@ def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     return x  # type: ignore[no-any-return]
 
 
+def _squeeze(_rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Nothing where no axis is of size 1: the exporter has no form for what is left of it."""
+    x: Any = node.args[0]
+    return x if x.meta["val"].ndim == node.meta["val"].ndim else None
+
+
 def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
     arguments: tuple[Any, ...] = node.args
@@ -359,14 +365,9 @@ def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, matrix), dim, -1)
 
 
-_ALIGNED = {
-    aten.upsample_bilinear2d,
-    aten.upsample_bicubic2d,
-    aten._upsample_bilinear2d_aa,
-    aten._upsample_bicubic2d_aa,
-}
+_SMOOTH = ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+_ALIGNED = {getattr(aten, name) for name in _SMOOTH}
 _RESIZES = {*_ALIGNED, aten.upsample_nearest2d, aten._upsample_nearest_exact2d}
-
 
 RULES: dict[Any, Rule] = {
     aten.copy.default: _copy,
@@ -380,6 +381,7 @@ RULES: dict[Any, Rule] = {
     aten.einsum.default: _einsum,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
+    **{getattr(aten.squeeze, overload): _squeeze for overload in ("default", "dim", "dims")},
 }
 """For all of the graph."""
 

@@ -32,7 +32,10 @@ class Staged:
             if any(source in behind for source in node.all_input_nodes):
                 behind.add(node)
         if any(output not in behind for output in self._outputs[known:]):
-            raise ExportError("the gradient at the target layer is zero for every class; choose an earlier layer.")
+            raise ExportError(
+                "the derivative at the target layer, as captured, is zero for every class: there is nothing to draw, "
+                "or an operation behind it, as of complex numbers, cannot be captured; choose another layer."
+            )
         steps = [node for node in nodes if node.op in ("call_function", "get_attr")]
         self._before = [node for node in steps if node not in behind]
         self._behind = [node for node in steps if node in behind]

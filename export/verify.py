@@ -17,6 +17,7 @@ from finercam_rt.contrast import Contrast, top_classes
 from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
+from finercam_rt.export.candidates import written_derivatives
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.expected import Contrasts, Expected, Run, run_eagerly, run_in_float64
 from finercam_rt.export.refusal import refusing
@@ -110,7 +111,8 @@ def verify(
             explained, held = rounding.explains(theirs, own, batch, asked_for, classes)
             if not explained or not (held or force):
                 largest = functools.reduce(_larger, errors)
-                raise ExportError(_difference(largest, eager, rounding, explained))
+                written = written_derivatives(model, [layer.name for layer in manifest.layers], batch)
+                raise ExportError(_difference(largest, eager, rounding, explained, written))
         for outputs, arguments, error in zip(answers, cases, errors, strict=True):
             worst = _larger(worst, error)
             _check_choices(outputs, eager.logits, arguments, max(LOGIT_TOLERANCE, error.logits))
@@ -278,7 +280,7 @@ def _larger(one: Errors, other: Errors) -> Errors:
     return Errors(*map(max, one, other))
 
 
-def _difference(errors: Errors, eager: Run, rounding: _Rounding, explained: bool) -> str:
+def _difference(errors: Errors, eager: Run, rounding: _Rounding, explained: bool, written: Sequence[str]) -> str:
     """What a difference is due to. A map float32 cannot hold is refused as a wrong one is.
 
     Two causes are known, both of weights that were never trained or of a layer where nothing is left of the image: a
@@ -292,16 +294,25 @@ def _difference(errors: Errors, eager: Run, rounding: _Rounding, explained: bool
         ways = ["check that the weights are trained ones", "choose another target layer"]
         if explained:  # nearer than PyTorch's own map there is none in float32
             ways.append("write it all the same with --force")
+        what, by, found = "map of this layer", own.maps, errors.maps
+        if errors.maps <= MAP_TOLERANCE and not digits:
+            what, by, found = "logits of this model", own.logits, errors.logits
         return (
-            f"float32 cannot hold the map of this layer: the logits reach {logits:.1e}, rounding moves PyTorch's own "
-            f"map by {own.maps:.1e}, and the engine's is {errors.maps:.1e} from it, where {MAP_TOLERANCE:.0e} is "
+            f"float32 cannot hold the {what}: the logits reach {logits:.1e}, rounding moves PyTorch's own "
+            f"{what.split()[0]} by {by:.1e}, and the engine's differ by {found:.1e}, where {MAP_TOLERANCE:.0e} is "
             f"allowed; {', '.join(ways[:-1])}, or {ways[-1]}."
+        )
+    advice = "please report it"
+    if written:
+        advice = (
+            f"its forward has derivatives of its own ({', '.join(written)}), which are not captured: take them out, or "
+            "choose a later target layer"
         )
     unknown = f", and float64 does not show how much of it is rounding ({rounding.unknown})" if rounding.unknown else ""
     return (
         f"the compiled engine does not equal the model: relative error {errors.maps:.1e} of the maps and "
         f"{errors.logits:.1e} of the logits, where {MAP_TOLERANCE:.0e} is allowed{unknown}; nothing was written, "
-        "please report it."
+        f"{advice}."
     )
 
 

@@ -16,6 +16,7 @@ from finercam_rt import Engine, EngineError, ExportError, InputError, Tail  # no
 from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export import tail as tail_module  # noqa: E402
 from finercam_rt.export.capture import capture  # noqa: E402
+from finercam_rt.export.classifier import as_classifier  # noqa: E402
 from finercam_rt.export.cut import cut  # noqa: E402
 from finercam_rt.export.tail import carried_shapes, cut_sha256  # noqa: E402
 from finercam_rt.manifest import InputSpec  # noqa: E402
@@ -125,10 +126,11 @@ def test_another_cut_or_other_weights_are_another_tail(made: tuple[Any, Path, Pa
     model, path, _ = made
     with Engine(path) as engine:
         manifest = engine.manifest
-    found = set()
+    found, example = set(), torch.zeros(2, 3, 32, 32)
+    called = as_classifier(model, example).module
     for layer in ("norm", "mix"):
         info = dataclasses.replace(manifest.layers[0], name=layer)
-        split = cut(capture(model, [layer], torch.zeros(2, 3, 32, 32)))
+        split = cut(capture(called, [layer], example))
         found |= {cut_sha256(split, weights, info) for weights in (manifest.model.weights_sha256, "0" * 64)}
     assert len(found) == 4
     assert manifest.taps.cut_sha256 in found
