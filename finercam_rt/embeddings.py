@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
+from finercam_rt.files import atomic_write, system_reason
 from finercam_rt.manifest import Manifest
 
 SCHEMA = 1
@@ -65,6 +67,13 @@ class ClassEmbeddings:
         object.__setattr__(self, "values", unit)
         object.__setattr__(self, "names", names)
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the names and the vectors: other prompts are other classes."""
+        digest = hashlib.sha256(json.dumps(self.names).encode())
+        digest.update(self.values.tobytes())
+        return digest.hexdigest()
+
     def __len__(self) -> int:
         """K, the number of classes."""
         return len(self.names)
@@ -75,7 +84,6 @@ class ClassEmbeddings:
         Raises:
             InputError: the file cannot be written.
         """
-        destination = Path(path)
         record = {
             "schema": SCHEMA,
             "names": self.names,
@@ -83,17 +91,9 @@ class ClassEmbeddings:
             "model": self.model,
             "text_sha256": self.text_sha256,
         }
-        part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-        try:
-            try:
-                with part.open("wb") as stream:
-                    text = np.array(json.dumps(record, ensure_ascii=False))
-                    np.savez(stream, class_embeddings=self.values, finercam=text)
-                os.replace(part, destination)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{destination} cannot be written ({error.strerror or error}).") from None
+        with atomic_write(Path(path)) as stream:
+            text = np.array(json.dumps(record, ensure_ascii=False))
+            np.savez(stream, class_embeddings=self.values, finercam=text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> ClassEmbeddings:
@@ -111,8 +111,11 @@ class ClassEmbeddings:
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; {_ADVICE}.") from None
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror or error}); {_ADVICE}.") from None
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, zipfile.BadZipFile):
+            raise InputError(f"{path} cannot be read ({system_reason(error)}); {_ADVICE}.") from None
+        except (
+            *(ArithmeticError, AttributeError, EOFError, KeyError, IndexError, RuntimeError, TypeError, ValueError),
+            zipfile.BadZipFile,
+        ):  # of damaged archives, among them those that seem to be encrypted or packed in another way
             raise InputError(f"{path} holds no class embeddings, or is damaged; {_ADVICE}.") from None
         if schema > SCHEMA:
             raise InputError(

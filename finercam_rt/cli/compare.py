@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         metrics = {name: {**of, "difference": of["difference"]._asdict()} for name, of in found.items()}
         report = {"mean": means, "metrics": metrics, "compared": len(compared), "images": records}
-        print(json.dumps(_plain(report), indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(_plain(report), indent=1, allow_nan=False))
     else:
         print(f"{len(compared)} of {len(records)} images compared")
         print(f"{'class agreement':16} {100 * means['class_agreement']:.1f} %")
@@ -104,10 +104,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name.replace('_', ' '):16} mean {means[name]:.2e}, relative")
         for name, of in found.items():
             mean, low, high, images = of["difference"]
-            print(
-                f"{name:16} A {of['a']:.4f}, B {of['b']:.4f}, difference {mean:+.4f} (95 % interval {low:.4f} to "
-                f"{high:.4f}, {images} images)"
-            )
+            interval = f"95 % interval {low:.4f} to {high:.4f}, {images} images"
+            if images < 2:
+                interval = "one image, so without an interval"
+            print(f"{name:16} A {of['a']:.4f}, B {of['b']:.4f}, difference {mean:+.4f} ({interval})")
     failed = [
         name
         for name in (*_MEASURES, "class_agreement")

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             on_step=on_step,
         )
     if args.json:
-        print(json.dumps(summary_record(results), indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(summary_record(results), indent=1, allow_nan=False))
     else:
         print(results)
         taken = f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s"

@@ -204,7 +204,7 @@ def checked_images(images: object, name: str) -> Images:
         raise InputError(f"{name} is on {images.device}, and engines run on the CPU; move it with .cpu().")
     if images.dtype != torch.float32:
         raise InputError(f"{name} is {str(images.dtype)[6:]}; convert it with .float().")
-    values: Images = images.detach().numpy()
+    values: Images = images.detach().resolve_neg().numpy()
     return values
 
 

@@ -308,14 +308,30 @@ def _ranks(ranks: Sequence[int] | None, num_classes: int) -> list[int]:
     return sorted(found)
 
 
+def _targets(target_idx: int | Sequence[int], images: int, num_classes: int) -> list[int]:
+    """A class for each image."""
+    values = np.asarray(target_idx).tolist()
+    given = values if isinstance(values, list) else [values] * images
+    try:
+        found = [operator.index(target) for target in given]
+    except TypeError:
+        raise WrongTypeError(f"target_idx is {target_idx!r}; give a class index, or one for each image.") from None
+    if len(found) != images:
+        raise InputError(f"target_idx names {len(found)} classes for {images} images; give one, or one for each.")
+    wrong = [target for target in found if not 0 <= target < num_classes]
+    if wrong:
+        raise InputError(f"target_idx has class {wrong[0]}; the model's classes are 0 to {num_classes - 1}.")
+    return found
+
+
 def _ranked(
     logits: NDArray[np.float32], ranks: Sequence[int], alpha: float, target_idx: int | Sequence[int] | None
 ) -> list[Question]:
     """The questions that ranks ask, by logits (N,K)."""
-    every = logits.argmax(axis=1) if target_idx is None else np.broadcast_to(np.asarray(target_idx), len(logits))
+    every = _targets(target_idx, *logits.shape) if target_idx is not None else logits.argmax(axis=1).tolist()
     objective = "weighted" if len(ranks) > 1 else None
     questions = []
-    for row, target in zip(logits, every.tolist(), strict=True):
+    for row, target in zip(logits, every, strict=True):
         distance = np.abs(row - row[target])
         distance[target] = -1
         order = np.argsort(distance, kind="stable")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
+from finercam_rt.methods.objective import softmax
 
 Floats: TypeAlias = NDArray[np.float32]
 Values: TypeAlias = NDArray[np.float64]
@@ -147,14 +148,6 @@ def nearest_class(logits: Floats, target: NDArray[np.int64]) -> NDArray[np.int64
     distance = np.abs(logits - logits[rows, target][:, None])
     distance[rows, target] = np.inf
     return np.asarray(distance.argmin(axis=1), np.int64)
-
-
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """exp(y_k) / sum_j exp(y_j) over the last axis, in float64; NaN where a logit is infinite or NaN."""
-    values = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        values = np.exp(values - values.max(axis=-1, keepdims=True))
-    return cast("NDArray[np.float64]", values / values.sum(axis=-1, keepdims=True))
 
 
 def drawable(saliency: Floats) -> NDArray[np.bool_]:

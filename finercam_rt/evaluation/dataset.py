@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from finercam_rt.classes import Classes
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.labels import LabelFinder
 from finercam_rt.evaluation.table import TableRow, read_table
+from finercam_rt.files import files_below, kind_of
 from finercam_rt.images import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from finercam_rt.ops import Box
 
@@ -106,9 +107,10 @@ def read_dataset(
     root = Path(data)
     if limit is not None and limit < 1:
         raise InputError(f"the limit is {limit}; give at least 1 image.")
-    if root.is_dir():
+    kind = kind_of(root)
+    if kind == "folder":
         found = _folder(root, unlabelled)
-    elif root.is_file():
+    elif kind == "file":
         found = [
             _Found(None if unlabelled else row.label, row.references, _sample(row))
             for row in read_table(root, None if unlabelled else label_column)
@@ -159,7 +161,7 @@ def _sample(row: TableRow) -> Sample:
 
 
 def _folder(root: Path, unlabelled: bool) -> list[_Found]:
-    every = sorted(_files(root))
+    every = sorted(files_below(root))
     files = [file for file in every if file.suffix.lower() in IMAGE_SUFFIXES]
     files = files or [file for file in every if file.suffix.lower() in ARRAY_SUFFIXES]
     if not files:
@@ -176,17 +178,6 @@ def _folder(root: Path, unlabelled: bool) -> list[_Found]:
         _Found(name.parts[0] if by_class else None, (), Sample(name.as_posix(), file))
         for name, file in zip(names, files, strict=True)
     ]
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """All below a folder, through links to folders too, but for what is hidden: ._1.jpg, .ipynb_checkpoints, .Trash."""
-    above = {root.resolve()}
-    for folder, folders, files in os.walk(root, followlinks=True):
-        # a link to a folder that was seen goes in circles, or gives its images twice
-        real = {name: (Path(folder) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
-        folders[:] = [name for name, path in real.items() if path not in above]
-        above |= set(real.values())
-        yield from (Path(folder) / name for name in files if not name.startswith("."))
 
 
 def _labelled(root: Path, found: list[_Found], finder: LabelFinder) -> Dataset:
@@ -207,7 +198,8 @@ def _labelled(root: Path, found: list[_Found], finder: LabelFinder) -> Dataset:
             samples.append(replace(sample, label=index, references=others))
     if not samples:
         deeper = Path(left_out[0].name).parts
-        where = f"{root / deeper[0]} if its folders are the classes, " if root.is_dir() and len(deeper) > 2 else ""
+        nested = kind_of(root) == "folder" and len(deeper) > 2
+        where = f"{root / deeper[0]} if its folders are the classes, " if nested else ""
         raise InputError(
             f"none of the labels of {root} is a class of the engine ({left_out[0].reason.rstrip('.')}); give {where}"
             "--labels FILE that says which is which, or --unlabelled to evaluate without them."

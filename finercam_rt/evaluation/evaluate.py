@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finercam_rt.embeddings import EmbeddingsSource
+from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.batch import Metric
@@ -131,6 +131,10 @@ def evaluate(
             EngineRows(e, [row for row in rows if row.engine == k], given_tails.get(k), perturbation, on_step)
             for k, e in enumerate(opened)
         ]
+        zero_shot = {}
+        if class_embeddings is not None:
+            given = embeddings_for(opened[0].manifest, opened[0].path, class_embeddings)
+            zero_shot = {"class embeddings": {"sha256": given.sha256, "names": list(given.names)}}
         produced = produced_by(
             [engine_record(name, engine) for name, engine in zip(names, opened, strict=True)],
             dataset,
@@ -143,6 +147,7 @@ def evaluate(
                 "limit": question.limit,
                 "seed": question.seed,
                 "batch size": batch_size,
+                **zero_shot,
             },
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)

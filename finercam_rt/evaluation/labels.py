@@ -16,10 +16,10 @@ _NUMBERED = re.compile(r"^\d+[._ -]+(?=\D)")
 class LabelFinder:
     """Finds classes by labels as data sets write them.
 
-    A label means, in this order: what `mapping` says; a class as `Classes` finds it, name or synonym; an index, where
-    it is a number; the class whose name, synonym, or part within or before brackets is the same letters and digits, a
-    leading number left aside: "american_kestrel" is "Falco sparverius (American Kestrel)", "016.Painted_Bunting" is
-    "Painted Bunting".
+    A label means, in this order: what `mapping` says; a class as `Classes` finds it, name or synonym; where it is a
+    number, an index, or of classes that are called by numbers the one with that number; the class whose name, synonym,
+    or part within or before brackets is the same letters and digits, a leading number left aside: "american_kestrel" is
+    "Falco sparverius (American Kestrel)", "016.Painted_Bunting" is "Painted Bunting".
     """
 
     def __init__(self, classes: Classes, mapping: Mapping[str, str] | None = None) -> None:
@@ -28,9 +28,11 @@ class LabelFinder:
         self._known: dict[str, int | InputError] = {}
         table: dict[str, set[int]] = defaultdict(set)
         for index, name in enumerate(classes.names or ()):
-            for form in _forms(name):
-                table[_simplified(form)].add(index)
+            for form in filter(None, map(_simplified, _forms(name))):
+                table[form].add(index)
         self._forms = table
+        numbers = [(name.strip(), index) for index, name in enumerate(classes.names or ())]
+        self._numbers = {int(name): index for name, index in reversed(numbers) if name.isdecimal()}
 
     def index(self, label: str) -> int:
         """The index of the class.
@@ -54,7 +56,11 @@ class LabelFinder:
         except InputError as error:
             refusal = error
         if label.strip().isdecimal():
-            return self._classes.checked(int(label))
+            if not self._numbers:
+                return self._classes.checked(int(label))
+            if int(label) in self._numbers:  # with zeros in front; an index would be of another class
+                return self._numbers[int(label)]
+            raise refusal
         for form in (label, _NUMBERED.sub("", label)):
             found = self._forms.get(_simplified(form), set())
             if len(found) == 1:

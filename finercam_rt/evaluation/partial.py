@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from finercam_rt.errors import InputError
+from finercam_rt.files import json_bytes, system_reason
 
 if sys.platform != "win32":
     import fcntl
@@ -37,7 +38,7 @@ class Partial:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+            raise InputError(f"{path} cannot be written ({system_reason(error)}).") from None
         try:
             self._lock()
             whole = 0 if fresh else self._resume(question)
@@ -47,7 +48,7 @@ class Partial:
                 self._write({"question": question})
         except OSError as error:
             os.close(self._file)
-            raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+            raise InputError(f"{path} cannot be written ({system_reason(error)}).") from None
         except BaseException:
             os.close(self._file)
             raise
@@ -57,7 +58,7 @@ class Partial:
         try:
             self._write(batch)
         except OSError as error:
-            raise InputError(f"{self._path} cannot be written ({error.strerror or error}).") from None
+            raise InputError(f"{self._path} cannot be written ({system_reason(error)}).") from None
         self.batches += 1
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -112,7 +113,7 @@ class Partial:
                 )
             whole = stream.tell()
             for line in stream:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or not _is_record(line):
                     break
                 whole += len(line)
                 self.batches += 1
@@ -120,7 +121,15 @@ class Partial:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """Without a buffer: what a full disk refused must not be written again when the file is closed."""
-        rest = memoryview(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        rest = memoryview(json_bytes(json.dumps(record, ensure_ascii=False, separators=(",", ":"))) + b"\n")
         while rest:
             rest = rest[os.write(self._file, rest) :]
         os.fsync(self._file)
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line is as it was written; a power failure leaves zeros."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,11 @@ _PACKAGES = ("finercam-rt", "numpy", "pillow", "onnxruntime", "openvino", "scipy
 def engine_names(paths: Sequence[Path]) -> list[str]:
     """What each engine is called: its file's name without suffix, with a number where two would be the same."""
     stems = Counter(path.stem for path in paths)
-    seen: Counter[str] = Counter()
-    names = []
+    names: list[str] = []
     for path in paths:
-        seen[path.stem] += 1
-        names.append(path.stem if stems[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+        numbered = (f"{path.stem}-{number}" for number in itertools.count(1))
+        free = (name for name in numbered if name not in stems and name not in names)
+        names.append(path.stem if stems[path.stem] == 1 else next(free))
     return names
 
 

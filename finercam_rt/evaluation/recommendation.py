@@ -39,9 +39,9 @@ def recommend(
 ) -> Recommendation | None:
     """The row with the largest mean paired gain over the baseline, the first row; None where nothing was measured.
 
-    A gain counts the images that have a value in both, so that a row does not look better for having failed on the
-    hard ones. The images that choose are those that measure the margin, which flatters the winner a little; `wins`
-    says how stable the choice is.
+    Gains count the images that have a value in all rows, so that none looks better for having failed on the hard ones;
+    a row that has one for less than half of the baseline's images is no candidate. The images that choose are those
+    that measure the margin, which flatters the winner a little; `wins` says how stable the choice is.
 
     Args:
         rows: what `values` has columns of.
@@ -51,10 +51,16 @@ def recommend(
         bootstrap: of the N images.
         seconds: (M,) an image, for the sentence.
     """
-    gains = sign * (values - values[:, :1])
-    measured = np.asarray(np.isfinite(gains).any(axis=0))
-    if not measured[0]:
+    there = np.isfinite(values[:, 0])
+    if not there.any():
         return None
+    known = np.isfinite(values) & there[:, None]
+    measured = np.asarray(2 * known.sum(axis=0) >= there.sum())
+    shared: NDArray[np.bool_] = np.all(known[:, measured], axis=1)
+    measured &= shared.any() | (np.arange(len(rows)) == 0)
+    missing = (there[:, None] & ~known).sum(axis=0)
+    values = np.where((shared if shared.any() else there)[:, None], values, np.nan)
+    gains = sign * (values - values[:, :1])
     mean = np.array([np.nanmean(gains[:, m]) if measured[m] else -np.inf for m in range(len(rows))])
     order = np.argsort(-_whole(mean), kind="stable")
     best, second = int(order[0]), int(order[1]) if len(rows) > 1 and measured[order[1]] else None
@@ -65,10 +71,8 @@ def recommend(
     if second is not None:
         over_runner_up = bootstrap.intervals(sign * (values[:, [best]] - values[:, [second]]))[0]
     sentence = _sentence(rows, column, best, second, over_baseline, over_runner_up, wins)
-    there = np.isfinite(values[:, 0])
-    missing = int((there & ~np.isfinite(values[:, best])).sum())
-    if missing:
-        sentence += f" It has no figure for {missing} of the baseline's {int(there.sum())} images."
+    if missing[best]:
+        sentence += f" It has no figure for {missing[best]} of the baseline's {int(there.sum())} images."
     if best != 0:
         sentence += f" It takes {1e3 * seconds[best]:.1f} ms an image, the baseline {1e3 * seconds[0]:.1f} ms."
     return Recommendation(column, best, second, over_baseline, over_runner_up, wins, sentence)
@@ -93,23 +97,27 @@ def _sentence(
     if second is None or over_runner_up is None:
         return f"{name} is the only row with a value of {column}, so there is nothing to choose."
     other, margin = rows[second].name, _margin(over_runner_up)
+    several = over_runner_up.images > 1
     tied = over_runner_up.covers_zero
+    noise = ", which is within noise" if several else ""
     same = max(abs(over_runner_up.low), abs(over_runner_up.high)) <= ROUNDING
     if over_baseline is None and same:
         text = f"By {column}, keep the baseline {name}: {other} has the same figures, and nothing is better."
     elif over_baseline is None and tied:
-        text = f"By {column}, keep the baseline {name}: it is ahead of {other} by {margin}, which is within noise."
+        text = f"By {column}, keep the baseline {name}: it is ahead of {other} by {margin}{noise}."
     elif over_baseline is None:
         text = f"By {column}, keep the baseline {name}: it is better than the runner-up {other} by {margin}."
     elif over_baseline.covers_zero:
         text = f"By {column}, nothing is clearly better than the baseline {baseline}: {name} is ahead of it by "
-        text += f"{_margin(over_baseline)}, which is within noise."
+        text += f"{_margin(over_baseline)}{noise}."
     else:
         text = f"By {column}, take {name}: it is better than the baseline {baseline} by {_margin(over_baseline)}."
     if over_baseline is not None and second != 0 and same:
         text += f" The runner-up {other} has the same figures."
     elif over_baseline is not None and second != 0:
-        text += f" Over the runner-up {other} it is ahead by {margin}{', which is within noise' if tied else ''}."
+        text += f" Over the runner-up {other} it is ahead by {margin}{noise if tied else ''}."
+    if not several:
+        return text
     return f"{text} It is the best in {100 * wins:.0f} % of the resamples."
 
 

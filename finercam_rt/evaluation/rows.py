@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.perturbation import ABLATION, CLASSLESS, OF_LOGITS, PERTURBATION, perturbation_methods_of
 from finercam_rt.evaluation.seeds import ONE, PLAIN, Seed, default_seeds, parse_seed
-from finercam_rt.manifest import METHODS, Manifest
+from finercam_rt.manifest import INT8, METHODS, Manifest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def plan_rows(
     rows: list[Row] = []
     taken: set[tuple[int, str, Seed]] = set()
     for engine, manifest in enumerate(manifests):
-        twin = next(k for k in range(engine + 1) if _same_but_objective(manifests[k], manifest))
+        twin = next(k for k in range(engine + 1) if k == engine or _same_but_objective(manifests[k], manifest))
         for method in _methods(manifest, methods, engine in tails):
             for seed in _seeds(manifest, method, seeds):
                 if seed.kind != PLAIN and (METHODS.get(method) == "nothing" or method in CLASSLESS):
@@ -86,9 +86,12 @@ def _seeds(manifest: Manifest, method: str, seeds: Sequence[str] | None) -> list
 
 
 def _same_but_objective(a: Manifest, b: Manifest) -> bool:
-    """Whether two engines compute the same logits, activations and gradients of a class."""
-    if "softmax" in (a.objective, b.objective):
-        return a == b
+    """Whether two engines, of two objectives, compute the same logits, activations and gradients of a class.
+
+    Two of one objective are two engines because they are to be compared, and int8 has ranges of its own in each.
+    """
+    if "softmax" in (a.objective, b.objective) or a.objective == b.objective or a.precision in INT8:
+        return False
     same = {"objective": "", "passes": (), "verification": {}, "producer": {}, "references": 0}
     return dataclasses.replace(a, **same) == dataclasses.replace(b, **same)  # type: ignore[arg-type]
 

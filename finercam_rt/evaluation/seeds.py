@@ -30,7 +30,8 @@ class Seed:
         """As `parse_seed` reads it: "plain", "one:1", "mean3:0.6", "weighted3:1"."""
         if self.kind == PLAIN:
             return PLAIN
-        return f"{self.kind}{'' if self.kind == ONE else self.references}:{self.alpha:g}"
+        short = f"{self.alpha:g}" if float(f"{self.alpha:g}") == self.alpha else repr(float(self.alpha))
+        return f"{self.kind}{'' if self.kind == ONE else self.references}:{short}"
 
     def unfit(self, manifest: Manifest, *, any_objective: bool = False) -> str | None:
         """Why an engine cannot compute it, None where it can; any_objective: for a method that does so itself."""

@@ -141,7 +141,8 @@ class EngineRows:
     def _references(self, nearest: NDArray[np.int64], seed: Seed) -> NDArray[np.int64]:
         """(N,R) of a seed, by name: what is nearest is known already."""
         references = np.full((len(nearest), self.engine.manifest.references), UNUSED, np.int64)
-        references[:, : seed.references] = nearest[:, : seed.references]
+        near = nearest[:, : seed.references]  # of few classes there are fewer
+        references[:, : near.shape[1]] = near
         return references
 
     def _explained(

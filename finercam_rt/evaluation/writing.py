@@ -11,7 +11,7 @@ from typing import Any
 
 from finercam_rt.evaluation.records import image_records, summary_record, table_records
 from finercam_rt.evaluation.results import Results
-from finercam_rt.files import atomic_write
+from finercam_rt.files import atomic_write, json_bytes
 
 RESULTS, TABLE = "results.json", "results.csv"
 
@@ -24,12 +24,15 @@ def write_results(results: Results, folder: Path) -> None:
     """
     head = json.dumps(summary_record(results), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(folder / RESULTS) as stream:
-        stream.write(head[: head.rindex("\n}")].encode() + b',\n "images": [\n')
+        stream.write(json_bytes(head[: head.rindex("\n}")]) + b',\n "images": [\n')
         for number, record in enumerate(image_records(results)):
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-            stream.write((b",\n" if number else b"") + b"  " + line.encode())
+            stream.write((b",\n" if number else b"") + b"  " + json_bytes(line))
         stream.write(b"\n ]\n}\n")
-    with atomic_write(folder / TABLE) as stream, io.TextIOWrapper(stream, "utf-8", newline="") as text:
+    with (
+        atomic_write(folder / TABLE) as stream,
+        io.TextIOWrapper(stream, "utf-8", "backslashreplace", newline="") as text,
+    ):
         _write_table(results, text)
 
 

@@ -15,8 +15,9 @@ Objective: TypeAlias = tuple[int, Classes, float, str]
 
 
 def softmax(values: NDArray[np.floating]) -> Values:
-    """Over the last axis, in float64."""
-    shifted = np.exp(values.astype(np.float64) - values.max(axis=-1, keepdims=True))
+    """exp(y_k) / sum_j exp(y_j) over the last axis, in float64; NaN where a value is infinite or NaN."""
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(values.astype(np.float64) - values.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 

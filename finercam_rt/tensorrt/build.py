@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finercam_rt.errors import BackendError, EngineError, InputError
-from finercam_rt.files import atomic_write, sha256_of
+from finercam_rt.files import atomic_write, kind_of, sha256_of, system_reason
 from finercam_rt.manifest import Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.builder import BuildOptions, build
@@ -61,7 +61,7 @@ def build_plan(
     _check(plan, library, options, timing_cache)
     plugin = map_plugin(graph, manifest, library) if options.map_kernel == PLUGIN else None
     onnx_sha256 = sha256_of(graph)
-    key = cache_key(onnx_sha256, library, options)
+    key = cache_key(onnx_sha256, library, options, None if plugin is None else sha256_of(plugin.ptx))
     if not force and (known := _up_to_date(plan, key)) is not None:
         return Written(known, None)
     stored = None if timing_cache is None else _stored(timing_cache)
@@ -108,20 +108,20 @@ def check_precision(graph: Path, manifest: Manifest) -> None:
         )
 
 
-def cache_key(onnx_sha256: str, library: Library, options: BuildOptions) -> str:
-    """SHA-256 (hex) of what a plan is made from: the ONNX file, the options, and the library with its version."""
-    facts = [onnx_sha256, library.flavour, library.version, asdict(options)]
+def cache_key(onnx_sha256: str, library: Library, options: BuildOptions, kernel_sha256: str | None = None) -> str:
+    """SHA-256 (hex) of what a plan is made from: the ONNX file, the options, the library with its version, a kernel."""
+    facts = [onnx_sha256, library.flavour, library.version, asdict(options), kernel_sha256]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _check(plan: Path, library: Library, options: BuildOptions, timing_cache: Path | None) -> None:
     if plan.suffix != SUFFIX:
         raise InputError(f"{plan} does not end in {SUFFIX}; a plan is called NAME{SUFFIX}, and NAME.json tells of it.")
-    if plan.is_dir():
+    if kind_of(plan) == "folder":
         raise InputError(f"{plan} is a folder; give the name of the file to write, such as model{SUFFIX}.")
-    if not plan.parent.is_dir():
+    if kind_of(plan.parent) != "folder":
         raise InputError(f"the folder {plan.parent} does not exist; make it first.")
-    if sidecar_of(plan).exists() and not is_sidecar(sidecar_of(plan)):
+    if kind_of(sidecar_of(plan)) and not is_sidecar(sidecar_of(plan)):
         raise InputError(f"{sidecar_of(plan)} is there and tells of no plan; move it, or call the plan otherwise.")
     if not os.access(plan.parent, os.W_OK):
         raise InputError(f"the folder {plan.parent} cannot be written; choose another.")
@@ -150,4 +150,4 @@ def _stored(timing_cache: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise InputError(f"{timing_cache} cannot be read ({error.strerror or error}).") from None
+        raise InputError(f"{timing_cache} cannot be read ({system_reason(error)}).") from None

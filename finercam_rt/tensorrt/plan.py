@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finercam_rt.errors import EngineError
-from finercam_rt.manifest import Manifest, from_json
+from finercam_rt.files import system_reason
+from finercam_rt.manifest import DAMAGE, Manifest, from_json
 from finercam_rt.tensorrt.builder import Range
 from finercam_rt.tensorrt.library import FLAVOURS
 
@@ -68,10 +69,16 @@ def read_plan_info(plan: Path) -> PlanInfo:
     Raises:
         EngineError: no plan, no sidecar, or a damaged or a newer one.
     """
-    if plan.is_dir():
-        raise EngineError(f"{plan} is a folder; give the .plan file that `finercam build` wrote.")
-    if not plan.exists():
-        raise EngineError(f"{plan}: no such file; give the .plan file that `finercam build` wrote.")
+    advice = "give the .plan file that `finercam build` wrote"
+    try:
+        with plan.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise EngineError(f"{plan}: no such file; {advice}.") from None
+    except IsADirectoryError:
+        raise EngineError(f"{plan} is a folder; {advice}.") from None
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL
+        raise EngineError(f"{plan} cannot be read ({system_reason(error)}).") from None
     sidecar = sidecar_of(plan)
     try:
         text = sidecar.read_text(encoding="utf-8")
@@ -81,7 +88,7 @@ def read_plan_info(plan: Path) -> PlanInfo:
             "`finercam build`."
         ) from None
     except OSError as error:
-        raise EngineError(f"{sidecar} cannot be read ({error.strerror or error}).") from None
+        raise EngineError(f"{sidecar} cannot be read ({system_reason(error)}).") from None
     except UnicodeDecodeError:
         raise EngineError(f"{sidecar} is damaged; build the plan again.") from None
     return _from_json(text, sidecar)
@@ -97,7 +104,7 @@ def read_checked_plan(plan: Path) -> tuple[bytes, PlanInfo]:
     try:
         data = plan.read_bytes()
     except OSError as error:
-        raise EngineError(f"{plan} cannot be read ({error.strerror or error}).") from None
+        raise EngineError(f"{plan} cannot be read ({system_reason(error)}).") from None
     if len(data) < info.plan_bytes:
         raise EngineError(f"{plan} is truncated, {len(data)} of {info.plan_bytes} bytes; copy it or build it again.")
     if hashlib.sha256(data).hexdigest() != info.plan_sha256:
@@ -137,7 +144,7 @@ def _from_json(text: str, sidecar: Path) -> PlanInfo:
             kernels=None if raw["kernels"] is None else {str(k): int(v) for k, v in raw["kernels"].items()},
             schema=raw["schema"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise EngineError(f"{sidecar} is damaged ({error}); build the plan again.") from None
     if info.flavour not in FLAVOURS:
         raise EngineError(f"{sidecar}: its runtime is {info.flavour!r}, which this version does not know; upgrade it.")

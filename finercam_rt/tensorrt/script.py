@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
 from finercam_rt.errors import BackendError, InputError
-from finercam_rt.files import atomic_write, sha256_of
+from finercam_rt.files import atomic_write, kind_of, sha256_of
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.build import check_precision
@@ -57,9 +58,9 @@ def write_script(graph: Path, script: Path, options: BuildOptions, timing_cache:
         raise BackendError(
             "trtexec does not know the plug-in; leave --map-kernel out, or take `finercam build` on the device."
         )
-    if script.suffix in (SUFFIX, ".onnx") or script.is_dir():
+    if script.suffix in (SUFFIX, ".onnx") or kind_of(script) == "folder":
         raise InputError(f"{script} is no name for a script; call it NAME.sh.")
-    if not script.parent.is_dir():
+    if kind_of(script.parent) != "folder":
         raise InputError(f"the folder {script.parent} does not exist; make it first.")
     plan = graph.with_suffix(SUFFIX).name
     text = _SCRIPT.format(
@@ -72,7 +73,7 @@ def write_script(graph: Path, script: Path, options: BuildOptions, timing_cache:
         options=" \\\n  ".join(shlex.quote(option) for option in trtexec_options(manifest, options, timing_cache)),
     )
     with atomic_write(script) as stream:
-        stream.write(text.encode())
+        stream.write(os.fsencode(text))
 
 
 def trtexec_options(manifest: Manifest, options: BuildOptions, timing_cache: Path | None = None) -> list[str]:

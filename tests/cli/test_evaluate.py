@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -163,6 +165,30 @@ def test_names_of_files_are_text_in_the_report(
     text = (out / "report.html").read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;.png" in text
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names of files are text there")
+def test_names_that_are_not_text(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], birds: Path, tmp_path: Path
+) -> None:
+    """Of images that were measured, of one that was not, and of the data."""
+    odd = tmp_path / os.fsdecode(b"v\xf6gel")
+    birds.rename(odd)
+    measured, broken = (odd / "kite" / os.fsdecode(name) for name in (b"1\xe9.png", b"broken\xe9.png"))
+    (odd / "kite" / "1.png").rename(measured)
+    (odd / "kite" / "broken.png").rename(broken)
+    out = tmp_path / "out"
+    ran = finercam("evaluate", make_toy().path, "--data", odd, "--metrics", "rd@10", "-o", out, "--json")
+    assert ran.code == 1
+    assert "broken\\udce9.png" in ran.err
+    document = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    images = {image["image"]: image for image in document["images"]}
+    assert "rows" in images[str(measured.relative_to(odd))]
+    assert images[str(broken.relative_to(odd))]["measured"] is False
+    assert document["rows"] == json.loads(ran.out)["rows"]
+    assert "broken\\udce9.png" in (out / "report.html").read_text(encoding="utf-8")
+    with (out / "results.csv").open(newline="", encoding="utf-8") as stream:
+        assert len(list(csv.DictReader(stream))) == len(document["rows"])
 
 
 def test_json_is_what_the_file_holds_but_for_the_images(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import softmax
 from finercam_rt.evaluation.metrics import MetricOptions, metrics_by_name
+from finercam_rt.methods.objective import softmax
 
 from .conftest import SIZE, planted, planted_maps
 

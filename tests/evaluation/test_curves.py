@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finercam_rt.evaluation.batch import softmax
 from finercam_rt.evaluation.metrics import MetricOptions, metrics_by_name
+from finercam_rt.methods.objective import softmax
 
 from .conftest import SIZE, planted, planted_maps
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,17 @@ def test_labels_as_data_sets_write_them(label: str, index: int) -> None:
 def test_labels_that_mean_no_class(label: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         LabelFinder(CLASSES).index(label)
+
+
+def test_classes_that_are_called_by_numbers() -> None:
+    """A number is one of the names, never the place of another."""
+    finder = LabelFinder(Classes(("1", "2", "3", "4"), 4))
+    assert [finder.index(label) for label in ("1", "01", "002", " 4")] == [0, 0, 1, 3]
+    for label in ("0", "00", "5", "_", " "):
+        with pytest.raises(InputError):
+            finder.index(label)
+    with pytest.raises(InputError):
+        LabelFinder(Classes(("magpie, ", "kite (x)", "jay"), 3)).index("---")
 
 
 def test_a_mapping_goes_first() -> None:
@@ -155,6 +168,30 @@ def test_mistakes(folder: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no image"):
         read_dataset(tmp_path / "empty", CLASSES)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["too long", "null character"])
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be read") as error:
+        read_dataset(tmp_path / name, CLASSES)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its images the figures would be those of another data set."""
+    root = folder("crane/x.png", "bell toad/y.png")
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("crane"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"crane cannot be read \(Permission denied\)"):
+        read_dataset(root, CLASSES)
 
 
 def test_label_files(tmp_path: Path) -> None:

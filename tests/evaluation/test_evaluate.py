@@ -16,11 +16,12 @@ from PIL import Image
 from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation import Results, evaluate
-from finercam_rt.evaluation.batch import nearest_class, softmax
+from finercam_rt.evaluation.batch import nearest_class
 from finercam_rt.evaluation.measuring import Measurer
 from finercam_rt.evaluation.partial import PARTIAL
 from finercam_rt.evaluation.sources import resized
 from finercam_rt.images import load_image
+from finercam_rt.methods.objective import softmax
 from finercam_rt.preprocess import Preprocessor
 
 pytest.importorskip("matplotlib", reason="the report is drawn with it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,18 @@ def test_the_solution_is_the_mean_of_its_neighbours_everywhere(shape):
 def test_nothing_left_is_refused():
     with pytest.raises(InputError, match="every pixel"):
         impute(np.zeros((3, 4, 4), np.float32), np.ones((4, 4), bool))
+
+
+@pytest.mark.parametrize("missing", ["scipy", "scipy.sparse", "scipy.sparse.linalg"])
+def test_without_scipy(hole, monkeypatch, missing):
+    """Whichever part of it is asked for first."""
+    for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match="ROAD needs SciPy; `pip install scipy`"):
+        impute(np.zeros((3, SIZE, SIZE), np.float32), hole)
+    whole = np.ones((3, SIZE, SIZE), np.float32)
+    assert np.array_equal(impute(whole, np.zeros_like(hole)), whole), "for which nothing is solved"
 
 
 def test_the_imputer_equals_the_public_one(hole):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from finercam_rt.errors import InputError
+from finercam_rt.evaluation.provenance import engine_names
 from finercam_rt.evaluation.rows import plan_rows
 from finercam_rt.evaluation.seeds import Seed, parse_seed
 from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo, TapsInfo
@@ -79,6 +81,22 @@ def test_twins_share_what_does_not_depend_on_the_objective() -> None:
         "o gradcam one:1",
         "o gradcam mean3:0.6",
     ]
+
+
+def test_engines_that_are_to_be_compared_are_no_twins() -> None:
+    """Two of one objective, and two whose ranges in int8 were taken from other photographs."""
+    int8 = dataclasses.replace(WEIGHTED, precision="int8")
+    for second in (WEIGHTED, dataclasses.replace(int8, objective="mean")):
+        first = WEIGHTED if second is WEIGHTED else int8
+        names = _names(["a", "b"], [first, second], None, ["plain", "one:1"])
+        assert names == [f"{name} gradcam {seed}" for name in "ab" for seed in ("plain", "one:1")]
+
+
+def test_engines_and_seeds_have_names_of_their_own() -> None:
+    paths = [Path("x/a.onnx"), Path("y/a.onnx"), Path("a-1.onnx"), Path("b.onnx")]
+    assert engine_names(paths) == ["a-2", "a-3", "a-1", "b"]
+    assert Seed("one", 1, 0.1234567).name != Seed("one", 1, 0.1234568).name
+    assert Seed("one", 1, 0.6).name == "one:0.6"
 
 
 @pytest.mark.parametrize(

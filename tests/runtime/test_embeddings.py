@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def _damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def _with_byte(signature: bytes, offset: int, value: int) -> Callable[[Path], None]:
+    """Writes a file one byte of whose first ZIP header of a kind is another."""
+
+    def write(path: Path) -> None:
+        ClassEmbeddings(VALUES, ("a", "b", "c")).save(path)
+        content = bytearray(path.read_bytes())
+        content[content.index(signature) + offset] = value
+        path.write_bytes(content)
+
+    return write
+
+
+_CENTRAL = b"PK\x01\x02"
+
+
 def _with_record(path: Path, change: dict[str, Any]) -> None:
     record = {"schema": 1, "names": ["a", "b", "c"], "templates": [], "model": None, "text_sha256": None} | change
     np.savez(path, class_embeddings=VALUES, finercam=np.array(json.dumps(record)))
@@ -81,6 +97,8 @@ def _with_record(path: Path, change: dict[str, Any]) -> None:
         (lambda path: path.write_text("magpie\njay\n"), "holds no class embeddings, or is damaged"),
         (lambda path: path.write_bytes(b""), "holds no class embeddings, or is damaged"),
         (_damaged, "holds no class embeddings, or is damaged"),
+        (_with_byte(_CENTRAL, 8, 1), "holds no class embeddings, or is damaged"),
+        (_with_byte(_CENTRAL, 10, 99), "holds no class embeddings, or is damaged"),
         (lambda path: np.savez(path, other=VALUES), "holds no class embeddings, or is damaged"),
         (lambda path: np.save(path.open("wb"), VALUES), "holds no class embeddings, or is damaged"),
         (lambda path: np.savez(path, class_embeddings=VALUES, finercam=np.array("{")), "holds no class embeddings"),
@@ -100,12 +118,13 @@ def test_refused_files(tmp_path: Path, write: Any, says: str) -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be written"):
-        ClassEmbeddings(VALUES, ("a", "b", "c")).save(tmp_path / "missing" / "birds.npz")
     (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        ClassEmbeddings(VALUES, ("a", "b", "c")).save(tmp_path / "file" / "birds.npz")
     with pytest.raises(InputError, match="cannot be written"):
         ClassEmbeddings(VALUES, ("a", "b", "c")).save(tmp_path / "folder.npz")
-    assert [file.name for file in tmp_path.iterdir()] == ["folder.npz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.npz"]
 
 
 def test_random_directions() -> None:

@@ -54,6 +54,16 @@ def same(outputs, wanted, device) -> None:
         np.testing.assert_allclose(found[f"carried_{k}"], field, rtol=1e-5, atol=1e-6)
 
 
+def test_a_negated_view_is_refused(toy, gpu):
+    """Of which the protocols give the memory, with the other sign."""
+    given = DeviceTensor(gpu.device, batch(2))
+    given.is_neg = lambda: True
+    with pytest.raises(InputError, match=r"resolve_neg\(\)"):
+        Engine(gpu.plan(toy.path))(given)
+    given.is_neg = lambda: False
+    same(Engine(gpu.plan(toy.path))(given), Engine(toy.path)(batch(2)), gpu.device)
+
+
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 @pytest.mark.parametrize("stream", ["default", "own", "given"])
 def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):

@@ -34,12 +34,12 @@ def impute(image: Floats, removed: NDArray[np.bool_], noise: Floats | None = Non
         raise InputError("every pixel is removed, so that none is left to impute from; remove fewer.")
     result = image.copy()
     if removed.any():
-        pixels = np.flatnonzero(removed)
+        solve, pixels = _splu(), np.flatnonzero(removed)
         pixels = pixels[np.argsort(_dissection(*removed.shape).ravel()[pixels])]
         matrix, right = _system(image, removed, pixels)
         # symmetric and diagonally dominant, in an order that fills little: neither pivoting nor another order is needed
         options = {"SymmetricMode": True}
-        solver = _splu()(matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, panel_size=1, relax=20, options=options)
+        solver = solve(matrix, permc_spec="NATURAL", diag_pivot_thresh=0.0, panel_size=1, relax=20, options=options)
         result.reshape(len(image), -1)[:, pixels] = solver.solve(right).T
         if noise is not None:
             result[:, removed] += noise[:, removed]

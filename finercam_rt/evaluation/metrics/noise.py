@@ -13,6 +13,8 @@ from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
 from finercam_rt.evaluation.metrics.options import MetricOptions
 from finercam_rt.manifest import RGB
 
+_LEAST_SEGMENTS = 2
+"""The order of one says nothing, and agrees with every other."""
 PERSISTENCE = 0.9
 """p of rank-biased overlap."""
 _KERNEL_SIZE, _MAX_DIST, _RATIO = 4, 200, 0.2
@@ -60,6 +62,8 @@ class NoiseRobustness:
             if not drawable(again.saliency).all():
                 continue
             segments = self._segments(batch, row)
+            if segments.max() + 1 < _LEAST_SEGMENTS:
+                continue
             clean = segment_means(saliency[row], segments)
             overlaps = np.array([rank_biased_overlap(clean, segment_means(map_, segments)) for map_ in again.saliency])
             same = again.target == batch.target[row]

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from finercam_rt import ops
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable, softmax
+from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
 from finercam_rt.evaluation.metrics.options import BLUR, MEAN, THRESHOLD
+from finercam_rt.methods.objective import softmax
 
 _BLUR = 5 / 224
 """Standard deviation of the blur over the image's longer side: RISE takes 5 pixels for 224."""

@@ -39,7 +39,7 @@ def write_report(results: Results, dataset: Dataset, engines: Sequence[EngineRow
     )
     text = environment.from_string(template).render(**_content(results, dataset, engines))
     with atomic_write(folder / REPORT) as stream:
-        stream.write(text.encode())
+        stream.write(text.encode(errors="backslashreplace"))
 
 
 def _content(results: Results, dataset: Dataset, engines: Sequence[EngineRows]) -> dict[str, Any]:
