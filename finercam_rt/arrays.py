@@ -26,12 +26,26 @@ def to_numpy(array: Any, name: str) -> NDArray[Any]:
         return array
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         raise InputError(f"{name} is of type {type(array).__name__}; give a NumPy array, or one with DLPack.")
-    if array.__dlpack_device__()[0] not in _CPU_DEVICES:
-        raise InputError(f"{name} is on another device than the engine, which computes on the CPU; move it there.")
+    check_sign(array, name)
     try:
-        return np.from_dlpack(array)
+        if array.__dlpack_device__()[0] in _CPU_DEVICES:
+            return np.from_dlpack(array)
     except Exception as error:  # each framework has its own types: BufferError, RuntimeError, TypeError
         raise InputError(f"{name} cannot be read by DLPack ({' '.join(str(error).split()).rstrip('.')}).") from None
+    raise InputError(f"{name} is on another device than the engine, which computes on the CPU; move it there.")
+
+
+def check_sign(array: Any, name: str) -> None:
+    """Refuse a torch tensor that is to be read with the other sign, of which no protocol tells.
+
+    Raises:
+        InputError: it is the imaginary part of a conjugate, or another such view.
+    """
+    is_negated = getattr(array, "is_neg", None)
+    if is_negated is not None and is_negated():
+        raise InputError(
+            f"{name} cannot be read, because a sign is still to be applied; give what resolve_neg() makes of it."
+        )
 
 
 def like(array: Any, example: Any) -> Any:

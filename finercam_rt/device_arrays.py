@@ -69,6 +69,7 @@ def read(array: Any, name: str) -> DeviceArray:
     Raises:
         InputError: it does not say so by __cuda_array_interface__, or is of a kind that cannot (it requires grad).
     """
+    arrays.check_sign(array, name)
     try:
         if _framework(array) == "torch" and not array.requires_grad:
             return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)

@@ -16,6 +16,7 @@ from finercam_rt.classes import Classes
 from finercam_rt.errors import InputError
 from finercam_rt.geometry import CROP, ORIGINAL, Geometry, check_coordinates
 from finercam_rt.ops import Box
+from finercam_rt.ops.rendering import checked_size
 from finercam_rt.original import Original
 from finercam_rt.pixels import as_photograph
 
@@ -220,17 +221,18 @@ class Explanation:
         several contrasts, "contrasts" lists what belongs to each.
         """
         i = self._checked(i)
-        photograph = {"image": self.names[i], "predicted": self._class_record(i, int(np.argmax(self.logits[i])))}
+        shares, predicted = self.probabilities[i], int(np.argmax(self.logits[i]))
+        photograph = {"image": self.names[i], "predicted": self._class_record(i, predicted, shares)}
         if self.originals is not None:
             photograph["original"] = self.originals[i].record()
         if self.contrasts is None:
-            return {**photograph, **self._contrast_record(i)}
-        each = [self.contrast(p)._contrast_record(i) for p in range(self.contrasts)]
+            return {**photograph, **self._contrast_record(i, shares)}
+        each = [self.contrast(p)._contrast_record(i, shares) for p in range(self.contrasts)]
         return {**photograph, "contrasts": each}
 
-    def _contrast_record(self, i: int) -> dict[str, Any]:
-        references = [self._class_record(i, int(index)) for index in self.references[i] if index >= 0]
-        target = self._class_record(i, int(self.target[i]))
+    def _contrast_record(self, i: int, shares: NDArray[np.float32]) -> dict[str, Any]:
+        references = [self._class_record(i, int(index), shares) for index in self.references[i] if index >= 0]
+        target = self._class_record(i, int(self.target[i]), shares)
         margin = None
         if references:
             margin = _finite(self.logits[i, self.target[i]] - max(self.logits[i, r["index"]] for r in references))
@@ -244,11 +246,11 @@ class Explanation:
             "saliency_map": {"shape": list(raw.shape), "min": _finite(raw.min()), "max": _finite(raw.max())},
         }
 
-    def _class_record(self, i: int, index: int) -> dict[str, Any]:
+    def _class_record(self, i: int, index: int, shares: NDArray[np.float32]) -> dict[str, Any]:
         return {
             "index": index,
             "name": None if self.classes.names is None else self.classes.names[index],
-            "probability": _finite(self.probabilities[i, index]),
+            "probability": _finite(shares[index]),
             "logit": _finite(self.logits[i, index]),
         }
 
@@ -274,10 +276,10 @@ class Explanation:
         """(height, width) of a picture, and where the map lies in it."""
         check_coordinates(coordinates)
         if coordinates == CROP:
-            return size or self.size, None
+            return self.size if size is None else checked_size(size), None
         geometry = self._original(i).geometry
         if size is not None:
-            geometry = geometry.resized(size)
+            geometry = geometry.resized(checked_size(size))
         elif max(geometry.size) > ops.MAX_SIDE:
             height, width = geometry.size
             raise InputError(

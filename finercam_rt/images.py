@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from finercam_rt import device_arrays
 from finercam_rt.errors import InputError
+from finercam_rt.files import system_reason
 from finercam_rt.manifest import GREY, RGB
 from finercam_rt.pixels import MODES, Pixels
 
@@ -123,7 +124,7 @@ def _load_file(source: str | os.PathLike[str], name: str, channels: int) -> Phot
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise InputError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+        raise InputError(f"{name} cannot be read ({system_reason(error)}).") from None
 
 
 def _from_stream(stream: BinaryIO, name: str, channels: int) -> tuple[Pixels, int]:

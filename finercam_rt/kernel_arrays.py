@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finercam_rt import _core
+from finercam_rt.arrays import check_sign
 from finercam_rt.errors import InputError
-from finercam_rt.threads import physical_cores_granted
+from finercam_rt.threads import MOST_THREADS, physical_cores_granted
 
 _BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
 
@@ -34,6 +35,7 @@ class Array(NamedTuple):
 
 def describe(array: Any, name: str, dtypes: tuple[str, ...], axes: tuple[str, ...]) -> Array:
     """Shape, dtype and device of an argument, checked; `axes` are the names of its axes, a digit where one is fixed."""
+    check_sign(array, f"the {name}")
     found = None if array is None else _core.describe(array)
     if found is None:
         raise InputError(
@@ -78,6 +80,7 @@ def output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: Array)
     """`out`, checked, or a new array on the device of `like`."""
     if out is None:
         return allocate(dtype, shape, like)
+    check_sign(out, name)
     found = _core.describe(out)
     if found is None:
         raise InputError(f"{name} ({type(out).__name__}) cannot be read as an array; give {shape} {dtype}.")
@@ -127,7 +130,7 @@ def pair(values: Any, name: str) -> tuple[int, int]:
     """(height, width), two integers of at least 1."""
     try:
         height, width = (int(v) if int(v) == v else 0 for v in values)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         height = width = 0
     if height < 1 or width < 1:
         raise InputError(f"the {name} is {values!r}; give (height, width), two integers of at least 1.")
@@ -139,8 +142,8 @@ def workers_for(threads: int | None, size: int) -> int:
     if threads is None:
         repaid = size // _BYTES_PER_THREAD
         return 1 if repaid < 2 else min(_cores(), repaid)
-    if threads < 1:
-        raise InputError(f"threads is {threads}; give at least 1, or None to choose.")
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}; give 1 to {MOST_THREADS}, or None to choose.")
     return threads
 
 

@@ -58,6 +58,9 @@ CROP_MODES = ("center", "center_floor", "squash", "border")
 GREY, RGB = 1, 3
 """The numbers of channels that photographs have; an engine of any other takes arrays."""
 
+DAMAGE = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading a field of a record raises that is not there, or holds something else than it should."""
+
 DEFAULT_ALPHA = {"weighted": 1.0, "mean": 0.6, "softmax": 1.0}
 """The contrast strength of each objective where the caller gives none: its public code's, its paper's, the whole
 difference of two probabilities (CLIP-ES, which has no references, is 0)."""
@@ -250,7 +253,7 @@ def from_json(text: str, source: str) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EngineError(f"{source}: its manifest is not valid JSON; export the engine again.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
         raise EngineError(f"{source}: its manifest has no schema number; export the engine again.")
@@ -261,7 +264,7 @@ def from_json(text: str, source: str) -> Manifest:
         )
     try:
         manifest = _build(raw)
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise EngineError(f"{source}: its manifest is damaged ({error}); export the engine again.") from None
     for name, value, known in (
         ("method", manifest.method, METHODS),

@@ -213,11 +213,11 @@ def conflicts(contrast: ContrastArrays, outputs: Outputs) -> list[int]:
 
 def conflict_error(contrast: ContrastArrays, outputs: Outputs, row: int, name: str, classes: Classes) -> InputError:
     """The error of one of the `conflicts`, whose image is called `name`."""
-    targets = np.atleast_1d(outputs.target[row])
-    predicted = classes.name(int(targets[np.atleast_1d(_same_class(contrast, outputs)[row])][0]))
-    return InputError(
-        f"{name}: the predicted class {predicted!r} is one of the references; give another reference or a target."
-    )
+    place = int(np.argmax(_same_class(contrast, outputs)[row]))
+    predicted = classes.name(int(np.atleast_1d(outputs.target[row])[place]))
+    rank = -int(np.atleast_1d(contrast.target[row])[place])
+    which = "the predicted class" if rank == 1 else f"the class of rank {rank},"
+    return InputError(f"{name}: {which} {predicted!r} is one of the references; give another reference or a target.")
 
 
 def rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finercam_rt.errors import EngineError
+from finercam_rt.manifest import DAMAGE
 
 TAIL_KEY = "finercam-tail"
 """The key of the manifest in a tail file's metadata_props. An engine has another, so that it is not taken for one."""
@@ -64,7 +65,7 @@ def from_json(text: str, source: str) -> TailManifest:
                 producer={str(k): str(v) for k, v in raw["producer"].items()},
                 schema=schema,
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise EngineError(f"{source}: its manifest is damaged ({error}); export the engine again.") from None
     raise EngineError(
         f"{source}: its manifest has schema {schema}, newer than the {SCHEMA} that this finercam_rt reads; upgrade "

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finercam_rt.errors import BackendError
+
+MOST_THREADS = 1024
+"""More are a slip of the finger; the system would refuse them, or the runtime."""
+
 
 def physical_cores_granted(system: Path = Path("/sys"), process: Path = Path("/proc/self")) -> int:
     """Number of physical cores that this process may keep busy, at least 1.
@@ -16,6 +21,19 @@ def physical_cores_granted(system: Path = Path("/sys"), process: Path = Path("/p
     cores = _physical_cores(_affinity(), system)
     quota = _cgroup_quota(system / "fs" / "cgroup", process)
     return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def threads_granted(asked: int | None) -> int:
+    """The number that the caller asked for; None is the physical cores.
+
+    Raises:
+        BackendError: it is not from 1 to MOST_THREADS.
+    """
+    if asked is None:
+        return physical_cores_granted()
+    if not 1 <= asked <= MOST_THREADS:
+        raise BackendError(f"threads is {asked}; give 1 to {MOST_THREADS}, or None for the physical cores.")
+    return asked
 
 
 def _affinity() -> set[int]:

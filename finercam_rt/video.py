@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from finercam_rt.errors import InputError
+from finercam_rt.files import system_reason
 from finercam_rt.images import open_image, upright
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
@@ -38,8 +39,10 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             if _is_image(stream):
                 yield from _animation(stream, str(file))
                 return
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error}).") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL
+        raise InputError(f"{file} cannot be read ({system_reason(error)}).") from None
     yield from _video(file)
 
 

@@ -14,7 +14,7 @@ from finercam_rt.cuda import device_index
 from finercam_rt.engine_file import is_plan
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
-from finercam_rt.threads import physical_cores_granted
+from finercam_rt.threads import physical_cores_granted, threads_granted
 
 OF_GRAPHS = ("onnxruntime", "openvino")
 """The runtimes of .onnx files; the one that others are held to comes first."""
@@ -56,15 +56,13 @@ def open_backend(
     ):
         if value not in known:
             raise BackendError(f"there is no {what} {value!r}; choose one of {', '.join(known)}.")
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
+    granted = threads_granted(threads)
     if is_plan(path):
         return _open_plan(path, manifest, backend, device, compute, cuda_graphs)
     if backend == OF_PLANS:
         raise BackendError(f"{path} is no TensorRT plan; make one of it with `finercam build`.")
     if backend in OF_GPUS or device not in ("auto", "cpu"):
         return _open_on_gpu(path, manifest, backend, device, compute, cuda_graphs)
-    granted = physical_cores_granted() if threads is None else threads
 
     # Loaded here and not above: importing a runtime costs tenths of a second and hundreds of megabytes.
     def open_onnxruntime() -> Backend:
@@ -135,9 +133,7 @@ def open_graph(path: Path, *, backend: str, threads: int | None) -> Run:
     """
     if backend not in BACKENDS:
         raise BackendError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; give 1 or more, or None for the physical cores.")
-    granted = physical_cores_granted() if threads is None else threads
+    granted = threads_granted(threads)
     name = _pinned() if backend == "auto" else backend
     if name == "auto":
         name = next(iter(_installed()), "onnxruntime")

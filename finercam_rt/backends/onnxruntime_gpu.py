@@ -189,8 +189,11 @@ class LoadedSession:
         found = {"user_compute_stream": str(stream), **graph}
         folder = cache_folder()
         kept = None if folder is None else folder / "onnxruntime" / sha256_of(path)[:32]
-        if kept is not None:
-            kept.mkdir(parents=True, exist_ok=True)
+        try:
+            if kept is not None:
+                kept.mkdir(parents=True, exist_ok=True)
+        except OSError:  # it costs the time to build again
+            kept = None
         if provider is PROVIDERS["onnxruntime-tensorrt"]:
             prefix = "trt"
             found["device_id"] = str(index)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.backends.protocol import Backend
 from finercam_rt.embeddings import random_embeddings
-from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.files import cache_folder
+from finercam_rt.errors import BackendError, EngineError, InputError
+from finercam_rt.files import atomic_write, cache_folder
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import processor
 
@@ -141,7 +140,7 @@ def _that_agree(backends: list[Backend], manifest: Manifest) -> list[Backend]:
             for backend, result in zip(trusted, results, strict=True)
             if result is not None and _equal(result, reference)
         ]
-    return trusted
+    return trusted or backends[:1]  # where all give NaN
 
 
 def _result(backend: Backend, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | None:
@@ -233,13 +232,5 @@ def _remember(cache: Path | None, key: str, name: str) -> None:
     choices.pop(key, None)  # so that it is the newest
     choices[key] = name
     kept = dict(list(choices.items())[-_CHOICES_KEPT:])
-    draft = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, suffix=".tmp", delete=False) as stream:
-            draft = stream.name
-            json.dump({"schema": _SCHEMA, "choices": kept}, stream, indent=1)
-        os.replace(draft, cache)
-    except OSError:
-        if draft is not None and os.path.exists(draft):
-            os.unlink(draft)
+    with suppress(InputError), atomic_write(cache) as stream:
+        stream.write(json.dumps({"schema": _SCHEMA, "choices": kept}, indent=1).encode())

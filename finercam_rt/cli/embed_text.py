@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finercam_rt.cli.export import assignment, import_export, read_class_names
 from finercam_rt.cli.progress import progress
 from finercam_rt.errors import ExportError, InputError
+from finercam_rt.files import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     """Load the model, embed, write."""
     if args.class_names is None and not args.prompts:
         raise InputError("there is nothing to embed; give --class-names FILE, --prompts TEXT ..., or both.")
-    if args.tokenizer is not None and not args.tokenizer.is_dir():
+    if args.tokenizer is not None and kind_of(args.tokenizer) != "folder":
         raise InputError(f"{args.tokenizer} is not a folder; --tokenizer is the folder with the tokenizer's files.")
-    if args.output.is_dir() or not args.output.parent.is_dir():
+    if kind_of(args.output) == "folder" or kind_of(args.output.parent) != "folder":
         raise InputError(f"{args.output} cannot be written; give a file in a folder that exists, such as birds.npz.")
     names = () if args.class_names is None else read_class_names(args.class_names)
     templates = read_templates(args.templates)

@@ -22,7 +22,7 @@ from finercam_rt.contrast import Contrast, top_classes, why_not
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation
-from finercam_rt.files import atomic_write, check_output_folder
+from finercam_rt.files import atomic_write, check_output_folder, json_bytes
 from finercam_rt.geometry import COORDINATES, CROP
 from finercam_rt.images import IMAGE_SUFFIXES
 from finercam_rt.manifest import METHODS, Manifest
@@ -142,9 +142,9 @@ def run(args: argparse.Namespace) -> int:
     if args.every < 1 or (args.every > 1 and not args.frames):
         raise InputError("--every N takes every N-th frame, N at least 1, and needs --frames.")
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES if args.frames else IMAGE_SUFFIXES
-    names = find_photographs(args.paths, args.output, suffixes)
     if args.output is not None:
         check_output_folder(args.output)
+    names = find_photographs(args.paths, args.output, suffixes)
     with Engine(
         args.engine,
         **runtime_of(args),
@@ -162,12 +162,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(failed[0]["error"] if one else f"none of the {len(records)} images could be explained.")
     seconds["total"] = time.perf_counter() - began
     document |= {"seconds": {k: round(v, 6) for k, v in seconds.items()}, "images": records}
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     if args.output is not None:
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_write(args.output / RECORDS) as stream:
-            stream.write(text.encode() + b"\n")
+            stream.write(json_bytes(text) + b"\n")
     if args.json:
-        print(text)
+        print(json.dumps(document, indent=1, allow_nan=False))
     else:
         print(_summary(len(records) - len(failed), len(failed), seconds, args.output))
     return _SOME_FAILED if failed else _ALL_DONE
@@ -240,6 +240,8 @@ def _one(explanation: Explanation, row: int, item: _Item, args: argparse.Namespa
     """Write one image's files, print its line, and return its record."""
     record: dict[str, Any] = {**explanation.record(row), **item.record(), "files": None, "error": None}
     style = Style(args.colormap, args.opacity, args.coordinates, None if args.range is None else tuple(args.range))
+    if args.output is not None:
+        (args.output / RECORDS).unlink(missing_ok=True)  # of an earlier run, whose pictures are replaced from here on
     parts = [(record, explanation, item.stem)]
     if explanation.contrasts is not None:
         parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -16,15 +17,19 @@ from finercam_rt.errors import FinerCAMError
 COMMANDS = ("export", "embed-text", "build", "explain", "inspect", "compare", "evaluate", "bench", "demo")
 """Each is a module of this package (with _ for -) with add_parser(subparsers) and run(args) -> exit code."""
 
-_MISTAKE, _INTERRUPTED = 2, 130
+_MISTAKE, _INTERRUPTED, _NO_READER = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
-    130: interrupted.
+    130: interrupted. 141: the reader of the output went away before the end.
     """
+    # file names need not be text, nor class names in the encoding of the terminal
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
@@ -41,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; the interpreter would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _NO_READER
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"finercam: {where}{error.strerror or error}.", file=sys.stderr)
+        return _MISTAKE
 
 
 @contextmanager

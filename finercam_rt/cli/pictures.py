@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from finercam_rt.pixels import as_rgb
 _SUFFIXES = {"overlay": ".overlay.png", "heatmap": ".heatmap.png", "saliency_map": ".npy"}
 _PNG_LEVEL = 1
 """zlib's fastest: a third of the time of the default, for files a tenth larger."""
+_LONGEST_NAME = 255
 _SHEET_ZOOM = 2
 """Pixels of a sheet's panel at most for each of the model's input: an original of a camera would make it huge."""
 
@@ -39,10 +41,13 @@ def write_pictures(folder: Path, stem: str, explanation: Explanation, row: int, 
     """Write the pictures and the map of one image and contrast; their paths within the folder.
 
     Raises:
-        NotDrawnError: the original is gone, has changed or is too large; nothing of it was written.
+        NotDrawnError: the original is gone, has changed or is too large, or its name too long; nothing of it was
+            written.
         InputError: a file cannot be written.
     """
     paths: dict[str, Any] = {key: f"{stem}{suffix}" for key, suffix in _SUFFIXES.items()}
+    for path in paths.values():
+        _check_name(path)
     colormap, opacity, coordinates, value_range = style
     try:
         overlay = explanation.overlay(row, colormap, opacity, None, coordinates, value_range)
@@ -70,7 +75,10 @@ def write_sheet(
     maps, legend = [], []
     for p, part in enumerate(record["contrasts"]):
         target = classes.short_name(part["target"]["index"])
-        maps.append((f"{p + 1}: {target}", explanation.saliency_map[row, p]))
+        raw = explanation.saliency_map[row, p]
+        # for the sake of the logits, too, which the map does not show
+        shown = np.full_like(raw, np.nan) if explanation.status[row][p] == "non_finite" else raw
+        maps.append((f"{p + 1}: {target}", shown))
         against = ", ".join(classes.short_name(item["index"]) for item in part["references"]) or "nothing"
         legend.append(f"{p + 1}: why {target}, against {against}, alpha {part['alpha']:g}")
     assert explanation.images is not None
@@ -87,9 +95,16 @@ def write_sheet(
         photograph = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
         box = original.geometry.resized((height, width)).box
     path = f"{stem}.contrasts.png"
+    _check_name(path)
     sheet = figure(photograph, maps, legend, style.colormap, style.opacity, box, style.value_range)
     _write_png(folder / path, sheet)
     return path
+
+
+def _check_name(path: str) -> None:
+    name = Path(path).name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise NotDrawnError(f"{name} would be longer than the {_LONGEST_NAME} bytes that file systems take; rename it.")
 
 
 def _write_png(path: Path, image: Image.Image) -> None:

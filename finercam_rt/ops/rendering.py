@@ -124,7 +124,7 @@ def render(
         InputError: a shape, dtype, device or option that cannot be used.
     """
     maps = _describe_maps(saliency_map)
-    height, width = _size(size)
+    height, width = checked_size(size)
     colors = None if colormap is None else _colors(colormap)
     shape = (maps.shape[0], height, width) if colors is None else (maps.shape[0], height, width, 4)
     if not 0.0 <= opacity <= 1.0:
@@ -193,7 +193,12 @@ def _describe_maps(saliency_map: Any) -> Array:
     return maps
 
 
-def _size(size: tuple[int, int]) -> tuple[int, int]:
+def checked_size(size: Any) -> tuple[int, int]:
+    """(height, width) of a picture in pixels, if it is one.
+
+    Raises:
+        InputError: not two integers of 1 to MAX_SIDE.
+    """
     height, width = pair(size, "size")
     if max(height, width) > MAX_SIDE:
         raise InputError(f"the size is {height} x {width}; a side is at most {MAX_SIDE}.")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finercam_rt import Engine, frames
+from finercam_rt import Engine, InputError, frames
 from finercam_rt.cli import pictures
 
 SIZE = (60, 100)
@@ -175,6 +175,12 @@ def test_damaged_animations_and_videos(finercam, toy, clip, tmp_path):
     ran = finercam("explain", toy.path, tmp_path / "text.mp4", "-o", nothing, "--frames")
     ran.refused("text.mp4")
     assert not nothing.exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300], ids=["null character", "too long"])
+def test_names_that_no_video_has(name):
+    with pytest.raises(InputError, match="cannot be read"):
+        next(frames(name))
 
 
 def test_a_video_without_pyav(finercam, toy, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_inspect_loads_no_runtime_and_no_framework(toy):
 
 
 def test_a_reader_that_goes_away(toy):
-    """`finercam inspect ... | head -1` ends quietly."""
+    """`finercam inspect ... | head -1` ends quietly, and with the exit code of what a closed pipe stops."""
     code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(['inspect', sys.argv[1]]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(toy.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -101,5 +101,5 @@ def test_a_reader_that_goes_away(toy):
     assert process.stdout is not None
     process.stdout.close()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 141
     assert err == b""

@@ -166,6 +166,20 @@ def test_torch_in_torch_out(toy):
         engine(torch.from_numpy(images).bfloat16())
 
 
+def test_torch_tensors_that_no_protocol_describes(toy):
+    """DLPack and the array protocols give the memory of a negated view, and would give every value its other sign."""
+    torch = pytest.importorskip("torch")
+    images, engine = torch.from_numpy(batch(toy, 2)), Engine(toy.path)
+    for negated in (torch._neg_view(images), torch.complex(images, images).conj().imag):
+        assert negated.is_neg()
+        with pytest.raises(InputError, match=r"resolve_neg\(\)"):
+            engine(negated)
+        found, wanted = engine(negated.resolve_neg(), references=[]), engine(-images, references=[])
+        assert np.array_equal(found.logits.numpy(), wanted.logits.numpy())
+    with pytest.raises(InputError):
+        engine(images.to("meta"))
+
+
 def test_any_framework_by_dlpack(toy, monkeypatch):
     """A module with from_dlpack gets its own arrays back; one without gets NumPy's. Neither is imported."""
 

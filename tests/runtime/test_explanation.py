@@ -82,6 +82,25 @@ def test_sizes():
     assert np.asarray(e.heatmap(0))[:, :, 3].all()
 
 
+@pytest.mark.parametrize("coordinates", ["crop", "original"])
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((0, 0), "two integers of at least 1"),
+        (224, "two integers of at least 1"),
+        ((10,), "two integers of at least 1"),
+        ((), "two integers of at least 1"),
+        ((np.inf, 7), "two integers of at least 1"),
+        ((40000, 10), "a side is at most 32767"),
+    ],
+)
+def test_sizes_that_no_picture_has(toy, size, coordinates, says):
+    found = Engine(toy.path).explain(np.full((60, 80, 3), 9, np.uint8), references=[])
+    for call in (found.overlay, found.heatmap, found.saliency_at):
+        with pytest.raises(InputError, match=says):
+            call(0, size=size, coordinates=coordinates)
+
+
 def test_negative_positions_count_from_the_end():
     e = explanation()
     assert np.array_equal(e.overlay(-3), e.overlay(0))
@@ -116,6 +135,22 @@ def test_record():
     assert [r["name"] for r in second["references"]] == ["z"]
     assert (second["image"], second["status"], second["alpha"]) == ("b.jpg", "no_positive_evidence", 0.5)
     assert second["saliency_map"]["max"] == 0
+
+
+def test_a_record_takes_the_softmax_once(make_toy, monkeypatch):
+    """Not anew for each class of each contrast, of which there may be hundreds."""
+    engine = Engine(make_toy(contrasts=5).path)
+    source = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    whole = engine.explain([source, source + 1])
+    exp, calls = np.exp, []
+    monkeypatch.setattr(np, "exp", lambda *given, **options: calls.append(1) or exp(*given, **options))
+    record = whole.record(1)
+    assert len(calls) == 1
+    classes = [record["predicted"], *(part["target"] for part in record["contrasts"])]
+    classes += [item for part in record["contrasts"] for item in part["references"]]
+    assert len(classes) == 1 + 5 + 5 * 3
+    for item in classes:
+        assert item["probability"] == float(whole.probabilities[1, item["index"]])
 
 
 def test_record_is_json_whatever_the_numbers():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from finercam_rt.errors import EngineError
+from finercam_rt.manifest import from_json
 from finercam_rt.onnx_metadata import read_manifest, read_onnx_metadata
 
 
@@ -121,6 +122,40 @@ def test_newer_schema(make_toy, toy):
     text = refused(make_toy("newer.onnx", metadata=json.dumps(raw)).path)
     assert "schema 99" in text
     assert "upgrade" in text
+
+
+def manifest_with(toy, **changes: str) -> str:
+    """The toy's manifest; `changes` are JSON texts of fields."""
+    raw = json.loads(read_onnx_metadata(toy.path)["finercam"])
+    fields = {key: json.dumps(value) for key, value in raw.items()} | changes
+    return "{" + ", ".join(f'"{key}": {text}' for key, text in fields.items()) + "}"
+
+
+def test_a_manifest_with_a_field_written_anew_is_read(toy):
+    assert from_json(manifest_with(toy, contrasts="1"), "x").model.name == "toy"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contrasts": "1e400"},
+        {"producer": "[]"},
+        {"producer": "7"},
+        {"verification": "[" * 100_000},
+        {"schema": "[" * 100_000 + "]" * 100_000},
+    ],
+    ids=lambda changes: " ".join(f"{key} {text[:9]}" for key, text in changes.items()),
+)
+def test_a_manifest_of_other_things_than_it_should_hold(toy, changes):
+    with pytest.raises(EngineError) as caught:
+        from_json(manifest_with(toy, **changes), "x.onnx")
+    assert str(caught.value).startswith("x.onnx: its manifest ")
+    assert str(caught.value).endswith("export the engine again.")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["too long", "null character"])
+def test_names_that_no_file_has(tmp_path, name):
+    assert "cannot be read" in refused(tmp_path / name)
 
 
 def test_manifest_that_is_not_json(make_toy):

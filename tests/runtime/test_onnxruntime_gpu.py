@@ -129,6 +129,14 @@ def test_what_is_kept_is_kept_by_graph(toy, make_toy, ort, tmp_path):
     assert [session.options["nv_runtime_cache_path"] for session in ort.sessions[1::2]] == places
 
 
+@pytest.mark.parametrize("backend", [name for name, provider in onnxruntime_gpu.PROVIDERS.items() if provider.builds])
+def test_a_cache_folder_that_cannot_be_made_costs_only_the_building(toy, ort, tmp_path, backend):
+    (tmp_path / "cache").write_text("not a folder")
+    engine = Engine(toy.path, backend=backend)
+    assert not any("cache" in name for name in ort.sessions[0].options)
+    _same(engine(_batch(2)), Engine(toy.path, backend="onnxruntime", device="cpu")(_batch(2)))
+
+
 def test_a_graph_that_cannot_be_captured(toy, ort, caplog):
     ort.captures = False
     with caplog.at_level(logging.WARNING, logger="finercam_rt"):

@@ -243,6 +243,20 @@ def test_a_source_that_changed_is_noticed(toy, tmp_path):
     assert np.array_equal(np.asarray(explanation.overlay(3, coordinates="original")), pictures[3])
 
 
+@pytest.mark.parametrize("step", [(40, 0), (3, 0), (1, 0), (0, 17), (0, 9), (200, 100)])
+def test_a_small_object_that_moved_is_noticed(toy, step):
+    """20 x 12 pixels of a camera's picture, as a ball on a field: fewer than what a thumbnail would show."""
+    rows, columns = np.s_[533:545], np.s_[948:968]
+    array = np.full((1080, 1920, 3), 90, np.uint8)
+    array[rows, columns] = 250
+    explanation = Engine(toy.path).explain(array, references=[])
+    assert explanation.overlay(0, coordinates="original").size == (1920, 1080)
+    array[rows, columns] = 90
+    array[rows.start + step[1] : rows.stop + step[1], columns.start + step[0] : columns.stop + step[0]] = 250
+    with pytest.raises(InputError, match="has changed since it was explained"):
+        explanation.overlay(0, coordinates="original")
+
+
 def test_the_originals_are_referred_to_not_copied(toy):
     array = np.zeros((500, 400, 3), np.uint8)
     image = Image.fromarray(array)

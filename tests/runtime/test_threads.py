@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from finercam_rt import threads
+from finercam_rt import BackendError, Engine, threads
+from finercam_rt.backends import open_graph
 from finercam_rt.threads import physical_cores_granted
 
 
@@ -77,6 +78,15 @@ def test_cgroup_v1(machine):
 def test_without_sysfs(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "_affinity", lambda: {0, 1, 2})
     assert physical_cores_granted(tmp_path / "none", tmp_path / "none") == 3
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**11])
+def test_numbers_of_threads_that_are_refused(toy, backend_name, threads):
+    """More than a machine has is a slip of the finger, and more than an int has would be a runtime's own error."""
+    with pytest.raises(BackendError, match=f"threads is {threads}; give 1 to 1024, or None"):
+        Engine(toy.path, threads=threads)
+    with pytest.raises(BackendError, match=f"threads is {threads}; give 1 to 1024, or None"):
+        open_graph(toy.path, backend="onnxruntime", threads=threads)
 
 
 def test_this_machine():
