@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from finercam_rt.errors import InputError
+from finercam_rt.errors import EngineError, InputError
 
 _BLOCK = 1 << 20
 
@@ -35,6 +35,24 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
 def system_reason(error: Exception) -> str:
     """What the system says, without the number and the path."""
     return str(getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def opened(path: Path, made_by: str) -> Iterator[BinaryIO]:
+    """What an engine is read from; made_by says what to give in its place.
+
+    Raises:
+        EngineError: no such file, a folder, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except FileNotFoundError:
+        raise EngineError(f"{path}: no such file; give {made_by}.") from None
+    except IsADirectoryError:
+        raise EngineError(f"{path} is a folder; give {made_by}.") from None
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL
+        raise EngineError(f"{path} cannot be read ({system_reason(error)}).") from None
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from finercam_rt.errors import EngineError
-from finercam_rt.files import system_reason
+from finercam_rt.files import opened, system_reason
 from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest, from_json
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 from finercam_rt.tail_manifest import from_json as tail_from_json
@@ -49,15 +49,8 @@ def read_onnx_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         EngineError: no such file, a folder, empty, unreadable, not an ONNX file, or truncated.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            return _read_model(stream, os.fstat(stream.fileno()).st_size, file)
-    except FileNotFoundError:
-        raise EngineError(f"{file}: no such file; give the .onnx file that `finercam export` wrote.") from None
-    except IsADirectoryError:
-        raise EngineError(f"{file} is a folder; give the .onnx file that `finercam export` wrote.") from None
-    except (OSError, ValueError) as error:  # the latter of a name with a NUL
-        raise EngineError(f"{file} cannot be read ({system_reason(error)}).") from None
+    with opened(file, "the .onnx file that `finercam export` wrote") as stream:
+        return _read_model(stream, os.fstat(stream.fileno()).st_size, file)
 
 
 def _read_model(stream: BinaryIO, size: int, file: Path) -> dict[str, str]:

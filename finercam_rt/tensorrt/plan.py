@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finercam_rt.errors import EngineError
-from finercam_rt.files import system_reason
+from finercam_rt.files import opened, system_reason
 from finercam_rt.manifest import DAMAGE, Manifest, from_json
 from finercam_rt.tensorrt.builder import Range
 from finercam_rt.tensorrt.library import FLAVOURS
@@ -69,16 +69,8 @@ def read_plan_info(plan: Path) -> PlanInfo:
     Raises:
         EngineError: no plan, no sidecar, or a damaged or a newer one.
     """
-    advice = "give the .plan file that `finercam build` wrote"
-    try:
-        with plan.open("rb"):
-            pass
-    except FileNotFoundError:
-        raise EngineError(f"{plan}: no such file; {advice}.") from None
-    except IsADirectoryError:
-        raise EngineError(f"{plan} is a folder; {advice}.") from None
-    except (OSError, ValueError) as error:  # the latter of a name with a NUL
-        raise EngineError(f"{plan} cannot be read ({system_reason(error)}).") from None
+    with opened(plan, "the .plan file that `finercam build` wrote"):
+        pass
     sidecar = sidecar_of(plan)
     try:
         text = sidecar.read_text(encoding="utf-8")

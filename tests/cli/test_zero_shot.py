@@ -118,3 +118,17 @@ def test_embed_text_needs_pytorch(tmp_path: Path, finercam: Callable, monkeypatc
     monkeypatch.setitem(sys.modules, "finercam_rt.export", None)
     done = finercam("embed-text", "open_clip:ViT-B-32", "--prompts", "a", "b", "-o", tmp_path / "birds.npz")
     done.refused("finercam-rt[export]")
+
+
+def test_evaluate_says_which_prompts(zero_shot: Any, photographs: Path, tmp_path: Path, finercam: Callable) -> None:
+    """They decide every figure: an evaluation of other ones is another question."""
+    said = []
+    for count in (len(NAMES) - 1, len(NAMES)):
+        path = tmp_path / f"{count}.npz"
+        ClassEmbeddings(zero_shot.weight[:count], NAMES[:count], text_sha256="1" * 64, model="toy").save(path)
+        out = tmp_path / str(count)
+        arguments = ["evaluate", zero_shot.path, "--data", photographs, "--unlabelled", "--class-embeddings", path]
+        assert finercam(*arguments, "-o", out, "--metrics", "rd@5").code == 0
+        said.append(json.loads((out / "results.json").read_text())["produced"]["class embeddings"])
+    assert [len(of["names"]) for of in said] == [len(NAMES) - 1, len(NAMES)]
+    assert said[0]["sha256"] != said[1]["sha256"]

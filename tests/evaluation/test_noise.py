@@ -155,3 +155,12 @@ def test_undefined(batch):
     assert all(np.isnan(values).all() for values in blank.values())
     with pytest.raises(InputError, match="explain"):
         metrics_by_name(["noise_robustness"])[0].measure(batch, maps)
+
+
+def test_an_image_of_one_segment_says_nothing(make_batch):
+    """Two orders of one item always agree."""
+    tiny = make_batch(np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32), classifier)
+    assert not quickshift_segments(tiny.images[0]).any()
+    maps = np.abs(tiny.images.mean(axis=1))
+    found = measure(tiny, maps, lambda images, predicted: np.abs(images.mean(axis=1)), noise=(0.0,))
+    assert all(np.isnan(values).all() for values in found.values())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.provenance import engine_names
 from finercam_rt.evaluation.rows import plan_rows
 from finercam_rt.evaluation.seeds import Seed, parse_seed
+from finercam_rt.evaluation.sources import EngineRows
 from finercam_rt.manifest import InputSpec, LayerInfo, Manifest, ModelInfo, TapsInfo
 
 WEIGHTED = Manifest(
@@ -127,3 +131,11 @@ def test_methods_that_compute_the_objective_take_the_seeds_of_any() -> None:
     ]
     with pytest.raises(InputError, match="it has 3 references"):
         plan_rows(["e"], twins[:1], ["scorecam"], ["mean5:1"])
+
+
+def test_of_few_classes_there_are_fewer_references() -> None:
+    """A zero-shot engine takes fewer prompts than it has references and one."""
+    engine: Any = SimpleNamespace(engine=SimpleNamespace(manifest=WEIGHTED))
+    for others in (1, 2, 5):
+        found = EngineRows._references(engine, np.tile(np.arange(others), (4, 1)), Seed("weighted", 3, 1.0))
+        assert found.tolist() == [([*range(others)] + [-2] * 3)[:3]] * 4
