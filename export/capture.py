@@ -12,10 +12,11 @@ from torch.export import Dim
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.constants import fold_constants
-from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.rewrite import rewrite
+from finercam_rt.manifest import LayerInfo
 
 MAX_BATCH = 1 << 16
 EXAMPLE_CLASSES, MAX_CLASSES = 7, 1 << 24
@@ -42,7 +43,7 @@ class Captured:
     logits: torch.fx.Node
 
 
-def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> Captured:
+def capture(model: nn.Module, layers: Sequence[str | LayerInfo], example: torch.Tensor) -> Captured:
     """Capture `model` with its batch dimension dynamic, N >= 1.
 
     Composite operations (linear, layer_norm, scaled_dot_product_attention, gelu) are kept whole; mutation and
@@ -50,18 +51,20 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
 
     Args:
         model: images -> logits (N,K), as `as_classifier` gives it.
-        layers: names of the target layers' modules; of an output with several values the feature map is marked.
+        layers: the target layers, or names of modules; of an output with several values the feature map is marked.
         example: (N,C,H,W) float32 with N >= 2, so that the batch is not taken for a constant.
 
     Raises:
         ExportError: torch.export cannot trace the model, or a layer does not run exactly once.
     """
 
-    def mark(index: int, layer: str) -> Callable[[nn.Module, object, Any], Any]:
-        return lambda _module, _inputs, output: with_feature_map(output, tap(feature_map(output, layer), index))
+    def mark(index: int, layer: str | LayerInfo) -> Callable[[nn.Module, object, Any], Any]:
+        return lambda _module, _inputs, output: with_feature_map(output, tap(feature_map(output, layer), index), layer)
 
+    names = [layer_name(layer) for layer in layers]
     handles = [
-        model.get_submodule(layer).register_forward_hook(mark(index, layer)) for index, layer in enumerate(layers)
+        model.get_submodule(name).register_forward_hook(mark(index, layer))
+        for index, (name, layer) in enumerate(zip(names, layers, strict=True))
     ]
     try:
         graph_module = _exported(model, example)
@@ -72,11 +75,11 @@ def capture(model: nn.Module, layers: Sequence[str], example: torch.Tensor) -> C
     _drop_guards(graph_module)
     fold_constants(graph_module)
     taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
-    for index, layer in enumerate(layers):
+    for index, name in enumerate(names):
         times = sum(node.args[1] == index for node in taps)
         if times != 1:
             raise ExportError(
-                f"target layer {layer!r} runs {times} times in one forward pass; choose a layer that runs once."
+                f"target layer {name!r} runs {times} times in one forward pass; choose a layer that runs once."
             )
     marks = sorted(taps, key=lambda node: int(node.args[1]))
     rewrite(graph_module, marks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ def _block_norm(
     if len(last.shape) != 3:
         return []
     reading = [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape and skipped]
-    behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last)]
+    behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last, example)]
     if skipped or behind:
         return [*behind[-1:], *reading[-1:]]
     counts = [position_count(place.shape, example.shape) for place in maps]
@@ -113,10 +114,15 @@ def _block_norm(
     return [norm for norm in norms if norm.reads >= 0 and norm.step < last.step and norm.shape == last.shape][-1:]
 
 
-def _alike(norm: Place, last: Place) -> bool:
+def _alike(norm: Place, last: Place, example: torch.Tensor) -> bool:
     """Whether both are the tokens of one resolution: a class token may have come between."""
     same = len(norm.shape) == 3 and norm.shape[2] == last.shape[2]
-    return same and abs(norm.shape[1] - last.shape[1]) <= OTHERS
+    return same and abs(_tokens(norm, example) - _tokens(last, example)) <= OTHERS
+
+
+def _tokens(place: Place, example: torch.Tensor) -> int:
+    """How many tokens an image has at a place whose output has three axes."""
+    return math.prod(place.shape[:2]) // len(example)
 
 
 def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) -> bool:
@@ -125,11 +131,14 @@ def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) ->
 
     def change(_module: nn.Module, _inputs: object, output: Any) -> Any:
         value = feature_map(output, last.name).clone()
-        value[1, last.shape[1] // 2].neg_()
-        return with_feature_map(output, value)
+        by_image(value, last)[1, _tokens(last, example) // 2].neg_()
+        return with_feature_map(output, value, last.name)
 
     def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        found.append(feature_map(output, norm.name))
+        found.append(by_image(feature_map(output, norm.name), norm))
+
+    def by_image(value: torch.Tensor, place: Place) -> torch.Tensor:
+        return value if place.shape[0] == len(example) else value.transpose(0, 1)
 
     handles = [model.get_submodule(last.name).register_forward_hook(change)]
     handles.append(model.get_submodule(norm.name).register_forward_hook(keep))
@@ -141,7 +150,7 @@ def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) ->
             handle.remove()
     (tokens,) = found
     moved = (tokens[1] - tokens[0]).abs().amax(1) > MOVED * tokens.abs().max()
-    return int(moved.sum()) > 1 + abs(norm.shape[1] - last.shape[1])
+    return int(moved.sum()) > 1 + abs(_tokens(norm, example) - _tokens(last, example))
 
 
 def _is_projection(model: nn.Module, place: Place) -> bool:

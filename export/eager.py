@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
+from finercam_rt.manifest import LayerInfo
 
 
 def run_with_gradients(
-    model: nn.Module, layers: Sequence[str], images: torch.Tensor
+    model: nn.Module, layers: Sequence[str | LayerInfo], images: torch.Tensor
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The layers' outputs, which autograd can differentiate with respect to, and the logits (N,K) computed from them.
 
     Only the part of the model after the layers is recorded, whatever the parameters require. `model` is images ->
-    logits (N,K), as `as_classifier` gives it; of a layer that returns several values it is the feature map.
+    logits (N,K), as `as_classifier` gives it; of a layer that returns several values it is the feature map, and of one
+    that has only a name its output as it comes.
     """
     taps: list[list[torch.Tensor]] = [[] for _ in layers]
 
@@ -28,12 +30,14 @@ def run_with_gradients(
             # behind another layer it depends on that one's output, and must go on to do so
             value = found.clone() if found.requires_grad else found.detach().clone().requires_grad_()
             taps[index].append(value)
-            return with_feature_map(output, value.clone())  # what follows may work in place, which a leaf forbids
+            # what follows may work in place, which a leaf forbids
+            return with_feature_map(output, value.clone(), layers[index])
 
         return enter
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [model.get_submodule(layer).register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
+    names = [layer_name(layer) for layer in layers]
+    handles = [model.get_submodule(name).register_forward_hook(hook(index)) for index, name in enumerate(names)]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
@@ -44,10 +48,10 @@ def run_with_gradients(
             handle.remove()
         for parameter in trainable:
             parameter.requires_grad_()
-    for layer, found in zip(layers, taps, strict=True):
+    for name, found in zip(names, taps, strict=True):
         if len(found) != 1:
             raise ExportError(
-                f"target layer {layer!r} runs {len(found)} times in one forward pass; choose a layer that runs once."
+                f"target layer {name!r} runs {len(found)} times in one forward pass; choose a layer that runs once."
             )
     return [found[0] for found in taps], logits
 

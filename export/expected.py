@@ -53,7 +53,7 @@ def run_eagerly(
     # PyTorch 2.14.1 mixes up the channels in the derivative of a batch norm of one image whose output becomes tokens:
     # the strides of the cotangent, which say nothing where there is one image, are taken for another memory format
     copies = images.repeat(2, 1, 1, 1) if count == 1 else images
-    activations, logits = run_with_gradients(model, [layer.name for layer in layers], copies)
+    activations, logits = run_with_gradients(model, layers, copies)
     logits = logits[:count]
     if isinstance(model, ZeroShot) and class_embeddings is not None:
         logits = model.logits_of(logits, torch.tensor(class_embeddings.values))

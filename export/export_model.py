@@ -182,7 +182,7 @@ def export_model(
         class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
-    captured, folded = fold_batch_norms(capture(classifier.module, [layer.name for layer in layers], example[:2]))
+    captured, folded = fold_batch_norms(capture(classifier.module, layers, example[:2]))
     split = cut(captured)
     on_stage("differentiating the tail")
     model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))

@@ -11,6 +11,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.candidates import find_places
 from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.readings import UNPINNED, LayerError, LayoutRequest, prove
 from finercam_rt.export.refusal import check_finite, running
@@ -96,6 +97,7 @@ def _run(model: nn.Module, name: str, example: torch.Tensor) -> tuple[torch.Size
 
 
 def _check_gradient(layer: LayerInfo, gradients: torch.Tensor) -> None:
+    gradients = feature_map(gradients, layer)
     if layer.layout == "tokens":
         gradients = gradients[:, layer.prefix_tokens :]
     if not gradients.abs().max() > 0:

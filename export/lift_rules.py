@@ -88,12 +88,14 @@ def _batch_norm(target: Any, args: tuple[Any, ...], _kwargs: Any) -> tuple[Any, 
 
 
 def _rearrange(target: Any, args: tuple[Any, ...], _kwargs: Any) -> Lifted | None:
-    """permute, transpose, unsqueeze: the same for all three."""
+    """permute, transpose, unsqueeze, squeeze, roll: the same for all three."""
     pair = _only_pair(args)
-    if pair is None:
+    if pair is None or (target is aten.roll.default and len(args) < 3):
         return None
     rest = args[1:]
-    return Lifted(target(pair.value, *rest), target(pair.delta, *rest), on_masks(target, pair.mask, *rest))
+    value, delta = target(pair.value, *rest), target(pair.delta, *rest)
+    # an axis that is not squeezed may be of size 1 in the perturbation
+    return Lifted(value, delta, on_masks(target, pair.mask, *rest)) if value.ndim == delta.ndim else None
 
 
 def _copy(target: Any, args: tuple[Any, ...], kwargs: Any) -> Lifted | None:
@@ -283,6 +285,8 @@ RULES: dict[Any, Callable[[Any, tuple[Any, ...], Any], Any]] = {
     aten.permute.default: _rearrange,
     aten.transpose.int: _rearrange,
     aten.unsqueeze.default: _rearrange,
+    aten.squeeze.dim: _rearrange,
+    aten.roll.default: _rearrange,
     aten.clone.default: _copy,
     aten.alias.default: _copy,
     aten.select.int: _select,

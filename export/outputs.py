@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from finercam_rt.arrangement import Arrangement
 from finercam_rt.errors import ExportError
+from finercam_rt.manifest import LayerInfo
 
 FEATURES = "last_hidden_state"
 """The name that transformers gives to a backbone's features among its other outputs."""
@@ -26,11 +28,12 @@ def named_tensors(output: object, name: str = "") -> Iterator[tuple[str, torch.T
         yield from named_tensors(value, f"{name}.{key}" if name else key)
 
 
-def feature_map(output: object, layer: str) -> torch.Tensor:
+def feature_map(output: object, layer: str | LayerInfo) -> torch.Tensor:
     """The tensor of a target layer's output: itself, or the first of a tuple, list, dictionary or dataclass.
 
     Blocks of transformers return their hidden state first and attention weights behind it; where there is a
-    `last_hidden_state`, it is that.
+    `last_hidden_state`, it is that. Of a layer that is known it is in that layer's layout, arranged where it must be;
+    of one that has only a name yet it is as it comes.
 
     Raises:
         ExportError: there is none.
@@ -40,14 +43,18 @@ def feature_map(output: object, layer: str) -> torch.Tensor:
     if not isinstance(found, torch.Tensor):
         first = "" if key is None else f" whose first value is a {type(found).__name__}"
         raise ExportError(
-            f"target layer {layer!r} gives a {type(output).__name__}{first}, not a tensor; choose a layer that gives "
-            "one."
+            f"target layer {layer_name(layer)!r} gives a {type(output).__name__}{first}, not a tensor; choose a layer "
+            "that gives one."
         )
-    return found
+    arrangement = _arrangement(layer)
+    return found if arrangement is None else _arranged(found, arrangement)
 
 
-def with_feature_map(output: Any, value: torch.Tensor) -> Any:
-    """The same output with another tensor in the place of its feature map."""
+def with_feature_map(output: Any, value: torch.Tensor, layer: str | LayerInfo) -> Any:
+    """The same output with another tensor in the place of its feature map, which `feature_map` gave of that layer."""
+    arrangement = _arrangement(layer)
+    if arrangement is not None:
+        value = _restored(value, arrangement)
     key = _feature_key(output)
     if key is None:
         return value
@@ -59,6 +66,29 @@ def with_feature_map(output: Any, value: torch.Tensor) -> Any:
     if hasattr(output, "_replace"):
         return output._replace(**{key: value})
     return type(output)([value, *output[1:]])
+
+
+def layer_name(layer: str | LayerInfo) -> str:
+    """The name of a layer's module."""
+    return layer if isinstance(layer, str) else layer.name
+
+
+def _arrangement(layer: str | LayerInfo) -> Arrangement | None:
+    return None if isinstance(layer, str) else layer.arrangement
+
+
+def _arranged(output: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    values = output.reshape(how.split).permute(how.axes).reshape(how.merged)
+    moved = [axis for axis, shift in enumerate(how.shifts, 1) if shift]
+    return values.roll([how.shifts[axis - 1] for axis in moved], moved) if moved else values
+
+
+def _restored(values: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    moved = [axis for axis, shift in enumerate(how.shifts, 1) if shift]
+    if moved:
+        values = values.roll([-how.shifts[axis - 1] for axis in moved], moved)
+    back = sorted(range(len(how.axes)), key=how.axes.__getitem__)
+    return values.reshape([how.split[axis] for axis in how.axes]).permute(back).reshape(how.given)
 
 
 def _fields(output: object) -> list[tuple[str, Any]]:

@@ -10,7 +10,7 @@ its row, and a reading of the layout is right where the columns and rows it clai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.outputs import feature_map
-from finercam_rt.manifest import LAYOUTS
+from finercam_rt.export.reading import Reading, image_shape
 
 PAIRS = 3
 """Pairs of images to fade at most: a second and a third one only where the first leaves a doubt."""
@@ -45,57 +45,20 @@ _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to read an output's shape as positions (h,w) of the image.
-
-    layout: of manifest.LAYOUTS, or "channels_first_tokens", (N,C,L), which is recognised and not supported; the same
-    holds for suffix tokens, positions that run down the columns, and mirrored ones.
-    """
-
-    layout: str
-    grid: tuple[int, int]
-    prefix_tokens: int = 0
-    suffix_tokens: int = 0
-    columns: bool = False
-    mirrored: tuple[bool, bool] = (False, False)
-
-    @property
-    def supported(self) -> bool:
-        """Whether a map can be drawn from an output of this kind."""
-        return self.layout in LAYOUTS and not (self.suffix_tokens or self.columns or any(self.mirrored))
-
-    def __str__(self) -> str:
-        """As a refusal names it."""
-        height, width = self.grid
-        text = {"nchw": "nchw with", "nhwc": "nhwc with", "tokens": "tokens of"}.get(self.layout, "(N,C,L) tokens of")
-        text += f" a {height}x{width} grid"
-        if self.prefix_tokens:
-            text += f" behind {self.prefix_tokens} prefix token{'s' * (self.prefix_tokens > 1)}"
-        if self.suffix_tokens:
-            text += f" before {self.suffix_tokens} suffix token{'s' * (self.suffix_tokens > 1)}"
-        if self.columns:
-            text += ", column by column"
-        down, across = self.mirrored
-        if down or across:
-            text += ", mirrored " + " and ".join(["upside down"] * down + ["left to right"] * across)
-        return text
-
-
-@dataclass(frozen=True)
 class Sight:
-    """Where each slot of an output looks, by the axis that holds the channels: (rows, columns), each (slots,).
+    """Where each slot of an output looks, by which of an image's axes holds the channels: (rows, columns), (slots,).
 
     In shares of the image's height and width from -1 to 1, pulled towards 0 by all that reaches a slot from elsewhere.
     """
 
-    by_channel_axis: dict[int, tuple[_Array, _Array]]
+    by_channels: dict[str, tuple[_Array, _Array]]
 
     def __add__(self, other: Sight) -> Sight:
         """What two pairs of images show together."""
         return Sight(
             {
-                axis: (rows + other.by_channel_axis[axis][0], columns + other.by_channel_axis[axis][1])
-                for axis, (rows, columns) in self.by_channel_axis.items()
+                axis: (rows + other.by_channels[axis][0], columns + other.by_channels[axis][1])
+                for axis, (rows, columns) in self.by_channels.items()
             }
         )
 
@@ -121,7 +84,7 @@ class Looker:
 
         Args:
             model: images (N,C,H,W) -> anything, in evaluation mode.
-            names: modules whose outputs have three or four axes, the first of which is N.
+            names: modules whose outputs have three or four axes, one of which follows the batch.
             example: (N,C,H,W) float32; the images are run in batches of its size.
         """
         self._model, self._names, self._example = model, list(dict.fromkeys(names)), example
@@ -131,7 +94,7 @@ class Looker:
         """What one layer's positions show of a pair of images, 0 to PAIRS - 1.
 
         Raises:
-            ExportError: the output's first axis does not follow the batch.
+            ExportError: no axis of the output follows the batch.
         """
         if pair not in self._sights:
             self._sights[pair] = self._run(pair)
@@ -139,10 +102,19 @@ class Looker:
 
     def _run(self, pair: int) -> dict[str, Sight]:
         outputs: dict[str, list[torch.Tensor]] = {name: [] for name in self._names}
+        folded = dict.fromkeys(self._names, False)
 
         def hook(name: str) -> Callable[[nn.Module, object, Any], None]:
             def enter(_module: nn.Module, _inputs: object, output: Any) -> None:
-                outputs[name].append(feature_map(output, name).detach().to(torch.float32).clone())
+                found = feature_map(output, name).detach().to(torch.float32)
+                shape = image_shape(found.shape, len(self._example))
+                if shape is None:
+                    raise ExportError(
+                        f"the output of layer {name!r} does not have one row an image; choose another layer."
+                    )
+                folded[name] = shape.folded
+                found = found.transpose(0, 1) if shape.second else found
+                outputs[name].append(found.reshape(shape.sizes).clone())
 
             return enter
 
@@ -155,7 +127,15 @@ class Looker:
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: _sight(name, torch.cat(found), len(images)) for name, found in outputs.items()}
+        return {
+            name: Sight(
+                {
+                    channels: _coordinates(torch.cat(found), axis)
+                    for channels, axis in (("first", 1 + folded[name]), ("last", -1))
+                }
+            )
+            for name, found in outputs.items()
+        }
 
 
 def fit(reading: Reading, sight: Sight) -> Fit:
@@ -163,12 +143,12 @@ def fit(reading: Reading, sight: Sight) -> Fit:
 
     Axes of the grid with one position only say nothing and are left out.
     """
-    rows, columns = sight.by_channel_axis[_channel_axis(reading.layout)]
+    rows, columns = sight.by_channels[reading.channels]
     height, width = reading.grid
     seen = [values[reading.prefix_tokens :][: height * width] for values in (rows, columns)]
     correlations = [
         _correlation(values, claimed)
-        for values, claimed, size in zip(seen, _claimed(reading), reading.grid, strict=True)
+        for values, claimed, size in zip(seen, reading.claimed(), reading.grid, strict=True)
         if size > 1
     ]
     misfits = [1 - max(value, 0.0) ** 2 for value in correlations]
@@ -179,49 +159,8 @@ def fit(reading: Reading, sight: Sight) -> Fit:
 
 def agreement(reading: Reading, first: Sight, second: Sight) -> float:
     """How far two pairs of images agree on where the slots look, whatever the reading's order: a correlation."""
-    axis = _channel_axis(reading.layout)
-    return min(
-        _correlation(a, b) for a, b in zip(first.by_channel_axis[axis], second.by_channel_axis[axis], strict=True)
-    )
-
-
-def map_readings(shape: Sequence[int]) -> Iterator[Reading]:
-    """Every reading of an output of four axes that the proof must tell apart, supported or not."""
-    for layout, (a, b) in (("nchw", (shape[2], shape[3])), ("nhwc", (shape[1], shape[2]))):
-        if a * b > 1:
-            yield from _orientations(layout, a, b, 0, 0)
-
-
-def token_readings(layout: str, count: int, grid: tuple[int, int]) -> Iterator[Reading]:
-    """Every reading of `count` tokens of which some are a grid, supported or not; the others are before or after it."""
-    others = count - grid[0] * grid[1]
-    for prefix in range(others + 1):
-        yield from _orientations(layout, *grid, prefix, others - prefix)
-
-
-def _orientations(layout: str, a: int, b: int, prefix: int, suffix: int) -> Iterator[Reading]:
-    """The eight ways to lay a x b positions out; of tokens, column by column keeps the grid, of a map it turns it."""
-    for columns in (False, True) if min(a, b) > 1 else (False,):
-        grid = (b, a) if columns and layout in ("nchw", "nhwc") else (a, b)
-        for down in (False, True) if grid[0] > 1 else (False,):
-            for across in (False, True) if grid[1] > 1 else (False,):
-                yield Reading(layout, grid, prefix, suffix, columns, (down, across))
-
-
-def _claimed(reading: Reading) -> tuple[_Array, _Array]:
-    """The row and the column of each slot."""
-    height, width = reading.grid
-    rows, columns = (values.astype(np.float64) for values in np.indices(reading.grid))
-    down, across = reading.mirrored
-    rows = height - 1 - rows if down else rows
-    columns = width - 1 - columns if across else columns
-    if reading.columns:
-        rows, columns = rows.T, columns.T
-    return rows.ravel(), columns.ravel()
-
-
-def _channel_axis(layout: str) -> int:
-    return {"nchw": 1, "nhwc": 3, "tokens": 2, "channels_first_tokens": 1}[layout]
+    sights = (first.by_channels[reading.channels], second.by_channels[reading.channels])
+    return min(_correlation(a, b) for a, b in zip(*sights, strict=True))
 
 
 def _correlation(values: _Array, other: _Array) -> float:
@@ -231,12 +170,6 @@ def _correlation(values: _Array, other: _Array) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else 0.0
-
-
-def _sight(name: str, activations: torch.Tensor, images: int) -> Sight:
-    if len(activations) != images:
-        raise ExportError(f"the output of layer {name!r} does not have one row an image; choose another layer.")
-    return Sight({axis: _coordinates(activations, axis) for axis in ((1, 2) if activations.ndim == 3 else (1, 3))})
 
 
 def _coordinates(activations: torch.Tensor, channel_axis: int) -> tuple[_Array, _Array]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.probe import (
@@ -13,11 +15,17 @@ from finercam_rt.export.probe import (
     RELIABLE,
     Fit,
     Looker,
-    Reading,
     Sight,
     agreement,
     fit,
+)
+from finercam_rt.export.reading import (
+    ImageShape,
+    Reading,
+    arrangement_of,
+    image_shape,
     map_readings,
+    ordered_readings,
     token_readings,
 )
 from finercam_rt.manifest import LayerInfo
@@ -47,7 +55,7 @@ class LayoutRequest:
         """Whether a reading is one that no map is refused for and agrees with what was pinned."""
         return (
             reading.supported
-            and self.layout in (None, reading.layout)
+            and (reading.order is not None or self.layout in (None, reading.layout))
             and self.grid in (None, reading.grid)
             and self.prefix_tokens in (None, reading.prefix_tokens)
         )
@@ -65,7 +73,8 @@ UNPINNED = LayoutRequest()
 
 def has_positions(shape: Sequence[int], input_shape: Sequence[int]) -> bool:
     """Whether a shape can be read as one row an image, of positions whose grid is the image divided by one stride."""
-    return len(shape) > 2 and shape[0] == input_shape[0] and position_count(shape, input_shape) > 0
+    found = image_shape(shape, input_shape[0])
+    return found is not None and not found.folded and position_count(shape, input_shape) > 0
 
 
 def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
@@ -73,6 +82,7 @@ def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
     image = (input_shape[2], input_shape[3])
     if len(shape) not in (3, 4) or _is_pooled(shape):
         return 0
+    shape = _by_images(shape, input_shape)
     if len(shape) == 3:
         return shape[1] if any(True for _ in token_grids(shape[1], image)) else 0
     grids = [grid for grid in ((shape[2], shape[3]), (shape[1], shape[2])) if _divides(grid, image)]
@@ -81,7 +91,7 @@ def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
 
 def channel_counts(shape: Sequence[int], input_shape: Sequence[int]) -> set[int]:
     """How many channels an output has: one number for each axis of it that leaves positions to the others."""
-    image = (input_shape[2], input_shape[3])
+    image, shape = (input_shape[2], input_shape[3]), _by_images(shape, input_shape)
     if len(shape) == 3:
         return {shape[axis] for axis in (2, 1) if any(True for _ in token_grids(shape[3 - axis], image))}
     grids = {1: (shape[2], shape[3]), 3: (shape[1], shape[2])}
@@ -93,14 +103,27 @@ def token_grids(count: int, image: tuple[int, int]) -> Iterator[tuple[int, int]]
 
     The other tokens are few, and fewer than the positions.
     """
+    for grid in _strided(image):
+        cells = grid[0] * grid[1]
+        if 1 < cells <= count <= min(cells + MAX_PREFIX_TOKENS, 2 * cells):
+            yield grid
+
+
+def _strided(image: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The image divided by each stride, rounded down and up."""
     height, width = image
     seen = set()
     for stride in range(1, max(image)):
         for grid in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
-            cells = grid[0] * grid[1]
-            if grid not in seen and 1 < cells <= count <= min(cells + MAX_PREFIX_TOKENS, 2 * cells):
+            if grid not in seen:
                 seen.add(grid)
                 yield grid
+
+
+def _by_images(shape: Sequence[int], input_shape: Sequence[int]) -> Sequence[int]:
+    """The shape of an output with the images first, where windows are not folded into them."""
+    found = image_shape(shape, input_shape[0])
+    return shape if found is None or found.folded else found.sizes
 
 
 def _is_pooled(shape: Sequence[int]) -> bool:
@@ -136,63 +159,84 @@ def prove(
     Raises:
         LayerError: no reading is possible, or what is seen contradicts all that are, or it shows none clearly.
     """
-    everything = _possible(name, shape, input_shape, request)
-    allowed = [reading for reading in everything if request.allows(reading)]
+    images = input_shape[0]
+    by_image = image_shape(shape, images)
     output = f"the output of layer {name!r}, of shape {tuple(shape)}"
+    if by_image is None or _is_pooled(by_image.sizes):
+        raise LayerError(f"{output}, is not a feature map", "choose a layer whose output has positions")
+    plain = _possible(by_image, input_shape, request)
+    ordered = _ordered(by_image, input_shape, request)
+    allowed = [reading for reading in (*plain, *ordered) if request.allows(reading)]
     if not allowed:
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
-    sights: list[Sight] = []
-    for pair in range(PAIRS):
-        sights.append(looker.sight(name, pair))
-        fits = {reading: fit(reading, _sum(sights)) for reading in everything}
-        best = _best(fits)
-        if _is_clear(best, fits):
-            break
-    else:
-        return _unclear(output, name, allowed, input_shape, fits, sights, request)
-    if best in allowed:
-        return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
-    if best.supported:
+    best = _seen(looker, name, plain, range(1, PAIRS + 1))
+    if best is None or not best.supported:
+        best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
+    if best is None:
+        best = _unclear(looker, name, output, by_image, allowed, ordered, input_shape, request)
+    if best not in allowed and best.supported:
         raise LayerError(
             f"{output}, is not what the layout, grid or prefix tokens given say: where it looks in the image shows "
             f"{best}",
             "give those, or leave them out",
         )
-    raise LayerError(
-        f"{output}, has its positions in an order that no map is drawn from: where it looks in the image shows {best}",
-        "choose another layer",
-    )
-
-
-def _possible(name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
-    image = (input_shape[2], input_shape[3])
-    if len(shape) not in (3, 4) or _is_pooled(shape):
-        return []
-    if shape[0] != input_shape[0]:
-        what = "folds windows or heads into the batch"
-        if len(shape) == 3 and shape[1] == input_shape[0]:
-            what = "has the batch in its second axis"
+    if best not in allowed:
         raise LayerError(
-            f"the output of layer {name!r}, of shape {tuple(shape)} for {input_shape[0]} images, {what}",
-            "choose a layer with one row an image",
+            f"{output}, has its positions in an order that no map is drawn from: where it looks in the image shows "
+            f"{best}",
+            "choose another layer",
         )
-    if len(shape) == 4:
+    layout, prefix_tokens, arrangement = arrangement_of(best, shape, images)
+    return LayerInfo(name, layout, best.grid, prefix_tokens, arrangement)
+
+
+def _possible(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
+    """The readings of an output with one row an image, supported or not."""
+    image, sizes = (input_shape[2], input_shape[3]), shape.sizes
+    if shape.folded:
+        return []
+    if len(sizes) == 4:
         # strides may differ, but a single row or column of them is what pooling leaves
-        found = (
+        found = [
             reading
-            for reading in map_readings(shape)
+            for reading in map_readings(sizes)
             if min(reading.grid) > 1 or _divides(reading.grid, image) or request.layout == reading.layout
-        )
+        ]
     else:
         pinned = [] if request.grid is None else [request.grid]
-        found = (
+        found = [
             reading
-            for layout, count in (("tokens", shape[1]), ("channels_first_tokens", shape[2]))
+            for channels_first, count in ((False, sizes[1]), (True, sizes[2]))
             for grid in dict.fromkeys([*token_grids(count, image), *pinned])
-            for reading in token_readings(layout, count, grid)
-        )
+            for reading in token_readings(count, grid, channels_first=channels_first)
+        ]
     return [r for r in found if all(cells <= pixels for cells, pixels in zip(r.grid, image, strict=True))]
+
+
+def _ordered(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
+    """The readings of an output as windows or units of positions."""
+    image = (input_shape[2], input_shape[3])
+    counts = {math.prod(shape.sizes[1:-1]), math.prod(shape.sizes[1:]) // shape.sizes[1 + shape.folded]}
+    grids = {grid for count in counts for grid in token_grids(count, image)}
+    return [
+        reading
+        for grid in sorted(grids if request.grid is None else {request.grid})
+        for reading in ordered_readings(shape, grid)
+    ]
+
+
+def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterable[int]) -> Reading | None:
+    """The reading that explains what so many pairs of images show, and that no other explains as well."""
+    if not readings:
+        return None
+    for count in pairs:
+        total = _sum([looker.sight(name, pair) for pair in range(count)])
+        fits = {reading: fit(reading, total) for reading in readings}
+        best = _best(fits)
+        if _is_clear(best, fits):
+            return best
+    return None
 
 
 def _sum(sights: Sequence[Sight]) -> Sight:
@@ -205,8 +249,22 @@ def _sum(sights: Sequence[Sight]) -> Sight:
 def _best(fits: dict[Reading, Fit]) -> Reading:
     """The reading that explains most; of readings that hold one another's rows, the largest that explains as much."""
     best = min(fits, key=lambda reading: fits[reading].misfit)
-    larger = [r for r in fits if _holds(r, best) and fits[r].misfit <= APART * fits[best].misfit]
+    misfit = fits[best].misfit
+    larger = [r for r in fits if _holds(r, best) and fits[r].misfit <= max(APART * misfit, _misfit_of_others(r, best))]
     return max([best, *larger], key=lambda reading: math.prod(reading.grid))
+
+
+def _misfit_of_others(larger: Reading, smaller: Reading) -> float:
+    """Half of what the larger reading would leave unexplained if its other rows were tokens, which look nowhere."""
+    inside = slice(smaller.prefix_tokens - larger.prefix_tokens, None)
+    misfits = []
+    for claimed, size in zip(larger.claimed(), larger.grid, strict=True):
+        if size > 1:
+            seen = np.full_like(claimed, claimed.mean())
+            rows = seen[inside][: math.prod(smaller.grid)]
+            rows[:] = claimed[inside][: len(rows)]
+            misfits.append(1 - np.corrcoef(seen, claimed)[0, 1] ** 2)
+    return 0.5 * float(np.mean(misfits))
 
 
 def _is_clear(best: Reading, fits: dict[Reading, Fit]) -> bool:
@@ -222,6 +280,7 @@ def _holds(larger: Reading, smaller: Reading) -> bool:
     return (
         larger != smaller
         and (larger.layout, larger.columns, larger.mirrored) == (smaller.layout, smaller.columns, smaller.mirrored)
+        and (larger.channels_first, larger.order) == (smaller.channels_first, smaller.order)
         and smaller.grid[line] == length
         and apart >= 0
         and apart % length == 0
@@ -230,26 +289,39 @@ def _holds(larger: Reading, smaller: Reading) -> bool:
 
 
 def _unclear(
-    output: str,
+    looker: Looker,
     name: str,
+    output: str,
+    shape: ImageShape,
     allowed: Sequence[Reading],
+    ordered: Sequence[Reading],
     input_shape: Sequence[int],
-    fits: dict[Reading, Fit],
-    sights: Sequence[Sight],
     request: LayoutRequest,
-) -> LayerInfo:
+) -> Reading:
     """Where nothing is seen clearly: what is pinned is believed, and a map of four axes that has one reading."""
-    usual = [reading for reading in allowed if _divides(reading.grid, (input_shape[2], input_shape[3]))]
-    best = min(usual or allowed, key=lambda reading: reading.prefix_tokens)
+    if shape.folded:
+        raise LayerError(
+            f"{output} for {shape.sizes[0]} images, folds windows or heads into the batch, and where it looks in the "
+            "image shows no order of them",
+            "choose a layer with one row an image",
+        )
+    plain = [reading for reading in allowed if reading.plain]
+    if not plain:
+        raise LayerError(f"where {output} looks in the image does not show its order", "choose another layer")
+    usual = [reading for reading in plain if _divides(reading.grid, (input_shape[2], input_shape[3]))]
+    best = min(usual or plain, key=lambda reading: reading.prefix_tokens)
+    sights = [looker.sight(name, pair) for pair in range(PAIRS)]
     # of two rows or columns noise agrees with itself as easily
-    if min(best.grid) > 2 and agreement(best, sights[0], sights[1]) >= RELIABLE and not fits[best].sure:
+    agrees = min(best.grid) > 2 and agreement(best, sights[0], sights[1]) >= RELIABLE
+    if agrees and not fit(best, _sum(sights)).sure:
         raise LayerError(
             f"{output}, has positions that look at places of the image in another order than that of {best}",
             "choose another layer",
         )
-    # of one row or column the channels of another layout look like positions
-    if request.complete or (len(usual) == 1 and best.layout != "tokens" and min(best.grid) > 1):
-        return LayerInfo(name, best.layout, best.grid, best.prefix_tokens)
+    # of one row or column the channels of another layout look like positions, and so do windows and what is in them
+    one = len(usual) == 1 and len(shape.sizes) == 4 and min(best.grid) > 1
+    if request.complete or (one and (not ordered or best.grid in _strided((input_shape[2], input_shape[3])))):
+        return best
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",
         "say what it is with layout, grid and prefix tokens, or choose another layer",

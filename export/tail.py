@@ -38,16 +38,16 @@ _KEPT = 0.7
 
 
 class _FromActivations(nn.Module):
-    """(activations, *carried tensors) -> (logits,); what else is carried is the number of images."""
+    """(activations, *carried tensors) -> (logits,); what else is carried is the number of images, or of windows."""
 
     def __init__(self, tail: fx.GraphModule, boundary: tuple[Any, ...]) -> None:
         super().__init__()
         self.tail = tail
-        self._is_tensor = [isinstance(value, torch.Tensor) for value in boundary[1:]]
+        self._times = [_times(value, boundary[0].shape[0]) for value in boundary[1:]]
 
     def forward(self, activations: torch.Tensor, carried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         tensors: Iterator[Any] = iter(carried)
-        rest = [next(tensors) if is_tensor else activations.shape[0] for is_tensor in self._is_tensor]
+        rest = [next(tensors) if times is None else times * activations.shape[0] for times in self._times]
         outputs: tuple[torch.Tensor, ...] = self.tail(activations, *rest)
         return outputs
 
@@ -63,7 +63,7 @@ def carried_shapes(split: Split) -> tuple[tuple[int, ...], ...]:
     shapes = []
     for value in carried:
         if not isinstance(value, torch.Tensor):
-            if str(value) != batch:
+            if _times(value, activations.shape[0]) is None:
                 raise ExportError(
                     f"the tail reads a number that the batch decides ({value}), so it cannot be a file of its own; "
                     "leave the tail out, or choose a later target layer."
@@ -77,6 +77,14 @@ def carried_shapes(split: Split) -> tuple[tuple[int, ...], ...]:
             )
         shapes.append(tuple(int(size) for size in value.shape[1:]))
     return tuple(shapes)
+
+
+def _times(value: Any, batch: Any) -> int | None:
+    """How many times the batch a number that crosses the cut is; None where it is a tensor or anything else."""
+    if not isinstance(value, torch.SymInt) or not isinstance(batch, torch.SymInt):
+        return None
+    ratio = value.node.expr / batch.node.expr
+    return int(ratio) if ratio.is_Integer else None
 
 
 def cut_sha256(split: Split, weights_sha256: str, layer: LayerInfo) -> str:
@@ -147,7 +155,7 @@ def _verify(path: Path, engine: Engine, model: nn.Module, images: torch.Tensor) 
         got = tail.logits(outputs.activations * kept.numpy(), outputs.carried)
         # each image alone too, in a batch of another size
         alone = tail.logits(outputs.activations[:1] * kept[:1].numpy(), [values[:1] for values in outputs.carried])
-        want = _logits_with(model, layer.name, images, kept)
+        want = _logits_with(model, layer, images, kept)
         spread = want.abs().max().clamp(min=1e-30)
         for found, wanted in ((got, want), (alone, want[:1])):
             worst = max(worst, float(((torch.from_numpy(np.ascontiguousarray(found)) - wanted).abs() / spread).max()))
@@ -169,13 +177,13 @@ def _channel_mask(shape: tuple[int, ...], layer: LayerInfo, share: float, genera
     return mask
 
 
-def _logits_with(model: nn.Module, layer: str, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def _logits_with(model: nn.Module, layer: LayerInfo, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """The model's logits with the layer's output multiplied by factors."""
 
     def multiply(_module: nn.Module, _inputs: object, output: Any) -> Any:
-        return with_feature_map(output, feature_map(output, layer) * factors)
+        return with_feature_map(output, feature_map(output, layer) * factors, layer)
 
-    handle = model.get_submodule(layer).register_forward_hook(multiply)
+    handle = model.get_submodule(layer.name).register_forward_hook(multiply)
     try:
         with torch.no_grad():
             logits: torch.Tensor = model(images)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from finercam_rt.arrangement import Arrangement, arrangement
 from finercam_rt.errors import EngineError
 
 SCHEMA = 1
@@ -109,12 +110,16 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A target layer: its module name, the layout of its output, the map's grid (h, w) and the tokens before it."""
+    """A target layer: its module name, the layout of its output, the map's grid (h, w) and the tokens before it.
+
+    arrangement: how the output is put into that layout, where it comes in another order.
+    """
 
     name: str
     layout: str
     grid: tuple[int, int]
     prefix_tokens: int = 0
+    arrangement: Arrangement | None = None
 
     @property
     def tokens(self) -> int:
@@ -330,7 +335,12 @@ def _build(raw: dict[str, Any]) -> Manifest:
 def _layers(values: Any) -> tuple[LayerInfo, ...]:
     if not values:
         raise ValueError("no target layer")
-    return tuple(LayerInfo(str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"])) for v in values)
+    return tuple(
+        LayerInfo(
+            str(v["name"]), str(v["layout"]), _pair(v["grid"]), int(v["prefix_tokens"]), arrangement(v["arrangement"])
+        )
+        for v in values
+    )
 
 
 def _taps(value: Any) -> TapsInfo | None:

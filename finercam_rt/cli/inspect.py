@@ -88,7 +88,8 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     for layer in manifest.layers:
         before = f", {layer.prefix_tokens} tokens before the map" if layer.prefix_tokens else ""
-        rows.append(("layer", f"{layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}{before}"))
+        arranged = f", out of an output with {layer.arrangement.kind}" if layer.arrangement else ""
+        rows.append(("layer", f"{layer.name}, {layer.layout}, map {layer.grid[0]} x {layer.grid[1]}{before}{arranged}"))
     rows += [
         ("method", _method(manifest)),
         ("objective", f"{manifest.objective}, alpha {DEFAULT_ALPHA[manifest.objective]:g} unless given"),

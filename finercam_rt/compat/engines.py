@@ -34,6 +34,9 @@ MAX_ENGINES = 8
 MAX_BYTES = 2 << 30
 """How many engines are kept, and how large their files are together: each holds a copy of its model's weights."""
 
+IMAGES = 2
+"""That a model is examined with."""
+
 OWN_RUN: ContextVar[bool] = ContextVar("finercam_rt.compat.own_run", default=False)
 """Whether it is this module that runs a model now, and not its owner."""
 
@@ -56,7 +59,7 @@ class Spec(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The shapes of the layers' outputs for two images of a shape, and the number of classes."""
+    """The shapes of the layers' outputs for IMAGES images of a shape, and the number of classes."""
 
     shapes: tuple[torch.Size, ...]
     num_classes: int
@@ -218,7 +221,9 @@ class _Scored(nn.Module):
 
 
 def common_request(readings: Sequence[LayerInfo | Reading]) -> LayoutRequest:
-    """What the readings of several layers have in common; the rest is found from the shapes."""
+    """What the readings of several layers have in common; the rest is found, and so is how any one is arranged."""
+    if any(reading.arrangement is not None for reading in readings):
+        return LayoutRequest()
     layouts, grids, prefixes = ({getattr(r, name) for r in readings} for name in ("layout", "grid", "prefix_tokens"))
     return LayoutRequest(
         layouts.pop() if len(layouts) == 1 else None,
@@ -228,8 +233,8 @@ def common_request(readings: Sequence[LayerInfo | Reading]) -> LayoutRequest:
 
 
 def example(shape: Shape) -> torch.Tensor:
-    """Two images of seeded noise."""
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    """As many images of seeded noise."""
+    return torch.randn(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _examine(model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:

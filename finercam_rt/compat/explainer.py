@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from finercam_rt.compat.engines import EngineCache, Facts, Shape, Spec, common_request, example
+from finercam_rt.compat.engines import IMAGES, EngineCache, Facts, Shape, Spec, common_request, example
 from finercam_rt.compat.reshape import Reading, ReshapeTransform, read_reshape
 from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
@@ -128,7 +128,7 @@ class Explainer:
         spec = Spec(self.layers, shape, self.method, objective, rounded, scores)
         engine = self._cache.engine(self.model, spec, lambda: self._request(facts, shape))
         for name, layer, reading in zip(self.layers, engine.manifest.layers, self._read(facts), strict=False):
-            self._check(name, reading, Reading(layer.layout, layer.grid, layer.prefix_tokens))
+            self._check(name, reading, Reading(layer.layout, layer.grid, layer.prefix_tokens, layer.arrangement))
         return engine
 
     def _read(self, facts: Facts) -> list[Reading]:
@@ -137,7 +137,7 @@ class Explainer:
             return []
         if facts.shapes not in self._readings:
             pairs = zip(facts.shapes, self.layers, strict=True)
-            self._readings[facts.shapes] = [read_reshape(self._transform, shape, layer) for shape, layer in pairs]
+            self._readings[facts.shapes] = [read_reshape(self._transform, *pair, IMAGES) for pair in pairs]
         return self._readings[facts.shapes]
 
     def _request(self, facts: Facts, shape: Shape) -> LayoutRequest:
@@ -151,7 +151,9 @@ class Explainer:
                 found.append(None)
         for known, reading in zip(found, readings, strict=False):
             if known is not None:
-                self._check(known.name, reading, Reading(known.layout, known.grid, known.prefix_tokens))
+                self._check(
+                    known.name, reading, Reading(known.layout, known.grid, known.prefix_tokens, known.arrangement)
+                )
         if readings:
             return common_request(readings)
         # what could be read in two ways, both libraries read as (N,C,h,w) where no function is given

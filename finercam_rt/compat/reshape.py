@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 
+from finercam_rt.arrangement import Arrangement
 from finercam_rt.errors import InputError
+from finercam_rt.export.outputs import feature_map
+from finercam_rt.export.reading import (
+    ImageShape,
+    arrangement_of,
+    image_shape,
+    map_readings,
+    ordered_readings,
+    token_readings,
+)
+from finercam_rt.export.reading import Reading as SlotReading
+from finercam_rt.manifest import LayerInfo
 
 ReshapeTransform = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Reading(NamedTuple):
-    """How a layer's output is read: layout, grid (h, w) and prefix tokens, as in manifest.LayerInfo."""
+    """How a layer's output is read: layout, grid (h, w), prefix tokens and arrangement, as in manifest.LayerInfo."""
 
     layout: str
     grid: tuple[int, int]
     prefix_tokens: int
+    arrangement: Arrangement | None = None
 
     def __str__(self) -> str:
         """In words, for an error."""
         kind = {"nchw": "(N,C,h,w)", "nhwc": "(N,h,w,C)"}.get(self.layout, f"tokens after {self.prefix_tokens} others")
-        return f"{kind} with a grid of {self.grid[0]}x{self.grid[1]}"
+        kind += f" with a grid of {self.grid[0]}x{self.grid[1]}"
+        return kind if self.arrangement is None else f"{kind} ({self.arrangement.kind})"
 
 
-def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str) -> Reading:
+def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, images: int) -> Reading:
     """The layout that `transform` reads in an output of `shape`, to (N,C,h,w).
 
-    It is called once, on a tensor that holds its own indices; nothing but a plain reading of (N,C,h,w), (N,h,w,C) or
-    (N,prefix+h*w,C), row by row, is accepted.
+    It is called once, on a tensor that holds its own indices; nothing but a reading that the export knows is accepted:
+    (N,C,h,w), (N,h,w,C), tokens among others with the batch in the first or second axis, windows; row by row.
 
     Args:
         transform: the caller's function.
         shape: of the layer's output, with at least two images.
         name: of the layer, for errors.
+        images: how many they are.
 
     Raises:
         InputError: it fails on that shape, or does anything else.
@@ -46,12 +61,14 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str) -> R
     except Exception as error:
         detail = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{about} fails ({detail}); make it fit that shape, or leave it out.") from error
-    if not isinstance(found, torch.Tensor) or found.ndim != 4 or len(found) != shape[0]:
+    if not isinstance(found, torch.Tensor) or found.ndim != 4 or len(found) != images:
         given = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(f"{about} gives {given} and not (N,C,h,w); correct it, or leave it out.")
     grid = (int(found.shape[2]), int(found.shape[3]))
     found = found.detach()
-    for reading, expected in _readings(index, found, grid):
+    by_image = image_shape(shape, images)
+    plain = () if by_image is None else _plain(by_image, grid)
+    for reading, expected in _applied(plain, index, images):
         if torch.equal(found, expected):
             return reading
         if torch.equal(found, expected.reshape(*expected.shape[:2], grid[1], grid[0]).transpose(2, 3)):
@@ -59,23 +76,39 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str) -> R
                 f"{about} puts rows where columns are: it reads the positions down instead of across, which turns the "
                 "map over its diagonal; correct it, or leave it out."
             )
+    ordered = () if by_image is None else ordered_readings(by_image, grid)
+    for reading, expected in _applied(ordered, index, images):
+        if torch.equal(found, expected):
+            return reading
     raise InputError(
-        f"{about} does more than to drop leading tokens and to put the rest as (N,C,h,w), row by row; correct it, or "
-        "leave it out."
+        f"{about} does more than to drop other tokens and to put the positions as (N,C,h,w), row by row; correct it, "
+        "or leave it out."
     )
 
 
-def _readings(index: torch.Tensor, found: torch.Tensor, grid: tuple[int, int]) -> list[tuple[Reading, torch.Tensor]]:
-    """The plain readings of a layer's output that have the shape of `found`."""
-    cells = grid[0] * grid[1]
-    every = []
-    if index.ndim == 4:
-        every = [
-            (Reading("nchw", (int(index.shape[2]), int(index.shape[3])), 0), index),
-            (Reading("nhwc", (int(index.shape[1]), int(index.shape[2])), 0), index.permute(0, 3, 1, 2)),
-        ]
-    elif index.ndim == 3 and 0 < cells <= index.shape[1]:
-        prefix = int(index.shape[1]) - cells
-        patches = index[:, prefix:].transpose(1, 2).reshape(len(index), -1, *grid)
-        every = [(Reading("tokens", grid, prefix), patches)]
-    return [(reading, expected) for reading, expected in every if expected.shape == found.shape]
+def _plain(shape: ImageShape, grid: tuple[int, int]) -> Iterator[SlotReading]:
+    """The readings of an output with this grid that are in no order of their own."""
+    found: Iterable[SlotReading] = ()
+    if not shape.folded and len(shape.sizes) == 4:
+        found = map_readings(shape.sizes)
+    elif not shape.folded:
+        _, tokens, last = shape.sizes
+        cells = grid[0] * grid[1]
+        counts = [(count, first) for count, first in ((tokens, False), (last, True)) if cells <= count]
+        found = (one for count, first in counts for one in token_readings(count, grid, channels_first=first))
+    return (one for one in found if one.grid == grid and one.supported and not one.columns)
+
+
+def _applied(
+    readings: Iterable[SlotReading], index: torch.Tensor, images: int
+) -> Iterator[tuple[Reading, torch.Tensor]]:
+    """Each reading, and what it makes of the output's indices, as (N,C,h,w)."""
+    for one in readings:
+        layout, prefix_tokens, arrangement = arrangement_of(one, index.shape, images)
+        values = feature_map(index, LayerInfo("", layout, one.grid, prefix_tokens, arrangement))
+        if layout == "tokens":
+            values = values[:, prefix_tokens:].reshape(len(values), *one.grid, -1)
+        yield (
+            Reading(layout, one.grid, prefix_tokens, arrangement),
+            values if layout == "nchw" else values.movedim(-1, 1),
+        )

@@ -125,6 +125,38 @@ def test_a_model_of_one_logit(images: Any) -> None:
         ours.FinerCAM(model, [model[1]])(images)
 
 
+class _SequenceFirst(nn.Module):
+    """A class token before 2x3 patches and a block over (L,N,C), as CLIP's authors and nn.Transformer have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.patch, self.cls = nn.Conv2d(3, 48, 16, 16), nn.Parameter(torch.randn(1, 1, 48))
+        self.norm, self.attn = nn.LayerNorm(48), nn.MultiheadAttention(48, 4)
+        self.head = nn.Linear(48, CLASSES)
+
+    def forward(self, images: Any) -> Any:
+        x = self.patch(images).flatten(2).permute(2, 0, 1)
+        x = torch.cat([self.cls.expand(1, len(images), 48), x])
+        y = self.norm(x)
+        return self.head((x + self.attn(y, y, y, need_weights=False)[0])[0])
+
+
+def test_the_batch_in_the_second_axis(images: Any) -> None:
+    """With the function that CLIP-ES's users write, and without one, where the original would be silently wrong."""
+    model = _SequenceFirst().eval()
+    transform = lambda t: t[1:].permute(1, 2, 0).unflatten(2, (2, 3))  # noqa: E731
+    expected = public.FinerCAM(model, [model.norm], reshape_transform=transform)(images)
+    _check(ours.FinerCAM(model, [model.norm], reshape_transform=transform)(images), expected)
+    _check(ours.FinerCAM(model, [model.norm])(images), expected)
+    chosen = [public_targets.ClassifierOutputSoftmaxTarget(index) for index in PINNED]
+    expected = public.GradCAM(model, [model.norm], reshape_transform=transform)(images, chosen)
+    _check(ours.GradCAM(model, [model.norm])(images, chosen), expected)
+    wrong = lambda t: t[:6].permute(1, 2, 0).unflatten(2, (2, 3))  # noqa: E731
+    with pytest.raises(InputError, match=r"behind|after|suffix"):
+        ours.FinerCAM(model, [model.norm], reshape_transform=wrong)(images)
+
+
 def _vit() -> Any:
     """A class token before 2x3 patches, one block, and a head on the class token."""
     timm = pytest.importorskip("timm", reason="the ViT is timm's")

@@ -36,14 +36,40 @@ def _tokens(prefix: int, height: int, width: int) -> Transform:
     ],
 )
 def test_plain_readings(transform: Transform, shape: tuple[int, ...], expected: Reading) -> None:
-    assert read_reshape(transform, torch.Size(shape), "layer") == expected
+    assert read_reshape(transform, torch.Size(shape), "layer", shape[0]) == expected
+
+
+def _windows(tensor: Any) -> Any:
+    """(N * 4, 4 * 6, C) to (N, C, 8, 12), as users of Swin write it."""
+    return tensor.reshape(-1, 2, 2, 4, 6, 8).permute(0, 5, 1, 3, 2, 4).reshape(-1, 8, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "expected", "kind"),
+    [
+        (lambda t: t[1:].permute(1, 2, 0).unflatten(2, (4, 6)), (25, 2, 8), ("tokens", (4, 6), 1), "the batch in the"),
+        (lambda t: t.unflatten(2, (4, 6)), (2, 8, 24), ("tokens", (4, 6), 0), "the channels before the tokens"),
+        (lambda t: t[:, :-1].reshape(2, 4, 4, 8).movedim(3, 1), (2, 17, 8), ("tokens", (4, 4), 1), "suffix tokens"),
+        (_windows, (8, 24, 8), ("nhwc", (8, 12), 0), "windows of 4x6"),
+        (lambda t: _windows(t).roll((2, 3), (2, 3)), (8, 24, 8), ("nhwc", (8, 12), 0), "windows of 4x6 shifted by 2x3"),
+        (lambda t: _windows(t.flatten(1, 2)), (2, 4, 24, 8), ("nhwc", (8, 12), 0), "windows of 4x6"),
+    ],
+)
+def test_other_orders_are_read_too(
+    transform: Transform, shape: tuple[int, ...], expected: tuple[Any, ...], kind: str
+) -> None:
+    found = read_reshape(transform, torch.Size(shape), "layer", 2)
+    assert found[:3] == expected
+    assert found.arrangement is not None
+    assert found.arrangement.kind.startswith(kind)
 
 
 @pytest.mark.parametrize(
     ("transform", "shape", "sentence"),
     [
         (_tokens(1, 4, 6), (2, 24, 8), "fails"),
-        (lambda t: t[:, :-1].reshape(2, 4, 4, 8).permute(0, 3, 1, 2), (2, 17, 8), "does more"),
+        (lambda t: t[:, 2:].reshape(2, 4, 4, 8).permute(0, 3, 2, 1), (2, 18, 8), "turns the map over"),
+        (lambda t: t.reshape(2, 4, 4, 8).permute(0, 3, 2, 1), (2, 16, 8), "turns the map over"),
         (lambda t: t[:, 1:].reshape(2, 8, 4, 4), (2, 17, 8), "does more"),
         (lambda t: t[:, 1:].reshape(2, 4, 4, 8).permute(0, 3, 2, 1), (2, 17, 8), "turns the map over"),
         (lambda t: t[:, 1:].reshape(2, 4, 6, 8).permute(0, 3, 2, 1), (2, 25, 8), "turns the map over"),
@@ -58,6 +84,6 @@ def test_plain_readings(transform: Transform, shape: tuple[int, ...], expected: 
 )
 def test_anything_else_gets_a_sentence(transform: Transform, shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as raised:
-        read_reshape(transform, torch.Size(shape), "blocks.1")
+        read_reshape(transform, torch.Size(shape), "blocks.1", shape[0])
     assert "'blocks.1'" in str(raised.value)
     assert "leave it out" in str(raised.value)

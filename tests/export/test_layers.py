@@ -131,10 +131,17 @@ def test_a_grid_and_prefix_tokens_can_be_pinned() -> None:
     model = perturb(TokenModel((64, 64), 1, "mean"))
     assert _found(model, "norm", (64, 64), grid=(4, 4)) == ("norm", "tokens", (4, 4), 1)
     assert _found(model, "norm", (64, 64), prefix_tokens=1, layout="tokens") == ("norm", "tokens", (4, 4), 1)
-    for request in ({"grid": (2, 8)}, {"grid": (3, 5)}, {"grid": (17, 1), "prefix_tokens": 0}):
+    for request in (
+        {"grid": (2, 8)},
+        {"grid": (3, 5)},
+        {"grid": (17, 1), "prefix_tokens": 0},
+        {"grid": (5, 5)},
+        {"prefix_tokens": 2},
+        {"grid": (4, 4), "prefix_tokens": 0},
+    ):
         with pytest.raises(ExportError, match=r"looks in the image shows tokens of a 4x4 grid behind 1 prefix token"):
             _found(model, "norm", (64, 64), **request)
-    for request in ({"grid": (5, 5)}, {"prefix_tokens": 2}, {"grid": (4, 4), "prefix_tokens": 0}, {"layout": "nchw"}):
+    for request in ({"layout": "nchw"}, {"grid": (6, 6)}, {"prefix_tokens": 40}):
         with pytest.raises(ExportError, match="not a feature map of the layout, grid or prefix tokens given"):
             _found(model, "norm", (64, 64), **request)
     with pytest.raises(ExportError, match="layout 'hwc' is unknown; give one of nchw, nhwc, tokens"):

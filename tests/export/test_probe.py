@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from finercam_rt.arrangement import arrangement
 from finercam_rt.errors import ExportError
 from finercam_rt.export.layers import find_target_layer
-from finercam_rt.export.probe import PAIRS, Looker, Reading, fit, map_readings, token_readings
-from finercam_rt.export.readings import LayoutRequest
+from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.probe import PAIRS, Looker, Sight, fit
+from finercam_rt.export.reading import Reading, map_readings, token_readings
+from finercam_rt.export.readings import LayoutRequest, prove
 
 from .oracle import noise
 
@@ -105,25 +113,127 @@ def test_readings_that_are_found(arrange: Arrangement, size: tuple[int, int], ex
 @pytest.mark.parametrize(
     ("arrange", "size", "message"),
     [
-        (lambda x: _tokens(x.mT), (64, 64), r"shows tokens of a 8x8 grid, column by column"),
-        (lambda x: _tokens(x.mT), WIDE, r"shows tokens of a 8x12 grid, column by column"),
-        (lambda x: x.mT * 1, (64, 64), r"shows nchw with a 8x8 grid, column by column"),
+        (lambda x: _with(1)(x.mT), WIDE, r"shows tokens of a 8x12 grid behind 1 prefix token, column by column"),
         (lambda x: _tokens(x.flip(2)), WIDE, r"shows tokens of a 8x12 grid, mirrored upside down"),
         (lambda x: x.flip(3), WIDE, r"shows nchw with a 8x12 grid, mirrored left to right"),
         (lambda x: x.movedim(1, 3).flip(1, 2), (64, 64), r"nhwc .*mirrored upside down and left to right"),
-        (_with(0, 1), WIDE, r"shows tokens of a 8x12 grid before 1 suffix token"),
-        (_with(1, 1), WIDE, r"shows tokens of a 8x12 grid behind 1 prefix token before 1 suffix token"),
-        (lambda x: torch.cat([x, x], 1).flatten(2), (32, 32), r"shows \(N,C,L\) tokens of a 4x4 grid"),
         (_shuffled, WIDE, r"another order than that of tokens of a 8x12 grid"),
-        (lambda x: _windows(x).flatten(1, 2), WIDE, r"another order than that of tokens of a 8x12 grid"),
-        (lambda x: _windows(x).flatten(0, 1), WIDE, r"of shape \(12, 16, 8\) for 2 images, folds windows or heads"),
-        (lambda x: _tokens(x).transpose(0, 1), WIDE, r"of shape \(96, 2, 8\) for 2 images, has the batch in its sec"),
+        (lambda x: _shuffled(x).reshape(12, 16, 8), WIDE, r"\(12, 16, 8\) for 2 images, folds windows or heads"),
         (lambda x: _windows(x)[:, :, None], WIDE, r"of shape \(2, 6, 1, 16, 8\), is not a feature map"),
     ],
 )
 def test_orders_that_no_map_is_drawn_from(arrange: Arrangement, size: tuple[int, int], message: str) -> None:
     with pytest.raises(ExportError, match=message + r".*such as 'stem(\.\d)?'\.$"):
         _read(arrange, size)
+
+
+def _channels_first_windows(x: torch.Tensor) -> torch.Tensor:
+    """(N * windows, channels, 4, 4)."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 4, 4)
+
+
+def _strides(x: torch.Tensor) -> torch.Tensor:
+    """(N * 16, positions, channels): the positions of every fourth row and column, as MobileViT's patches."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 3, 5, 2, 4, 1).reshape(n * 16, -1, c)
+
+
+def _units(x: torch.Tensor) -> torch.Tensor:
+    """(N, positions, channels): the offsets in units of 2x2, then those of units in units of 4x4, as Hiera's tokens."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 4, 2, 2, w // 4, 2, 2).permute(0, 4, 7, 3, 6, 2, 5, 1).reshape(n, -1, c)
+
+
+ARRANGED = {
+    "the batch in its second axis": (lambda x: _tokens(x).transpose(0, 1), "tokens", 0),
+    "the batch in its second axis, prefix tokens": (lambda x: _with(2)(x).transpose(0, 1), "tokens", 2),
+    "the batch in its second axis, a suffix token": (lambda x: _with(0, 1)(x).transpose(0, 1), "tokens", 1),
+    "(N,C,L)": (lambda x: torch.cat([x, x], 1).flatten(2), "tokens", 0),
+    "(N,C,1+L)": (lambda x: _with(1)(x).mT, "tokens", 1),
+    "a suffix token": (_with(0, 1), "tokens", 1),
+    "prefix and suffix tokens": (_with(1, 3), "tokens", 4),
+    "tokens down the columns": (lambda x: _tokens(x.mT), "nhwc", 0),
+    "a map down the columns": (lambda x: x.mT * 1, "nchw", 0),
+    "channels last, down the columns": (lambda x: x.permute(0, 3, 2, 1), "nhwc", 0),
+    "windows": (_windows, "nhwc", 0),
+    "windows in one axis": (lambda x: _windows(x).flatten(1, 2), "nhwc", 0),
+    "windows in the batch": (lambda x: _windows(x).flatten(0, 1), "nhwc", 0),
+    "windows in the batch, two axes": (lambda x: _windows(x).reshape(-1, 4, 4, 8), "nhwc", 0),
+    "windows in the batch, channels first": (_channels_first_windows, "nchw", 0),
+    "windows in the batch, tokens (N,C,L)": (lambda x: _channels_first_windows(x).flatten(2), "nchw", 0),
+    "shifted windows": (lambda x: _windows(x.roll((-2, -2), (2, 3))).flatten(0, 1), "nhwc", 0),
+    "windows shifted across": (lambda x: _windows(x.roll(-2, 3)).flatten(0, 1), "nhwc", 0),
+    "rows in the batch": (lambda x: x.permute(0, 2, 3, 1).flatten(0, 1), "nhwc", 0),
+    "columns in the batch": (lambda x: x.permute(0, 3, 2, 1).flatten(0, 1), "nhwc", 0),
+    "strides in the batch": (_strides, "nhwc", 0),
+    "units of units": (_units, "nhwc", 0),
+}
+
+
+@pytest.mark.parametrize("kind", ARRANGED)
+@pytest.mark.parametrize("size", [WIDE, (64, 64)])
+def test_other_orders_are_arranged(kind: str, size: tuple[int, int]) -> None:
+    """The positions where they are in the image, with their channels; put back it is the output as it was."""
+    arrange, layout, others = ARRANGED[kind]
+    model = Arranged(arrange, size).eval()
+    found = find_target_layer(model, "layer", noise(2, size))
+    grid = (size[0] // 8, size[1] // 8)
+    assert (found.layout, found.grid, found.prefix_tokens) == (layout, grid, others)
+    assert found.arrangement is not None
+    for count in (1, 2, 5):
+        x = torch.rand(count, 8, *grid)
+        given = arrange(x)
+        values = feature_map(given, found)
+        assert torch.equal(with_feature_map(given, values, found), given)
+        channels = values.shape[1] if layout == "nchw" else values.shape[-1]
+        assert values.shape == (count, *found.shape(channels))
+        if layout == "tokens":
+            values = values[:, others:].unflatten(1, grid)
+        values = values if layout == "nchw" else values.movedim(-1, 1)
+        assert torch.equal(values[:, :8], x)
+
+
+@pytest.mark.parametrize(("before", "after"), [(6, 0), (0, 6), (3, 3), (12, 0), (0, 12)])
+def test_other_tokens_are_no_row_of_a_border(before: int, after: int) -> None:
+    """7 x 6 positions and as many tokens as a row or two has: the image has room for eight rows."""
+    assert _read(_with(before, after), (60, 48)) == ("tokens", (7, 6), before + after)
+
+
+def test_a_row_of_the_border_is_no_other_tokens() -> None:
+    """However little both readings leave unexplained: the row looks where the larger grid says."""
+    for size, grid in (((64, 48), (8, 6)), ((48, 24), (6, 3)), ((24, 48), (3, 6))):
+        for before in (0, 2, 5):
+            assert _read(_with(before), size) == ("tokens", grid, before)
+
+
+def test_windows_beside_channels_are_no_map() -> None:
+    """(N,4,196,192), which divides an image of 224 x 224 into 196 x 192 positions as well, and shows nothing."""
+    shape = (2, 4, 196, 192)
+    looker: Any = SimpleNamespace(sight=lambda name, pair: _blind(shape, pair))
+    with pytest.raises(ExportError, match="does not show whether it is nchw with a 196x192 grid"):
+        prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest())
+    pinned = prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest("nchw"))
+    assert (pinned.layout, pinned.arrangement) == ("nchw", None)
+    shape = (2, 256, 16, 16)  # 256 windows of 16 would be 64 x 64 positions, and a map of 16 x 16 is likelier
+    assert prove(looker, "layer", shape, (2, 3, 256, 256), LayoutRequest()).grid == (16, 16)
+
+
+def _blind(shape: tuple[int, ...], pair: int) -> Sight:
+    """What a layer shows whose positions look nowhere."""
+    generator = np.random.default_rng(pair)
+    first, last = math.prod(shape[2:]), math.prod(shape[1:-1])
+    return Sight({name: tuple(generator.normal(size=(2, n))) for name, n in (("first", first), ("last", last))})
+
+
+def test_an_arrangement_is_kept_in_the_manifest() -> None:
+    found = find_target_layer(Arranged(_units).eval(), "layer", noise(2, WIDE))
+    assert found.arrangement is not None
+    assert found.arrangement.kind == "units of 4x4"
+    value = json.loads(json.dumps(dataclasses.asdict(found)))["arrangement"]
+    assert arrangement(value) == found.arrangement
+    with pytest.raises(ValueError, match="axes and shifts"):
+        arrangement({**value, "shifts": [0]})
 
 
 @pytest.mark.parametrize(
@@ -133,7 +243,8 @@ def test_orders_that_no_map_is_drawn_from(arrange: Arrangement, size: tuple[int,
         (lambda x: x.movedim(1, 3), {"layout": "nchw"}, r"shows nhwc with a 8x8 grid"),
         (_tokens, {"grid": (4, 16)}, r"shows tokens of a 8x8 grid"),
         (_with(1), {"grid": (4, 16), "prefix_tokens": 1, "layout": "tokens"}, r"8x8 grid behind 1 prefix token"),
-        (_with(4), {"grid": (8, 8), "prefix_tokens": 3}, r"not a feature map of the layout, grid or prefix"),
+        (_with(4), {"grid": (8, 8), "prefix_tokens": 3}, r"shows tokens of a 8x8 grid behind 4 prefix tokens"),
+        (_with(4), {"grid": (8, 8), "prefix_tokens": 5}, r"not a feature map of the layout, grid or prefix"),
         (_with(0, 1), {"layout": "tokens", "grid": (8, 8), "prefix_tokens": 1}, r"8x8 grid before 1 suffix token"),
         (_shuffled, {"layout": "tokens", "grid": (8, 8), "prefix_tokens": 0}, r"another order"),
     ],
@@ -186,16 +297,16 @@ def test_the_cost_is_six_images_where_they_leave_no_doubt() -> None:
 def test_readings_are_all_ways_to_lay_positions_out() -> None:
     maps = list(map_readings((2, 8, 8, 12)))
     assert len(set(maps)) == len(maps) == 16
-    assert sum(reading.supported for reading in maps) == 2
+    assert sum(reading.plain for reading in maps) == 2
     assert Reading("nchw", (12, 8), columns=True) in maps
-    tokens = list(token_readings("tokens", 65, (8, 8)))
+    tokens = list(token_readings(65, (8, 8), channels_first=False))
     assert len(set(tokens)) == len(tokens) == 16
     assert {(r.prefix_tokens, r.suffix_tokens) for r in tokens} == {(0, 1), (1, 0)}
-    assert [str(r) for r in tokens if r.supported] == ["tokens of a 8x8 grid behind 1 prefix token"]
-    assert len(list(token_readings("tokens", 7, (1, 7)))) == 2
+    assert [str(r) for r in tokens if r.plain] == ["tokens of a 8x8 grid behind 1 prefix token"]
+    assert len(list(token_readings(7, (1, 7), channels_first=False))) == 2
 
 
 def test_a_layer_that_is_named_twice_is_looked_at_once() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU()).eval()
-    shape = Looker(model, ["0", "0"], torch.zeros(2, 3, 32, 32)).sight("0", 0).by_channel_axis[1][0].shape
+    shape = Looker(model, ["0", "0"], torch.zeros(2, 3, 32, 32)).sight("0", 0).by_channels["first"][0].shape
     assert shape == (64,)

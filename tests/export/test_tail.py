@@ -55,6 +55,19 @@ class Folded(SmallCNN):
         return self.head(folded.view_as(x).mean((2, 3)))
 
 
+class Counted(SmallCNN):
+    """It makes a value of one row more than there are images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.stem(x)).mean((2, 3))
+        more = torch.nn.functional.pad(x, (0, 0, 0, 1)).unflatten(1, (2, -1)).reshape(len(x) + 1, -1)
+        return self.head(more[:-1])
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
     """A model, its engine and its tail."""
@@ -153,7 +166,14 @@ def test_a_wrong_tail_is_found_out(made: tuple[Any, Path, Path], tmp_path: Path)
             tail_module._verify(tmp_path / "wrong.onnx", engine, model, images)
 
 
-def test_numbers_that_the_batch_decides_are_refused() -> None:
-    split = cut(capture(Folded().eval(), ["layer"], torch.zeros(2, 3, 32, 32)))
-    with pytest.raises(ExportError, match=r"the tail reads a number that the batch decides .*; leave the tail out"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Folded, r"a value \('24\*.*, which has no row for each image"),
+        (Counted, r"a number that the batch decides \(.*1\)"),
+    ],
+)
+def test_what_no_image_has_a_row_of_is_refused(model: type[torch.nn.Module], message: str) -> None:
+    split = cut(capture(model().eval(), ["layer"], torch.zeros(2, 3, 32, 32)))
+    with pytest.raises(ExportError, match=rf"the tail reads {message}.*; leave the tail out"):
         carried_shapes(split)
