@@ -22,6 +22,9 @@ from finercam_rt.export.zero_shot import ZeroShot
 IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "inputs")
 """What forward methods call their images, the surest first."""
 
+PROBABLE = 1e-3
+"""How far from 1 the sum of an image's probabilities may be, rounded to half precision inside the model, say."""
+
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
@@ -95,9 +98,20 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
         notes += [f"classifier: the logits are {name!r} of its {type(output).__name__}"]
     if request.binary:
         notes += ["classifier: its one logit z makes two classes, of the logits -z/2 and z/2"]
+    if _are_probabilities(logits):
+        notes += [
+            "classifier: ITS OUTPUTS ARE PROBABILITIES, which are explained and given in the place of logits; better "
+            "export it without its last softmax"
+        ]
     if adapter.call().switched_off:
         notes += ["classifier: gradients are taken although its forward switches them off"]
     return Classifier(adapter, source, 2 if request.binary else width, (*notes, *converted))
+
+
+def _are_probabilities(logits: torch.Tensor) -> bool:
+    """Whether the rows look like those of a softmax over two classes or more."""
+    rows = logits.detach().flatten(1).double()
+    return rows.shape[1] > 1 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < PROBABLE).all())
 
 
 def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:

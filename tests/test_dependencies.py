@@ -135,8 +135,10 @@ def test_backends_are_loaded_only_when_chosen(backend):
 
 @pytest.mark.parametrize("path", sorted(EXPORT.rglob("*.py")), ids=lambda path: path.name)
 def test_export_imports(path):
-    """The export stage uses the manifests of the runtime; an engine is loaded where it is verified before it is kept."""
-    allowed = {"arrangement", "manifest", "tail_manifest", "errors", "export"} | (VERIFYING | COMPARING).get(path.name, set())
+    """The export stage uses the manifests of the runtime; an engine is loaded where it is verified."""
+    allowed = {"arrangement", "manifest", "tail_manifest", "errors", "export"} | (VERIFYING | COMPARING).get(
+        path.name, set()
+    )
     for module, _ in imports(path):
         parts = module.split(".")
         if parts[0] == "finercam_rt" and len(parts) > 1:

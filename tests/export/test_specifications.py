@@ -252,4 +252,13 @@ def test_adapted_models_say_so_on_the_command_line(tmp_path: Path, capsys: pytes
         file.write("\ndef one():\n    return nn.Sequential(*list(two().float())[:-1], nn.Linear(9, 1)).eval()\n")
     command[1] = f"hub:{tmp_path}:one"
     assert main([*command, "--binary"]) == 0
-    assert "its one logit z makes two classes, of the logits -z/2 and z/2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "its one logit z makes two classes, of the logits -z/2 and z/2" in printed
+    assert "PROBABILITIES" not in printed
+    with (tmp_path / "hubconf.py").open("a") as file:
+        file.write("\ndef shares():\n    return nn.Sequential(*list(two().float()), nn.Softmax(1)).eval()\n")
+    command[1] = f"hub:{tmp_path}:shares"
+    assert main(command) == 0
+    assert (
+        "ITS OUTPUTS ARE PROBABILITIES, which are explained and given in the place of logits" in capsys.readouterr().out
+    )
