@@ -99,7 +99,11 @@ def run_with_leaf(model: torch.nn.Module, layer: str, images: torch.Tensor) -> t
 
 
 def channels_first(tensor: Any, layer: LayerInfo) -> Any:
-    """A layer's output (N,C,h,w), (N,h,w,C) or tokens (N,L,C) as (N,C,h,w)."""
+    """A layer's output (N,C,h,w), (N,h,w,C) or tokens (N,L,C), or one that is arranged as one of them, as (N,C,h,w)."""
+    how = layer.arrangement
+    if how is not None:
+        tensor = tensor.reshape(how.split).permute(how.axes).reshape(how.merged)
+        tensor = tensor.roll(how.shifts, tuple(range(1, tensor.ndim)))
     if layer.layout == "nchw":
         return tensor
     if layer.layout == "tokens":

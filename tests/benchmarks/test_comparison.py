@@ -41,6 +41,8 @@ from gpu import calls, models
 from gpu.clock import HostClock
 from gpu.contenders import PRECISIONS, contenders_of
 
+from finercam_rt.arrangement import Arrangement
+from finercam_rt.manifest import LayerInfo
 from finercam_rt.onnx_metadata import read_manifest
 
 from .conftest import BENCHMARKS
@@ -193,6 +195,15 @@ def test_the_gpus_graphs_are_made_by_somebody() -> None:
         assert {OURS, PLAIN, TORCH, TORCHCAM, GRADCAM, f"{TORCH} compiled"} <= set(contenders_of(precision))
     assert {engines.FP16, engines.FP16_FORWARD} < set(engines.VARIANTS)
     assert all(find_cases([case.name]) == [case] for case in DEVICE_CASES)
+
+
+def test_windows_are_put_in_order() -> None:
+    """Shifted ones, folded into the batch, by the arrangement of a layer's output."""
+    maps = torch.arange(2 * 3 * 8 * 12.0).reshape(2, 3, 8, 12)
+    windows = maps.roll((-2, -3), (2, 3)).reshape(2, 3, 2, 4, 2, 6).permute(0, 2, 4, 3, 5, 1).reshape(8, 24, 3)
+    split, merged = (-1, 2, 2, 4, 6, 3), (-1, 8, 12, 3)
+    how = Arrangement("windows", (-1, 24, 3), split, (0, 1, 3, 2, 4, 5), merged, (2, 3, 0))
+    assert torch.equal(verification.channels_first(windows, LayerInfo("x", "nhwc", (8, 12), 0, how)), maps)
 
 
 def test_the_oracle_is_the_formula(toy: tuple[Any, engines.Build]) -> None:
