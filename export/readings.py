@@ -34,6 +34,10 @@ MAX_PREFIX_TOKENS = 16
 """More than these are looked for only where the grid is given."""
 
 
+MANY = 9
+"""Positions that a grid must have for an unusual order to be believed."""
+
+
 class LayerError(ExportError):
     """A layer that no map can be drawn from: the reason, and what else to do where no layer near it is better."""
 
@@ -165,16 +169,19 @@ def prove(
     if by_image is None or _is_pooled(by_image.sizes):
         raise LayerError(f"{output}, is not a feature map", "choose a layer whose output has positions")
     plain = _possible(by_image, input_shape, request)
-    ordered = _ordered(by_image, input_shape, request)
+    best = _seen(looker, name, plain, range(1, PAIRS + 1))
+    ordered = [] if best is not None and best.supported else _ordered(by_image, input_shape, request)
+    best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
     allowed = [reading for reading in (*plain, *ordered) if request.allows(reading)]
-    if not allowed:
+    if best is None and not allowed:
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
-    best = _seen(looker, name, plain, range(1, PAIRS + 1))
-    if best is None or not best.supported:
-        best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
     if best is None:
         best = _unclear(looker, name, output, by_image, allowed, ordered, input_shape, request)
+    if best in allowed and not best.plain and not _is_reliable(looker, name, best):
+        raise LayerError(
+            f"{output}, seems to be {best}, and does not show it beyond doubt", "choose a layer in a usual order"
+        )
     if best not in allowed and best.supported:
         raise LayerError(
             f"{output}, is not what the layout, grid or prefix tokens given say: where it looks in the image shows "
@@ -237,6 +244,12 @@ def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterabl
         if _is_clear(best, fits):
             return best
     return None
+
+
+def _is_reliable(looker: Looker, name: str, reading: Reading) -> bool:
+    """Whether an unusual reading, one of many, is none that chance shows."""
+    first, second = (looker.sight(name, pair) for pair in (0, 1))
+    return math.prod(reading.grid) >= MANY and agreement(reading, first, second) >= RELIABLE
 
 
 def _sum(sights: Sequence[Sight]) -> Sight:

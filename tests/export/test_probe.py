@@ -244,7 +244,7 @@ def test_an_arrangement_is_kept_in_the_manifest() -> None:
         (_tokens, {"grid": (4, 16)}, r"shows tokens of a 8x8 grid"),
         (_with(1), {"grid": (4, 16), "prefix_tokens": 1, "layout": "tokens"}, r"8x8 grid behind 1 prefix token"),
         (_with(4), {"grid": (8, 8), "prefix_tokens": 3}, r"shows tokens of a 8x8 grid behind 4 prefix tokens"),
-        (_with(4), {"grid": (8, 8), "prefix_tokens": 5}, r"not a feature map of the layout, grid or prefix"),
+        (_with(4), {"grid": (8, 8), "prefix_tokens": 5}, r"shows tokens of a 8x8 grid behind 4 prefix tokens"),
         (_with(0, 1), {"layout": "tokens", "grid": (8, 8), "prefix_tokens": 1}, r"8x8 grid before 1 suffix token"),
         (_shuffled, {"layout": "tokens", "grid": (8, 8), "prefix_tokens": 0}, r"another order"),
     ],
@@ -252,6 +252,23 @@ def test_an_arrangement_is_kept_in_the_manifest() -> None:
 def test_wrong_pins_are_refused(arrange: Arrangement, pinned: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         _read(arrange, (64, 64), **pinned)
+
+
+def test_chance_and_doubt_show_no_order_of_their_own() -> None:
+    """Of four tokens chance shows any order; of many, two pairs of images must agree on it."""
+    for side, noise_of_second, doubt in ((2, 0.0, True), (3, 0.0, False), (3, 1.0, True)):
+        rows, columns = (np.append(values.ravel(), values.mean()) for values in np.indices((side, side)) * 1.0)
+        nowhere = np.random.default_rng(0).normal(size=(2, 8))
+        shaken = nowhere.repeat(2, axis=1)[:, : len(rows)] * noise_of_second
+        sights = [Sight({"first": (nowhere[0], nowhere[1]), "last": (rows, columns)})]
+        sights += [Sight({"first": (nowhere[1], nowhere[0]), "last": (rows + shaken[0], columns + shaken[1])})] * 2
+        looker: Any = SimpleNamespace(sight=lambda name, pair, sights=sights: sights[pair])
+        shape, size = (2, side * side + 1, 8), (8 * side, 8 * side)
+        if doubt:
+            with pytest.raises(ExportError, match="before 1 suffix token, and does not show it beyond doubt"):
+                prove(looker, "layer", shape, (2, 3, *size), LayoutRequest())
+        else:
+            assert prove(looker, "layer", shape, (2, 3, *size), LayoutRequest()).prefix_tokens == 1
 
 
 def test_right_pins_are_accepted() -> None:
