@@ -228,7 +228,8 @@ def _orders(grid: tuple[int, int]) -> Iterator[Order]:
         split = (height // a, a, width // b, b)
         for shift in itertools.product(sorted({0, a // 2 * (a < height)}), sorted({0, b // 2 * (b < width)})):
             shifted = f" shifted by {shift[0]}x{shift[1]}" if any(shift) else ""
-            yield Order(f"windows of {a}x{b}{shifted}", split, (0, 2, 1, 3), shift)
+            kind = "rows in axes of their own" if a == b == 1 else f"windows of {a}x{b}{shifted}"
+            yield Order(kind, split, (0, 2, 1, 3), shift)
         yield Order(f"strides of {a}x{b}", split, (1, 3, 0, 2))
     for levels in LEVELS:
         unit = 2**levels
