@@ -215,9 +215,14 @@ def cuda_device_name(device: int) -> str:
 def cuda_memory_info(device: int) -> tuple[int, int]:
     """Free bytes and all bytes of a CUDA device."""
 
-def cuda_make_current(device: int) -> int:
+def cuda_make_current(device: int) -> tuple[int, int]:
     """
-    Make a CUDA device the current one of this thread, and give the former one.
+    Make a CUDA device the current one of this thread, and give what cuda_restore_current takes.
+    """
+
+def cuda_restore_current(device: int, mode: int) -> None:
+    """
+    Put back what cuda_make_current gave, unless that device has no context yet.
     """
 
 def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="float32", device="cuda")]:

@@ -1,6 +1,8 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <nanobind/stl/pair.h>
@@ -35,6 +37,13 @@ std::pair<std::size_t, std::size_t> memory(int device) {
   return {found.free, found.total};
 }
 
+std::pair<int, int> use(int device) {
+  const Former former = make_current(device);
+  return {former.device, former.mode};
+}
+
+void put_back(int device, int mode) { restore_current({device, mode}); }
+
 }  // namespace
 
 void bind_cuda(nb::module_& module) {
@@ -46,8 +55,11 @@ void bind_cuda(nb::module_& module) {
              "As the driver calls a CUDA device, such as \"NVIDIA H200\".");
   module.def("cuda_memory_info", &memory, nb::arg("device"), nb::call_guard<nb::gil_scoped_release>(),
              "Free bytes and all bytes of a CUDA device.");
-  module.def("cuda_make_current", &make_current, nb::arg("device"),
-             "Make a CUDA device the current one of this thread, and give the former one.");
+  module.def("cuda_make_current", &use, nb::arg("device"), nb::call_guard<nb::gil_scoped_release>(),
+             "Make a CUDA device the current one of this thread, and give what cuda_restore_current takes.");
+  module.def("cuda_restore_current", &put_back, nb::arg("device"), nb::arg("mode"),
+             nb::call_guard<nb::gil_scoped_release>(),
+             "Put back what cuda_make_current gave, unless that device has no context yet.");
   module.def("cuda_empty_float32", &empty<float>, nb::arg("shape"), nb::arg("device"),
              "An uninitialised float32 array that owns memory of a CUDA device.");
   module.def("cuda_empty_int32", &empty<std::int32_t>, nb::arg("shape"), nb::arg("device"),
