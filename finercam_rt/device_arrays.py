@@ -73,6 +73,9 @@ def read(array: Any, name: str) -> DeviceArray:
     try:
         if _framework(array) == "torch" and not array.requires_grad:
             return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)
+        ready = getattr(array, "block_until_ready", None)
+        if ready is not None:  # JAX, whose interface names no stream and waits for nothing
+            ready()
         found = array.__cuda_array_interface__
     except Exception as error:  # each framework has its own types
         reason = " ".join(str(error).split()).rstrip(".")
