@@ -4,7 +4,7 @@ The kernels of finercam_rt. Use finercam_rt.ops, which checks its arguments.
 
 import enum
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy
 import numpy.typing
@@ -215,22 +215,15 @@ def cuda_device_name(device: int) -> str:
 def cuda_memory_info(device: int) -> tuple[int, int]:
     """Free bytes and all bytes of a CUDA device."""
 
-def cuda_make_current(device: int) -> int:
+def cuda_make_current(device: int) -> tuple[int, int]:
     """
-    Make a CUDA device the current one of this thread, and give the former one.
+    Make a CUDA device the current one of this thread, and give what cuda_restore_current takes.
     """
 
-def cuda_empty_float32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="float32", device="cuda")]:
-    """An uninitialised float32 array that owns memory of a CUDA device."""
-
-def cuda_empty_int32(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int32", device="cuda")]:
-    """An uninitialised int32 array that owns memory of a CUDA device."""
-
-def cuda_empty_int64(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="int64", device="cuda")]:
-    """An uninitialised int64 array that owns memory of a CUDA device."""
-
-def cuda_empty_uint8(shape: Sequence[int], device: int) -> Annotated[Any, dict(dtype="uint8", device="cuda")]:
-    """An uninitialised uint8 array that owns memory of a CUDA device."""
+def cuda_restore_current(device: int, mode: int) -> None:
+    """
+    Put back what cuda_make_current gave, unless that device has no context yet.
+    """
 
 class CudaError(RuntimeError):
     """A CUDA call failed; `fatal`: so will all later ones of this process."""

@@ -197,7 +197,10 @@ class Device(Protocol):
         """Queue what `kernel` queues when it is given the stream's handle."""
 
     def current(self) -> AbstractContextManager[None]:
-        """Inside, it is the current device of this thread, for libraries that take that one."""
+        """Inside, it is the current device of this thread, for libraries that take that one.
+
+        And captures of other threads do not hinder what is called there. See make_current in csrc/core/device.h.
+        """
 
 
 class CudaDevice:
@@ -246,8 +249,7 @@ class CudaDevice:
         try:
             yield
         finally:
-            if former != self.index:
-                _core.cuda_make_current(former)
+            _core.cuda_restore_current(*former)
 
 
 def device_index(device: str) -> int | None:

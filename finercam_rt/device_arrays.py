@@ -17,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import arrays, cuda
-from finercam_rt.backends.device_results import Place, dtype_name
-from finercam_rt.cuda import Device, Event, Memory
+from finercam_rt.backends.device_results import Place
+from finercam_rt.cuda import Device
 from finercam_rt.errors import InputError
+from finercam_rt.owned_array import OwnedArray, dtype_name
 
 _UINT8 = np.dtype(np.uint8)
 _DLPACK_CUDA = (2, 13)
 """DLPack's kDLCUDA and kDLCUDAManaged."""
 UNSAID = -1
 """Stands for the number of a device that an array does not tell."""
-_NO_WAIT = -1
-"""DLPack's stream of a consumer that orders the work itself."""
 
 Take = Callable[[Sequence[Place]], dict[str, Any]]
 """Where results lie, to arrays of the caller's framework by name; called once they are queued."""
@@ -73,6 +72,9 @@ def read(array: Any, name: str) -> DeviceArray:
     try:
         if _framework(array) == "torch" and not array.requires_grad:
             return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)
+        ready = getattr(array, "block_until_ready", None)
+        if ready is not None:  # JAX, whose interface names no stream and waits for nothing
+            ready()
         found = array.__cuda_array_interface__
     except Exception as error:  # each framework has its own types
         reason = " ".join(str(error).split()).rstrip(".")
@@ -158,54 +160,26 @@ def allocate(example: Any, size: int, device: Device, stream: int, *, current: b
         ready = device.event()
         device.stream(stream).record(ready)
         to_framework = _converter(example)
-        return {place.name: to_framework(_Owned(memory, device, ready, place, stream)) for place in places}
+        found = {}
+        for name, dtype, shape, offset, strides, _, _ in places:
+            found[name] = to_framework(OwnedArray(memory, device, dtype, shape, offset, strides).made(stream, ready))
+        return found
 
     return Results(memory.address, take)
 
 
-class _Owned:
-    """An array over our memory, for whoever speaks DLPack or __cuda_array_interface__."""
-
-    def __init__(self, memory: Memory, device: Device, ready: Event, place: Place, stream: int) -> None:
-        self._memory, self._device, self._ready, self._stream = memory, device, ready, stream
-        self.place, self.address = place, memory.address + place.offset
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Ready on the stream that it names."""
-        return {
-            "shape": self.place.shape,
-            "typestr": self.place.dtype.str,
-            "data": (self.address, False),
-            "strides": self.place.strides,
-            "stream": self._stream or 1,  # 0 is not allowed there, and 1 is the same stream
-            "version": 3,
-        }
-
-    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
-        """Ordered with the consumer's stream, as DLPack has it."""
-        if stream != _NO_WAIT and (stream or 0) != self._stream:
-            self._device.stream(stream or 0).wait(self._ready)
-        _, dtype, shape, offset, _, _, steps = self.place
-        return self._memory.view(dtype_name(dtype), shape, offset, steps).__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        """kDLCUDA, and the number of the device."""
-        return _DLPACK_CUDA[0], self._device.index
-
-
-def _converter(example: Any) -> Callable[[_Owned], Any]:
+def _converter(example: Any) -> Callable[[OwnedArray], Any]:
     """To arrays of the framework of `example`."""
     name = _framework(example)
     if name == "numba":
         return sys.modules[name].cuda.as_cuda_array  # type: ignore[no-any-return]
     if name == "pycuda":
         return lambda array: type(example)(
-            array.place.shape,
-            array.place.dtype,
+            array.shape,
+            array.dtype,
             gpudata=array.address,
             base=array,
-            strides=array.place.strides,
+            strides=array.strides,
         )
     return arrays.converter(example)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from finercam_rt import _core
+from finercam_rt import _core, cuda
 from finercam_rt.arrays import check_sign
 from finercam_rt.errors import InputError
+from finercam_rt.owned_array import OwnedArray
 from finercam_rt.threads import MOST_THREADS, physical_cores_granted
 
 _BYTES_PER_THREAD = 1 << 20  # what one core reads in the time that a thread takes to start and to join
@@ -99,20 +101,24 @@ def allocate(dtype: str, shape: tuple[int, ...], like: Array) -> Any:
     """A new array, its values not set, on the device of `like`."""
     if like.device == "cpu":
         return np.empty(shape, dtype)
-    device = int(like.device.removeprefix("cuda:"))
-    make = {
-        "float32": _core.cuda_empty_float32,
-        "int32": _core.cuda_empty_int32,
-        "int64": _core.cuda_empty_int64,
-        "uint8": _core.cuda_empty_uint8,
-    }
-    return make[dtype](shape, device)
+    device = cuda.CudaDevice(int(like.device.removeprefix("cuda:")))
+    kind = np.dtype(dtype)
+    return OwnedArray(device.memory(math.prod(shape) * kind.itemsize), device, kind, shape)
 
 
-def to_caller(result: Any, argument: Any) -> Any:
-    """The result as a torch tensor where the argument is one."""
+def to_caller(result: Any, argument: Any, stream: int) -> Any:
+    """The result of a kernel on this stream: a torch tensor where the argument is one, else ordered with its readers.
+
+    A tensor is torch's own affair: it is used on torch's current stream.
+    """
     torch = _torch_of(argument)
-    return torch.from_dlpack(result) if torch else result
+    if torch:
+        return torch.from_dlpack(result)
+    if isinstance(result, OwnedArray):
+        ready = result.device.event()
+        result.device.stream(stream).record(ready)
+        result.made(stream, ready)
+    return result
 
 
 def _torch_of(array: Any) -> Any:

@@ -5,11 +5,11 @@ source "$(dirname "$0")/common.sh"
 
 build() {
   local capability
-  capability=$(nvidia-smi --id=0 --query-gpu=compute_cap --format=csv,noheader | tr -d .)
-  "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/tools/*.whl
+  capability=$(nvidia-smi --id=0 --query-gpu=compute_cap --format=csv,noheader | tr -d .) &&
+  "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/tools/*.whl &&
   CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation \
     --config-settings=cmake.define.FINERCAM_CUDA=ON \
-    --config-settings=cmake.define.FINERCAM_CUDA_ARCHITECTURES="${ARCHITECTURES:-$capability}" --editable .
+    --config-settings=cmake.define.FINERCAM_CUDA_ARCHITECTURES="${ARCHITECTURES:-$capability}" --editable . &&
   "$PYTHON" -c 'from finercam_rt import ops; print("kernels:", ops.cuda_status())'
 }
 

@@ -15,7 +15,7 @@ export FINERCAM_COMMIT PYTHONUNBUFFERED=1
 # keep: what has been measured, for the next call.
 keep() { cp "$OUT"/*.json "$KEPT/results" 2> /dev/null || true; }
 
-# step NAME COMMAND...: run it with its time, and go on where it fails.
+# step NAME COMMAND...: run it with its time, and go on where it fails. In it `set -e` has no effect.
 failed=()
 step() {
   local name=$1 began=$SECONDS
@@ -49,7 +49,10 @@ join() {
   if [[ ! -d $KEPT/site ]]; then
     (cd "$KEPT" && sha256sum --check --quiet < "$OLDPWD/.gpu/sums")
     mkdir "$KEPT/unpacking"
-    cat "$KEPT"/part-* | tar -xJ -C "$KEPT/unpacking"
+    # not by tar, which needs a program xz
+    cat "$KEPT"/part-* | "$PYTHON" -c 'import sys, tarfile
+with tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz") as packed:
+    packed.extractall(sys.argv[1], filter="data")' "$KEPT/unpacking"
     # where onnxruntime looks for CUDA's libraries: beside itself
     ln -s "$("$PYTHON" -c 'import nvidia; print(list(nvidia.__path__)[0])')" "$KEPT/unpacking/nvidia"
     mv "$KEPT/unpacking" "$KEPT/site"

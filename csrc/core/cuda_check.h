@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <optional>
 #include <sstream>
 #include <string>
 
 #include "core/cuda_error.h"
+#include "core/device.h"
 
 namespace finercam {
 
@@ -23,6 +25,12 @@ inline bool is_fatal(cudaError_t error) {
     case cudaErrorLaunchTimeout:
     case cudaErrorMisalignedAddress:
     case cudaErrorNvlinkUncorrectable:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorExternalDevice:
+#if CUDART_VERSION >= 12080
+    case cudaErrorContained:
+    case cudaErrorTensorMemoryLeak:
+#endif
       return true;
     default:
       return false;
@@ -63,23 +71,28 @@ void cuda_check_allocated(cudaError_t error, const char* file, int line, std::si
 // FINERCAM_CUDA_ALLOCATED(cudaMalloc(&p, bytes), bytes, " of cuda:", device);
 #define FINERCAM_CUDA_ALLOCATED(call, ...) ::finercam::cuda_check_allocated((call), __FILE__, __LINE__, __VA_ARGS__)
 
-// Makes a device current and puts the former one back at the end of the scope.
+// Makes a device current, see make_current, and puts the former one back at the end of the scope.
 class DeviceScope {
  public:
-  explicit DeviceScope(int device) {
-    FINERCAM_CUDA_CHECK_AS(cudaGetDevice(&former_), "using the device cuda:", device);
-    changed_ = former_ != device;
-    if (changed_) FINERCAM_CUDA_CHECK_AS(cudaSetDevice(device), "using the device cuda:", device);
-  }
-  ~DeviceScope() {
-    if (changed_) cudaSetDevice(former_);
-  }
+  explicit DeviceScope(int device) : former_(make_current(device)) {}
+  ~DeviceScope() { restore_current(former_); }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
  private:
-  int former_ = 0;
-  bool changed_ = false;
+  Former former_;
+};
+
+// What is done in the scope is no part of a capture that this thread may be in, and does not end it.
+class OutsideCapture {
+ public:
+  OutsideCapture() { FINERCAM_CUDA_CHECK_AS(cudaThreadExchangeStreamCaptureMode(&mode_), "leaving a capture"); }
+  ~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  OutsideCapture(const OutsideCapture&) = delete;
+  OutsideCapture& operator=(const OutsideCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 // For destructors: never throws, is quiet where the driver has gone before (at interpreter exit), and may run in a
@@ -87,25 +100,20 @@ class DeviceScope {
 class ReleaseScope {
  public:
   explicit ReleaseScope(int device) noexcept {
-    usable_ = cudaGetDevice(&former_) == cudaSuccess && cudaSetDevice(device) == cudaSuccess &&
-              cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess;
-    if (!usable_) cudaGetLastError();
-  }
-  ~ReleaseScope() {
-    if (!usable_) return;
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-    cudaSetDevice(former_);
-    cudaGetLastError();
+    try {
+      device_.emplace(device);
+      outside_.emplace();
+    } catch (...) {
+    }
   }
   ReleaseScope(const ReleaseScope&) = delete;
   ReleaseScope& operator=(const ReleaseScope&) = delete;
 
-  bool usable() const { return usable_; }
+  bool usable() const { return outside_.has_value(); }
 
  private:
-  bool usable_ = false;
-  int former_ = 0;
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  std::optional<DeviceScope> device_;
+  std::optional<OutsideCapture> outside_;
 };
 
 }  // namespace finercam

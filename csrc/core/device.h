@@ -19,9 +19,20 @@ int compute_capability(int device);
 // As the driver calls it, such as "NVIDIA H200". Throws CudaError.
 std::string device_name(int device);
 
-// Makes a device the current one of this thread, for libraries that take the current one. The former one. Throws
-// CudaError.
-int make_current(int device);
+// What was before a device was made current.
+struct Former {
+  int device;  // -1: the same one
+  int mode;    // a cudaStreamCaptureMode
+};
+
+// Makes a device the current one of this thread, for libraries that take the current one. And a capture of another
+// thread no longer refuses this thread's calls, nor do they end it: those of ONNX Runtime are of the mode "global".
+// Throws CudaError.
+Former make_current(int device);
+
+// Puts back what was before. A device that has no context yet does not become current: that would make one there, of
+// some hundred megabytes.
+void restore_current(const Former& former) noexcept;
 
 struct MemoryInfo {
   std::size_t free, total;  // bytes

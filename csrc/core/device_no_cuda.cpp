@@ -11,7 +11,9 @@ int compute_capability(int) { FINERCAM_NO_CUDA; }
 
 std::string device_name(int) { FINERCAM_NO_CUDA; }
 
-int make_current(int) { FINERCAM_NO_CUDA; }
+Former make_current(int) { FINERCAM_NO_CUDA; }
+
+void restore_current(const Former&) noexcept {}
 
 MemoryInfo memory_info(int) { FINERCAM_NO_CUDA; }
 

@@ -7,18 +7,6 @@
 namespace finercam {
 namespace {
 
-// Making a pool is no part of a capture that this thread may be in, and must not end it.
-class OutsideCapture {
- public:
-  OutsideCapture() { FINERCAM_CUDA_CHECK_AS(cudaThreadExchangeStreamCaptureMode(&mode_), "leaving a capture"); }
-  ~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  OutsideCapture(const OutsideCapture&) = delete;
-  OutsideCapture& operator=(const OutsideCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 cudaMemPool_t new_pool(int device) {
   const OutsideCapture scope;
   cudaMemPoolProps properties{};

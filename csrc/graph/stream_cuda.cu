@@ -32,10 +32,12 @@ Event::~Event() {
 }
 
 void Event::synchronize() const {
+  const DeviceScope scope(device_);
   FINERCAM_CUDA_CHECK_AS(cudaEventSynchronize(event_of(event_)), "waiting for the work on cuda:", device_);
 }
 
 bool Event::done() const {
+  const DeviceScope scope(device_);
   const cudaError_t state = cudaEventQuery(event_of(event_));
   if (state == cudaErrorNotReady) {
     cudaGetLastError();
@@ -46,6 +48,7 @@ bool Event::done() const {
 }
 
 float Event::milliseconds_since(const Event& earlier) const {
+  const DeviceScope scope(device_);
   float milliseconds = 0;
   FINERCAM_CUDA_CHECK_AS(cudaEventElapsedTime(&milliseconds, event_of(earlier.event_), event_of(event_)),
                          "reading the time between two events of cuda:", device_);

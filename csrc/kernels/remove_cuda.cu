@@ -100,6 +100,10 @@ void remove_cuda(const RemoveArgs& args, int device, void* stream) {
   FINERCAM_CHECK(args.batch <= 65535, "remove", "expected a batch of at most 65535 on CUDA, got ", args.batch);
   const DeviceScope scope(device);
   const auto on = static_cast<cudaStream_t>(stream);
+  cudaStreamCaptureStatus captured = cudaStreamCaptureStatusNone;
+  FINERCAM_CUDA_CHECK_AS(cudaStreamIsCapturing(on, &captured), "asking whether its stream is captured");
+  // A graph would copy the counts and the fill from the host's memory at each launch, when it is someone else's.
+  FINERCAM_CHECK(captured == cudaStreamCaptureStatusNone, "remove", "expected a stream that is not captured");
   int processors = 0;
   FINERCAM_CUDA_CHECK_AS(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
                          "reading the number of multiprocessors");

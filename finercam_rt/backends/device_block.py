@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from finercam_rt.backends.device_results import ALIGNMENT, dtype_name
+from finercam_rt.backends.device_results import ALIGNMENT
 from finercam_rt.cuda import Device, Memory
+from finercam_rt.owned_array import dtype_name
 
 Values = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """Dtype and shape by name."""

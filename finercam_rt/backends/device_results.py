@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,12 +13,6 @@ from finercam_rt.cuda import Device
 
 ALIGNMENT = 256
 """Of every array, in bytes: what TensorRT asks for. Buffers and results have the same, so that one copy takes many."""
-
-
-@functools.cache
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """Such as "float32"; NumPy makes it up each time, which is slower than all else here."""
-    return dtype.name
 
 
 class Piece(NamedTuple):

@@ -360,9 +360,10 @@ class DeviceSlot:
                 else:
                     self._queue(self.stream, images)
                 self._graph = self.stream.end_capture()
-            except (_core.CudaError, _core.CudaMemoryError, BackendError) as error:
+            except BaseException as error:
                 self.stream.abandon_capture()
-                if getattr(error, "fatal", False):
+                passing = isinstance(error, (_core.CudaError, _core.CudaMemoryError, BackendError))
+                if not passing or getattr(error, "fatal", False):
                     raise
                 self.no_graph = " ".join(str(error).split())
         if self.no_graph:

@@ -7,7 +7,6 @@ Sources: onnxruntime.ai, CUDA and TensorRT execution providers; TensorRT-RTX-EP-
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import threading
 from collections.abc import Sequence
@@ -28,6 +27,10 @@ BATCH_PROFILE, CLASS_PROFILE = (1, 4, 16), (1, 100, 1000)
 """Least, most usual and most images and classes that the TensorRT providers build for, as `finercam build` does."""
 _GRAPH_ID, _ASYNCHRONOUS = "gpu_graph_id", "disable_synchronize_execution_providers"
 _NO_GRAPH = "-1"
+_GRAPHS_FROM = (1, 30)
+"""Before that version the CUDA provider's graphs of several sizes read each other's pointers (pull request 32121)."""
+_MOST_GRAPHS = 32
+"""Of a session, which keeps each for as long as it lives: its providers on a GPU release none (1.31.1)."""
 
 _logger = logging.getLogger("finercam_rt")
 
@@ -90,14 +93,17 @@ class LoadedSession:
         self._stream = device.stream()
         self._entered, self._left = device.event(), device.event()
         self._lock = threading.Lock()
-        self._ids = itertools.count(1)
+        self._ids = iter(range(1, _MOST_GRAPHS + 1))
         ort = _import()
         self._graphs = self.wants_graphs = graphs
+        if graphs and not self._provider.builds and _version(ort) < _GRAPHS_FROM:
+            _warn_of_no_graphs(f"ONNX Runtime is {ort.__version__}, whose graphs are wrong; install 1.30 or later")
+            self._graphs = False
         self._fixed = _fixed_batch(ort, path) if self._provider.builds else None
         try:
             self._session: Any = self._open(ort, path)
         except _CannotCaptureError as error:
-            _logger.warning("runs are not captured in a CUDA graph, and take longer to queue: %s", error)
+            _warn_of_no_graphs(error)
             self._graphs = False
             self._session = self._open(ort, path)
         self._ort = ort
@@ -122,7 +128,10 @@ class LoadedSession:
     def context(self, inputs: Values, outputs: Values) -> SessionContext:
         """A binding for inputs of these shapes."""
         options = self._ort.RunOptions()
-        number = next(self._ids) if self._graphs else None
+        number = next(self._ids, None) if self._graphs else None
+        if self._graphs and number is None:
+            self._graphs = False
+            _warn_of_no_graphs(f"the session has {_MOST_GRAPHS} of other sizes, and releases none")
         options.add_run_config_entry(_GRAPH_ID, _NO_GRAPH if number is None else str(number))
         options.add_run_config_entry(_ASYNCHRONOUS, "1")
         return SessionContext(self, self._session.io_binding(), {**inputs, **outputs}, set(outputs), options, number)
@@ -279,6 +288,15 @@ class SessionContext:
         if self._ran and self._number is not None:
             self._loaded.release(self._number)
         self._ran, self._binding = False, None
+
+
+def _warn_of_no_graphs(reason: object) -> None:
+    _logger.warning("runs are not captured in a CUDA graph, and take longer to queue: %s", reason)
+
+
+def _version(ort: Any) -> tuple[int, ...]:
+    """The first two numbers of such as "1.31.1"."""
+    return tuple(int(number) for number in ort.__version__.split(".")[:2])
 
 
 class _CannotCaptureError(Exception):

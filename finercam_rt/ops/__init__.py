@@ -3,7 +3,8 @@
 what its gradients are asked for.
 
 Arrays come in from NumPy or from any framework by DLPack, on the CPU or on a CUDA device, with any strides. Results
-come back as NumPy arrays, as torch tensors where the first argument is one, and as DLPack arrays for other CUDA input.
+come back as NumPy arrays, as torch tensors where the first argument is one, and for other CUDA input as arrays that
+speak DLPack and __cuda_array_interface__, and order the work with the stream of whoever reads them.
 On a CUDA device the kernels are queued on `stream` (a cudaStream_t as an integer): by default torch's current stream
 for torch tensors, the device's default stream otherwise. Freeing a result that was allocated here waits for the
 device, so a loop should give `out`.

@@ -123,6 +123,7 @@ def cam(
     if method not in _KERNELS and a.device != "cpu":
         raise InputError(f"{method} is for the CPU, and the activations lie on {a.device}; move the arrays there.")
     result = output(out, "out", "float32", shape, a)
+    pointer = stream_of(stream, activations, a)
     if method in _KERNELS:
         given = channel_weights is not None and METHODS[method] == "pooled"
         _core.cam(
@@ -133,7 +134,7 @@ def cam(
             layout=code,
             prefix_tokens=prefix_tokens,
             threads=workers_for(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2)),
-            stream=stream_of(stream, activations, a),
+            stream=pointer,
         )
     else:
         values, others = arrays.to_numpy(activations, "activations"), arrays.to_numpy(second, "gradients")
@@ -144,7 +145,7 @@ def cam(
             others = others.mean(-1) if METHODS[method] == "pooled" else others
         maps = host_map(method, _by_channel(values, layout, prefix_tokens), others.astype(np.float32, copy=False))
         arrays.to_numpy(result, "out")[...] = maps.reshape(shape)
-    return result if out is not None else to_caller(result, activations)
+    return result if out is not None else to_caller(result, activations, pointer)
 
 
 def _second(gradients: Any, weights: Any, method: str, layout: str, a: Array) -> tuple[Any, int | None]:

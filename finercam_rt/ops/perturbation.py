@@ -45,10 +45,11 @@ def rank(saliency: Any, *, out: Any = None, threads: int | None = None, stream: 
     _check_sides(maps)
     workers = workers_for(threads, math.prod(maps.shape) * 20)  # bytes of the sort's keys and items
     result = output(out, "out", "int32", maps.shape, maps)
-    wrong = _core.rank(saliency, result, threads=workers, stream=stream_of(stream, saliency, maps))
+    pointer = stream_of(stream, saliency, maps)
+    wrong = _core.rank(saliency, result, threads=workers, stream=pointer)
     if wrong >= 0:
         raise InputError(f"saliency map {wrong} has a value that is not finite; leave out maps of that status.")
-    return result if out is not None else to_caller(result, saliency)
+    return result if out is not None else to_caller(result, saliency, pointer)
 
 
 @overload
@@ -119,8 +120,9 @@ def remove(
     if values is None:
         values = fill
         _check_fill(describe(fill, "fill values", ("float32",), _IMAGES), described)
-    run(images, ranks, limits, values, result, threads=workers, stream=stream_of(stream, images, described))
-    return result if out is not None else to_caller(result, images)
+    pointer = stream_of(stream, images, described)
+    run(images, ranks, limits, values, result, threads=workers, stream=pointer)
+    return result if out is not None else to_caller(result, images, pointer)
 
 
 @overload
@@ -185,7 +187,7 @@ def mask(
     result = output(out, "out", "float32", shape, described)
     pointer = stream_of(stream, images, described)
     _core.mask(images, maps, result, align_corners=bool(align_corners), threads=workers, stream=pointer)
-    return result if out is not None else to_caller(result, images)
+    return result if out is not None else to_caller(result, images, pointer)
 
 
 def _check_sides(array: Array) -> None:

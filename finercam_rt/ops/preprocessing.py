@@ -96,6 +96,7 @@ def preprocess(
     batch = _batch(out, shape, described[0])
     if view is not None:
         output(view, "view", "uint8", (len(images), height, width, channels), described[0])
+    pointer = stream_of(stream, images[0], described[0])
     _core.preprocess(
         list(images),
         [(*frame.resized, frame.top, frame.left) for frame in frames],
@@ -106,9 +107,9 @@ def preprocess(
         std=_numbers(std, "std", channels),
         fill=[0] * channels if fill is None else _levels(fill, channels),
         threads=workers_for(threads, sum(math.prod(array.shape) for array in described)),
-        stream=stream_of(stream, images[0], described[0]),
+        stream=pointer,
     )
-    return batch if out is not None else to_caller(batch, images[0])
+    return batch if out is not None else to_caller(batch, images[0], pointer)
 
 
 def _batch(out: Any, shape: tuple[int, ...], like: Array) -> Any:

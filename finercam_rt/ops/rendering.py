@@ -160,7 +160,8 @@ def render(
             threads=workers,
             stream=pointer,
         )
-    return Rendered(image if out is not None else to_caller(image, saliency_map), to_caller(status_out, saliency_map))
+    picture = image if out is not None else to_caller(image, saliency_map, pointer)
+    return Rendered(picture, to_caller(status_out, saliency_map, pointer))
 
 
 @overload
@@ -182,8 +183,9 @@ def status(saliency_map: Any, *, stream: int | None = None) -> Any:
     """
     maps = _describe_maps(saliency_map)
     result = allocate("uint8", maps.shape[:1], maps)
-    _core.map_status(saliency_map, result, threads=1, stream=stream_of(stream, saliency_map, maps))
-    return to_caller(result, saliency_map)
+    pointer = stream_of(stream, saliency_map, maps)
+    _core.map_status(saliency_map, result, threads=1, stream=pointer)
+    return to_caller(result, saliency_map, pointer)
 
 
 def _describe_maps(saliency_map: Any) -> Array:

@@ -114,6 +114,7 @@ def seed(
             if name != "dense" or dense:
                 output(getattr(out, name), f"out.{name}", dtype, shape, y)
         result = out
+    pointer = stream_of(stream, logits, y)
     _core.seed(
         logits,
         target,
@@ -122,9 +123,9 @@ def seed(
         *result,
         objective=_OBJECTIVES[objective],
         threads=workers_for(threads, 4 * int(np.prod(rows)) * y.shape[1] * (1 + count)),
-        stream=stream_of(stream, logits, y),
+        stream=pointer,
     )
-    return result if out is not None else Seed(*(None if v is None else to_caller(v, logits) for v in result))
+    return result if out is not None else Seed(*(None if v is None else to_caller(v, logits, pointer) for v in result))
 
 
 def _plain(array: Array) -> Array:

@@ -55,6 +55,20 @@ class DeviceTensor:
         return 2, self.device.index
 
 
+class UnorderedTensor(DeviceTensor):
+    """As those of JAX: it names no stream, and is made on one that waits for no other."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        found = super().__cuda_array_interface__
+        del found["stream"]
+        return found | {"version": 2}
+
+    def block_until_ready(self) -> UnorderedTensor:
+        self.device.stream(self.stream).synchronize()
+        return self
+
+
 class Given:
     """What the framework made of a result: by DLPack, on a stream of its own."""
 
@@ -74,8 +88,9 @@ class Given:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
-    """A framework whose arrays DeviceTensors are, which reads on this stream."""
+    """A framework whose arrays those above are, which reads on this stream."""
     framework = types.ModuleType("framework")
     framework.from_dlpack = lambda array: Given(array, stream)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "framework", framework)
-    monkeypatch.setattr(DeviceTensor, "__module__", "framework.tensors")
+    for kind in (DeviceTensor, UnorderedTensor):
+        monkeypatch.setattr(kind, "__module__", "framework.tensors")

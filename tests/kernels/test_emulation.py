@@ -1,4 +1,4 @@
-"""The code of the CUDA kernels of `cam`, `render` and `mask`, run on the CPU thread by thread."""
+"""The code of the CUDA kernels of `cam`, `render`, `mask` and `remove`, run on the CPU thread by thread."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def render() -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def mask() -> ctypes.CDLL:
     return emulated("mask")
+
+
+@pytest.fixture(scope="module")
+def remove() -> ctypes.CDLL:
+    return emulated("remove")
 
 
 def seen(array: np.ndarray, layout: str, size: tuple[int, ...], prefix_tokens: int) -> np.ndarray:
@@ -234,3 +239,38 @@ def test_emulated_mask_is_that_of_the_cpu(mask, cells, size, align_corners):
         of = numbers([2, 4, 3, *size, *cells])
         mask.emulated_mask(address(images), address(maps), of, int(align_corners), multiprocessors, address(out))
         np.testing.assert_allclose(out, wanted, rtol=0, atol=5e-6)
+
+
+def run_remove(library, images, ranks, counts, fill, multiprocessors, *, captured=False):
+    """The copies, and why there are none."""
+    out = np.full((len(images), counts.shape[1], *images.shape[1:]), 77, np.float32)
+    reason = ctypes.create_string_buffer(256)
+    of = numbers([*out.shape])
+    arguments = map(address, (images, ranks, counts, fill))
+    size = ctypes.c_size_t(len(reason))
+    failed = library.emulated_remove(*arguments, of, multiprocessors, int(captured), address(out), reason, size)
+    assert failed == bool(reason.value), "a load by 16 bytes is not aligned, or leaves the input"
+    return out, reason.value.decode()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (1, 2053)])
+def test_emulated_remove_is_that_of_the_cpu(remove, size):
+    rng = np.random.default_rng(2)
+    images = aligned(rng.standard_normal((2, 3, *size)).astype(np.float32))
+    ranks = aligned(ops.rank(rng.standard_normal((2, *size)).astype(np.float32)))
+    counts = rng.integers(0, size[0] * size[1] + 1, (2, 4), dtype=np.int32)
+    fill = np.float32([0.5, -1, 2])
+    wanted = ops.remove(images, ranks, counts, fill)
+    for multiprocessors in (1, 9):
+        found, reason = run_remove(remove, images, ranks, counts, fill, multiprocessors)
+        np.testing.assert_array_equal(found, wanted)
+        assert not reason
+
+
+def test_remove_is_not_captured(remove):
+    """A graph would read the counts and the fill from memory of the host that is long gone."""
+    images, ranks = np.zeros((1, 3, 4, 4), np.float32), np.zeros((1, 4, 4), np.int32)
+    counts, fill = np.ones((1, 2), np.int32), np.zeros(3, np.float32)
+    found, reason = run_remove(remove, images, ranks, counts, fill, 1, captured=True)
+    assert reason.startswith("[remove] expected a stream that is not captured (")
+    assert (found == 77).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def get(device, stream, memory, count):
         lambda: _core.Event(0),
         lambda: _core.cuda_device_name(0),
         lambda: _core.cuda_memory_info(0),
+        lambda: _core.cuda_make_current(0),
     ],
 )
 def test_without_a_gpu_every_call_raises(make):
@@ -168,6 +170,28 @@ def test_memory_may_be_freed_in_a_capture(device):
 
 
 @pytest.mark.gpu
+def test_a_capture_of_another_thread_hinders_nothing(device):
+    """Of the mode "global", as ONNX Runtime's are. Nor does what is done here end it."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+
+    def work():
+        stream, event = device.stream(), device.event()
+        memory = put(device, stream, np.ones(8, np.float32))
+        stream.record(event)
+        event.synchronize()
+        return event.done() and get(device, stream, memory, 8).all()
+
+    values, graph = torch.zeros(8, device="cuda"), torch.cuda.CUDAGraph()
+    with ThreadPoolExecutor(1) as other, torch.cuda.graph(graph, capture_error_mode="global"):
+        assert other.submit(work).result()
+        values += 1
+    graph.replay()
+    assert values.tolist() == [1.0] * 8
+
+
+@pytest.mark.gpu
 def test_too_little_memory(device):
     with pytest.raises(_core.CudaMemoryError, match=f"allocating {1 << 50} bytes of cuda:0") as caught:
         device.memory(1 << 50)
@@ -194,6 +218,16 @@ def test_a_view_of_memory_that_someone_else_holds():
     assert view.__dlpack_device__() == (2, 1)
     with pytest.raises(ValueError, match="expected float32, int64, int32 or uint8, got float16"):
         _core.cuda_view(256, "float16", (2, 3), 0)
+
+
+def test_the_current_device_is_put_back(monkeypatch):
+    """As what was before, whatever is raised inside."""
+    told = []
+    monkeypatch.setattr(_core, "cuda_make_current", lambda device: told.append(device) or (0, 2))
+    monkeypatch.setattr(_core, "cuda_restore_current", lambda *former: told.append(former), raising=False)
+    with pytest.raises(KeyboardInterrupt), cuda.CudaDevice(3).current():
+        raise KeyboardInterrupt
+    assert told == [3, (0, 2)]
 
 
 FLOAT, INT, LONG, BYTE = "float32", "int32", "int64", "uint8"

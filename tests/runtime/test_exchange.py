@@ -228,6 +228,10 @@ def test_errors_name_the_operation_its_shape_and_the_device(core):
     with pytest.raises(core.CudaError, match=begins + "allocating 64 bytes failed: ") as other:
         core.fail_in_operation(214, 64)
     assert other.value.fatal
+    for error in (226, 721, 810, 911):
+        with pytest.raises(core.CudaError) as lost:
+            core.fail_in_operation(error, 0)
+        assert lost.value.fatal, error
     with pytest.raises(core.CudaError) as passing:
         core.fail_in_operation(1, 0)
     assert not passing.value.fatal
@@ -258,3 +262,59 @@ def test_memory_that_there_is_not(core):
         core.take_workspace([99], 2)
     assert caught.value.bytes == 99
     core.take_workspace([99], 2)  # and the pool is what it was
+
+
+@pytest.fixture
+def thread(core: Any) -> Iterator[Callable[[bool], None]]:
+    """Begins one: see begin_thread."""
+    yield core.begin_thread
+    core.exchange_mode(GLOBAL)
+    core.begin_thread(False)
+
+
+GLOBAL, RELAXED = 0, 2
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_capture_of_another_thread_hinders_nothing(core, thread, device):
+    """As those of ONNX Runtime would, which are of the mode "global"."""
+    thread(True)
+    core.DeviceMemory(64, device)
+    core.PinnedMemory(64, device)
+    stream, event = core.Stream(device), core.Event(device, timing=True)
+    stream.record(event)
+    stream.synchronize()
+    event.synchronize()
+    assert event.done()
+    assert event.milliseconds_since(event) == 1
+    assert core.exchange_mode(GLOBAL) == GLOBAL, "as it was"
+    core.exchange_mode(RELAXED)
+    core.PinnedMemory(64, device)
+    assert core.exchange_mode(GLOBAL) == RELAXED
+
+
+def test_what_fails_leaves_the_thread_as_it_was(core, thread):
+    core.keep_journal(True)
+    core.DeviceMemory(64, 0)
+    core.fail_at("new stream ")
+    with pytest.raises(core.CudaError):
+        core.Stream(1)
+    assert core.current() == 0
+    assert core.exchange_mode(GLOBAL) == GLOBAL
+
+
+def test_no_context_is_made_on_a_device_that_is_not_used(core, thread):
+    """It would take hundreds of megabytes there. What the thread used before is the current device again."""
+    thread(False)
+    memory, event = core.DeviceMemory(64, 1), core.Event(1)
+    assert core.contexts() == [1]
+    thread(False)  # as one that has used no device
+    event.synchronize()
+    assert event.done()
+    memory.release()
+    assert core.contexts() == [1]
+    thread(False)
+    core.DeviceMemory(64, 0)
+    core.DeviceMemory(64, 1)
+    assert core.current() == 0
+    assert core.contexts() == [0, 1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,10 @@ def test_it_gives_what_the_cpu_gives(toy, ort, backend, cuda_graphs):
     assert len(session.graphs) == (2 if cuda_graphs else 0)
     assert session.options[onnxruntime_gpu.PROVIDERS[backend].graph_option] == str(int(cuda_graphs))
     engine.close()
-    assert not session.graphs
+    gc.collect()
+    kept = weakref.ref(session)
+    del session, ort.sessions[:]
+    assert kept() is None, "and its graphs with it"
 
 
 def test_taps_are_drawn_behind_the_run(make_toy, gpu, ort):
@@ -146,11 +151,37 @@ def test_a_graph_that_cannot_be_captured(toy, ort, caplog):
     assert not ort.sessions[-1].graphs
 
 
-def test_sizes_that_are_no_longer_used_give_their_graphs_back(toy, ort):
-    engine = Engine(toy.path, device="cuda")
-    for count in range(1, 8):
-        engine(_batch(count))
-    assert len(ort.sessions[0].graphs) == 4
+def test_the_graphs_of_a_session_are_bounded(toy, ort, monkeypatch, caplog):
+    """Each lives as long as the session, though its size is no longer used."""
+    monkeypatch.setattr(onnxruntime_gpu, "_MOST_GRAPHS", 6)
+    reference, engine = Engine(toy.path), Engine(toy.path, device="cuda")
+    with caplog.at_level(logging.WARNING, logger="finercam_rt"):
+        for step in range(12):
+            for _ in range(3):
+                images = _batch(1 + step % 5, step)
+                _same(engine(images), reference(images))
+    assert len(ort.sessions[0].graphs) == 6
+    assert caplog.text.count("has 6 of other sizes") == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "backend", "captured"),
+    [
+        ("1.29.2", "onnxruntime", False),
+        ("1.30.0.dev20260801", "onnxruntime", True),
+        ("2.0.0", "onnxruntime", True),
+        ("1.24.0", "onnxruntime-tensorrt-rtx", True),
+    ],
+)
+def test_versions_whose_graphs_are_wrong_capture_none(toy, ort, monkeypatch, caplog, version, backend, captured):
+    monkeypatch.setattr(FakeOnnxRuntime, "__version__", version)
+    with caplog.at_level(logging.WARNING, logger="finercam_rt"):
+        engine = Engine(toy.path, backend=backend, device="cuda")
+    assert ("install 1.30 or later" in caplog.text) != captured
+    for step in range(3):
+        _same(engine(_batch(2, step)), Engine(toy.path)(_batch(2, step)))
+    assert bool(ort.sessions[0].graphs) == captured
+    assert ort.sessions[0].options["enable_cuda_graph"] == str(int(captured))
 
 
 def test_threads_take_turns(toy, ort):

@@ -17,7 +17,7 @@ from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.ops import Status
 
 from ..fakes.cuda import FakeDevice
-from ..fakes.frameworks import DeviceTensor, Given, install
+from ..fakes.frameworks import DeviceTensor, Given, UnorderedTensor, install
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
 
@@ -86,6 +86,18 @@ def test_they_stay_on_the_gpu(toy, gpu, cuda_graphs, stream):
         same(found, reference(images, **asked), gpu.device)
     assert gpu.device.count("capture") == 0
     assert len(gpu.device.graphs) == cuda_graphs
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_arrays_that_name_no_stream_are_read_when_they_are_ready(toy, gpu, cuda_graphs):
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
+    made_on = gpu.device.stream().handle
+    for step in range(3):
+        images = batch(2, step)
+        given = UnorderedTensor(gpu.device, images, made_on)
+        same(engine(given), reference(images), gpu.device)
+    given = UnorderedTensor(gpu.device, images, made_on)
+    np.testing.assert_array_equal(device_arrays.to_host(given, "the images"), images)
 
 
 def test_images_that_are_not_aligned_are_copied(toy, gpu):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from finercam_rt import BackendError, Engine, EngineError, _core
+from finercam_rt.backends import gpu as gpu_backend
 from finercam_rt.errors import DeviceMemoryError
 
 from ..fakes.cuda import cuda_error
@@ -28,6 +29,24 @@ def test_a_capture_that_fails(toy, gpu, caplog):
     engine(batch(1))
     engine(batch(1))
     assert len(gpu.device.graphs) == 1, "other sizes are"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("of the host"), ValueError("of a kernel")])
+def test_whatever_ends_a_capture_leaves_nothing_capturing(toy, gpu, monkeypatch, error):
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    same(engine(batch(2)), reference(batch(2)))
+
+    def fail(*arguments):
+        raise error
+
+    with monkeypatch.context() as failing:
+        failing.setattr(gpu_backend.GpuBackend, "_queue_status", fail)
+        with pytest.raises(type(error)):
+            engine(batch(2, 1))
+    assert not [stream for stream in gpu.device.streams.values() if stream.captured is not None]
+    for step in range(3):
+        same(engine(batch(2, step)), reference(batch(2, step)))
+    assert len(gpu.device.graphs) == 1, "it is tried again"
 
 
 def test_a_plan_that_cannot_be_captured(toy, rtx_gpu, caplog):

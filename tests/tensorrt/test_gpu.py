@@ -149,8 +149,8 @@ def test_photographs_are_resized_there(make_toy, plan_of, interpolation, where):
 
 def test_a_launch_that_fails_names_itself(real):
     """On a device that is not there; the one that is works on."""
-    view = _core.cuda_empty_float32([2, 8, 3, 4], 0)
-    out = _core.cuda_empty_float32([2, 3, 4], 0)
+    view = _core.DeviceMemory(4 * 2 * 8 * 3 * 4, 0).view("float32", (2, 8, 3, 4))
+    out = _core.DeviceMemory(4 * 2 * 3 * 4, 0).view("float32", (2, 3, 4))
     options = {"layout": _core.Layout.NCHW, "prefix_tokens": 0, "threads": 1}
     _core.cam(view, view, out, method=_core.Method.GRADCAM, stream=0, **options)
     elsewhere = _core.cuda_view(256, "float32", (2, 3, 4), 63)

@@ -1,8 +1,10 @@
 // A CUDA runtime that keeps a journal of what it is asked for and does nothing else, for csrc/graph and csrc/core.
-// What it is told to fail once raises there. Memory is the host's.
+// What it is told to fail once raises there. Memory is the host's. As the real one it makes contexts where they are
+// needed, and refuses what may not be done while another thread captures.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +15,13 @@
 
 struct CUpool;
 
+#define CUDART_VERSION 13000
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
+
 namespace null_cuda {
 
 struct State {
@@ -22,6 +31,9 @@ struct State {
   std::uintptr_t handles = 0x1000;  // of streams, events and graphs
   std::vector<struct ::CUpool*> pools;
   int current = 0;
+  std::array<bool, 4> contexts{};  // whether a device has one
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  bool captured_elsewhere = false;  // by another thread, in the mode "global"
 };
 
 inline State& state() {
@@ -43,6 +55,7 @@ enum cudaError_t {
   cudaErrorECCUncorrectable = 214,
   cudaErrorInvalidPc = 718,
   cudaErrorNvlinkUncorrectable = 220,
+  cudaErrorContained = 226,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchTimeout = 702,
@@ -51,11 +64,15 @@ enum cudaError_t {
   cudaErrorIllegalInstruction = 715,
   cudaErrorMisalignedAddress = 716,
   cudaErrorInvalidAddressSpace = 717,
-  cudaErrorLaunchFailure = 719
+  cudaErrorLaunchFailure = 719,
+  cudaErrorTensorMemoryLeak = 721,
+  cudaErrorMpsClientTerminated = 810,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorExternalDevice = 911
 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaMemcpyKind { cudaMemcpyDefault };
+enum { cudaEnableDefault };
 enum { cudaEventDefault, cudaEventDisableTiming, cudaStreamNonBlocking, cudaHostAllocPortable };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
 using cudaStream_t = struct CUstream*;
@@ -93,13 +110,31 @@ inline cudaError_t done(const char* call, const std::string& rest) {
   return cudaErrorIllegalAddress;
 }
 
+// Of a call that may not be done while another thread captures.
+inline cudaError_t unsafe() {
+  const State& now = state();
+  const bool refused = now.captured_elsewhere && now.mode == cudaStreamCaptureModeGlobal;
+  return refused ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
+inline int primary_state(int device, unsigned*, int* active) {
+  return *active = state().contexts.at(device), 0;
+}
+
 }  // namespace null_cuda
 
 // A macro, so that a journal that is not kept costs a comparison.
 #define NULL_CUDA_DONE(call, rest) (null_cuda::state().writes ? null_cuda::done(call, rest) : cudaSuccess)
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = null_cuda::state().current, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return null_cuda::state().current = device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  null_cuda::state().contexts.at(device) = true;
+  return null_cuda::state().current = device, cudaSuccess;
+}
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned, unsigned long long) {
+  if (std::strcmp(name, "cuDevicePrimaryCtxGetState") == 0) *found = reinterpret_cast<void*>(&null_cuda::primary_state);
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "it was told to fail"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
@@ -108,12 +143,18 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int) {
   return std::strcpy(found->name, "null"), cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) { return *free = *total = 1, cudaSuccess; }
-inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+// As in libcudart 13.0, where it begins as cudaMalloc does.
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  null_cuda::State& now = null_cuda::state();
+  now.contexts.at(now.current) = true;
+  return std::swap(now.mode, *mode), cudaSuccess;
+}
 
 template <typename T>
 cudaError_t cudaMalloc(T** memory, std::size_t bytes) {
+  null_cuda::state().contexts.at(null_cuda::state().current) = true;
   *memory = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-  return cudaSuccess;
+  return null_cuda::unsafe();
 }
 template <typename T>
 cudaError_t cudaHostAlloc(T** memory, std::size_t bytes, unsigned) {
@@ -184,9 +225,12 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float* span, cudaEvent_t, cudaEvent_t) { return *span = 1, cudaSuccess; }
+inline cudaError_t cudaEventQuery(cudaEvent_t) { return null_cuda::unsafe(); }
+inline cudaError_t cudaEventElapsedTime(float* span, cudaEvent_t, cudaEvent_t) {
+  return *span = 1, null_cuda::unsafe();
+}
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (null_cuda::unsafe() != cudaSuccess) return null_cuda::unsafe();
   return NULL_CUDA_DONE("wait on host for ", null_cuda::text(event));
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -196,6 +240,7 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
   return NULL_CUDA_DONE("wait for ", null_cuda::text(event) + " on " + null_cuda::text(stream));
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (null_cuda::unsafe() != cudaSuccess) return null_cuda::unsafe();
   for (CUpool* pool : null_cuda::state().pools) pool->trim();
   return NULL_CUDA_DONE("synchronize ", null_cuda::text(stream));
 }

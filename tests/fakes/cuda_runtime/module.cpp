@@ -21,6 +21,26 @@ NB_MODULE(_null_core, module) {
     return journal;
   });
   module.def("fail_at", [](const std::string& call) { null_cuda::state().failing = call; });
+  // A process that has not used a GPU, while another of its threads captures or none does.
+  module.def("begin_thread", [](bool captured_elsewhere) {
+    null_cuda::State& now = null_cuda::state();
+    now.contexts = {};
+    now.current = 0;
+    now.captured_elsewhere = captured_elsewhere;
+  });
+  module.def("current", [] { return null_cuda::state().current; });
+  module.def("contexts", [] {
+    std::vector<int> devices;
+    for (int device = 0; device < 4; ++device) {
+      if (null_cuda::state().contexts.at(device)) devices.push_back(device);
+    }
+    return devices;
+  });
+  module.def("exchange_mode", [](int mode) {
+    auto former = static_cast<cudaStreamCaptureMode>(mode);
+    cudaThreadExchangeStreamCaptureMode(&former);
+    return static_cast<int>(former);
+  });
   module.def("fail_in_operation", [](int error, std::size_t bytes) {
     const auto failed = static_cast<cudaError_t>(error);
     return finercam::on_cuda("rank", {2, 31, 7}, 1, [&] {
