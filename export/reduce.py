@@ -126,8 +126,8 @@ def reduce(
         run, where = run_modules(reduced, tail, manifest), "the same arithmetic in PyTorch"
     else:
         save(graph, manifest, draft)
-        run, where = run_file(draft), "ONNX Runtime"
-    means, compared = measure_agreement(run_file(twin), run, manifest, samples.comparison, class_embeddings)
+        run, where = run_file(draft, precision), "ONNX Runtime"
+    means, compared = measure_agreement(run_file(twin, "fp32"), run, manifest, samples.comparison, class_embeddings)
     low = shortfalls(means, compared)
     if low and not force:
         raise ExportError(

@@ -61,7 +61,7 @@ class OnnxRuntimeBackend:
                 f"{path}: its trunk is in bf16, which ONNX Runtime does not compute on the CPU; use "
                 "backend='openvino', or export it with --precision fp32 or int8."
             )
-        session = _session(path, threads=threads, spinning=spinning)
+        session = _session(path, threads=threads, spinning=spinning, half=manifest.precision == "fp16")
         inputs = {value.name: value_of(value) for value in session.get_inputs()}
         outputs = {value.name: value_of(value) for value in session.get_outputs()}
         interface = checked_interface(inputs, outputs, manifest, path)
@@ -105,7 +105,7 @@ class OnnxRuntimeBackend:
 
 def open_graph(path: Path, threads: int) -> Run:
     """See backends.open_graph."""
-    session = _session(path, threads=threads, spinning=False)
+    session = _session(path, threads=threads, spinning=False, half=False)
     names = [value.name for value in session.get_outputs()]
 
     def run(feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -117,7 +117,7 @@ def open_graph(path: Path, threads: int) -> Run:
     return run
 
 
-def _session(path: Path, *, threads: int, spinning: bool) -> Any:
+def _session(path: Path, *, threads: int, spinning: bool, half: bool) -> Any:
     try:
         import onnxruntime
     except ImportError:
@@ -132,7 +132,11 @@ def _session(path: Path, *, threads: int, spinning: bool) -> Any:
     # MobileNet). The exact kernels take twice as long, with VNNI too, which does not need them.
     options.add_session_config_entry("session.x64quantprecision", "1" if sums_of_int8_saturate() else "0")
     options.log_severity_level = ONLY_FATAL
+    # From 1.24 to 1.31 at least this pass ends the process where a float16 Transpose feeds a MatMul (its issue 28392).
+    left_out = ["NchwcTransformer"] if half else None
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
+        )
     except Exception as error:  # ONNX Runtime raises a dozen types, RuntimeError and ValueError among them
         raise EngineError(f"{path}: ONNX Runtime cannot load it ({reason_of(error)}); export it again.") from None

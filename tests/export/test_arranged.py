@@ -132,6 +132,16 @@ def test_auto_takes_the_norm_of_the_last_block(tmp_path: Path) -> None:
         assert (layer.name, layer.layout, layer.grid, layer.prefix_tokens) == ("blocks.1.ln_1", "tokens", GRID, 1)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision(case: str, tmp_path: Path) -> None:
+    """ONNX Runtime's layouts for convolutions end the process where a transposed value of float16 meets a matrix."""
+    make, layer, _ = CASES[case]
+    path = tmp_path / "model.onnx"
+    export_model(perturb(make()).eval(), path, target_layer=layer, input=SPEC, precision="fp16")
+    with Engine(path, backend="onnxruntime") as engine:
+        assert not engine(noise(2, SIZE).numpy()).status.any()
+
+
 def test_several_layers_contrasts_and_a_tail(tmp_path: Path) -> None:
     """A layer with windows beside one without; masked activations in the layer's layout through the tail."""
     model = perturb(Windowed((1, 2))).eval()
