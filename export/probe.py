@@ -157,6 +157,20 @@ def fit(reading: Reading, sight: Sight) -> Fit:
     return Fit(correlation, sum(misfits) / len(misfits), sure)
 
 
+def others_look(reading: Reading, sight: Sight) -> float:
+    """How far the slots look that a reading leaves out, from where the others do on average: the larger mean square.
+
+    That of the positions themselves is 1, along the rows and along the columns.
+    """
+    begin, end = reading.prefix_tokens, reading.prefix_tokens + math.prod(reading.grid)
+    found = []
+    for values, size in zip(sight.by_channels[reading.channels], reading.grid, strict=True):
+        inside, outside = values[begin:end], np.concatenate([values[:begin], values[end:]])
+        if size > 1 and len(outside):
+            found.append(float(np.square(outside - inside.mean()).mean() / max(inside.var(), 1e-30)))
+    return max(found, default=0.0)
+
+
 def agreement(reading: Reading, first: Sight, second: Sight) -> float:
     """How far two pairs of images agree on where the slots look, whatever the reading's order: a correlation."""
     sights = (first.by_channels[reading.channels], second.by_channels[reading.channels])

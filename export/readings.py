@@ -18,6 +18,7 @@ from finercam_rt.export.probe import (
     Sight,
     agreement,
     fit,
+    others_look,
 )
 from finercam_rt.export.reading import (
     ImageShape,
@@ -36,6 +37,9 @@ MAX_PREFIX_TOKENS = 16
 
 MANY = 9
 """Positions that a grid must have for an unusual order to be believed."""
+
+NOWHERE = 0.25
+"""The mean square of how far tokens look that are no positions, at most, where that of the positions is 1."""
 
 
 class LayerError(ExportError):
@@ -145,6 +149,12 @@ def _divides(grid: tuple[int, int], image: tuple[int, int]) -> bool:
     return smallest <= largest
 
 
+def _is_even(grid: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether a grid is the image divided by one stride, with as many cells lost or gained in both axes."""
+    strided = set(_strided(image))
+    return any((grid[0] + lost, grid[1] + lost) in strided for lost in range(-2, 3))
+
+
 def prove(
     looker: Looker, name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest
 ) -> LayerInfo:
@@ -177,7 +187,7 @@ def prove(
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
     if best is None:
-        best = _unclear(looker, name, output, by_image, allowed, ordered, input_shape, request)
+        best = _unclear(looker, name, output, by_image, allowed, input_shape, request)
     if best in allowed and not best.plain and not _is_reliable(looker, name, best):
         raise LayerError(
             f"{output}, seems to be {best}, and does not show it beyond doubt", "choose a layer in a usual order"
@@ -247,9 +257,15 @@ def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterabl
 
 
 def _is_reliable(looker: Looker, name: str, reading: Reading) -> bool:
-    """Whether an unusual reading, one of many, is none that chance shows."""
-    first, second = (looker.sight(name, pair) for pair in (0, 1))
-    return math.prod(reading.grid) >= MANY and agreement(reading, first, second) >= RELIABLE
+    """Whether an unusual reading, one of many, is none that chance shows.
+
+    Tokens behind the positions look nowhere; where some positions were dropped, those that a smaller grid leaves over
+    do not.
+    """
+    sights = [looker.sight(name, pair) for pair in range(PAIRS)]
+    sure = fit(reading, _sum(sights)).correlation >= RELIABLE and agreement(reading, *sights[:2]) >= RELIABLE
+    alone = not reading.suffix_tokens or others_look(reading, _sum(sights)) <= NOWHERE
+    return math.prod(reading.grid) >= MANY and sure and alone
 
 
 def _sum(sights: Sequence[Sight]) -> Sight:
@@ -307,7 +323,6 @@ def _unclear(
     output: str,
     shape: ImageShape,
     allowed: Sequence[Reading],
-    ordered: Sequence[Reading],
     input_shape: Sequence[int],
     request: LayoutRequest,
 ) -> Reading:
@@ -333,7 +348,7 @@ def _unclear(
         )
     # of one row or column the channels of another layout look like positions, and so do windows and what is in them
     one = len(usual) == 1 and len(shape.sizes) == 4 and min(best.grid) > 1
-    if request.complete or (one and (not ordered or best.grid in _strided((input_shape[2], input_shape[3])))):
+    if request.complete or (one and _is_even(best.grid, (input_shape[2], input_shape[3]))):
         return best
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",
