@@ -41,6 +41,12 @@ APART = 1.25
 RELIABLE = 0.8
 """Two pairs of images that agree as well as this on where the positions look leave no doubt that they look there."""
 
+SEEN = 5.0
+"""Over the root of the number of positions and 10: the least correlation of windows alone, and of what is in them."""
+
+ASUNDER = 0.9
+"""How far apart windows must look, of what they claim by the positions in them; halves that overlap look 0.5 apart."""
+
 _Array = NDArray[np.float64]
 
 
@@ -155,6 +161,42 @@ def fit(reading: Reading, sight: Sight) -> Fit:
     correlation = min(correlations)
     sure = correlation >= max(SURE, SURE_OF_FEW / math.sqrt(height * width + 10))
     return Fit(correlation, sum(misfits) / len(misfits), sure)
+
+
+def order_holds(reading: Reading, sight: Sight) -> bool:
+    """Whether the order of windows, or of units, is seen, and that of the positions in each of them as well.
+
+    One of the two alone makes most of the correlation. Windows that overlap are nearer to one another, in steps of
+    what is in them, than those that lie side by side; what mixes inside of a window only makes them look further apart.
+    """
+    if reading.order is None:
+        return True
+    sizes = reading.order.sizes
+    for lead in range(2, len(sizes), 2):
+        groups = math.prod(sizes[:lead])
+        for values, claims in zip(sight.by_channels[reading.channels], reading.claimed(), strict=True):
+            seen, claimed = values.reshape(groups, -1), claims.reshape(groups, -1)
+            between, inside = (
+                (part(seen).ravel(), part(claimed).ravel())
+                for part in (lambda v: v * 0 + _group_means(v), lambda v: v - _group_means(v))
+            )
+            chance = SEEN / math.sqrt(values.size + 10)
+            parts = [part for part in (between, inside) if part[1].var() > 0]
+            if len(parts) == 2 and between[1].var() < inside[1].var():
+                parts = [inside]  # a step within a unit is too little to be seen
+            if any(_correlation(*part) < min(SURE, chance) for part in parts):
+                return False
+            if len(parts) == 2 and _slope(*between) < ASUNDER * _slope(*inside):
+                return False
+    return True
+
+
+def _slope(values: _Array, other: _Array) -> float:
+    return float(values @ (other - other.mean()) / np.square(other - other.mean()).sum())
+
+
+def _group_means(values: _Array) -> _Array:
+    return values.mean(1, keepdims=True)
 
 
 def others_look(reading: Reading, sight: Sight) -> float:

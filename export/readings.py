@@ -18,6 +18,7 @@ from finercam_rt.export.probe import (
     Sight,
     agreement,
     fit,
+    order_holds,
     others_look,
 )
 from finercam_rt.export.reading import (
@@ -263,9 +264,10 @@ def _is_reliable(looker: Looker, name: str, reading: Reading) -> bool:
     do not.
     """
     sights = [looker.sight(name, pair) for pair in range(PAIRS)]
-    sure = fit(reading, _sum(sights)).correlation >= RELIABLE and agreement(reading, *sights[:2]) >= RELIABLE
-    alone = not reading.suffix_tokens or others_look(reading, _sum(sights)) <= NOWHERE
-    return math.prod(reading.grid) >= MANY and sure and alone
+    total = _sum(sights)
+    sure = fit(reading, total).correlation >= RELIABLE and agreement(reading, *sights[:2]) >= RELIABLE
+    alone = not reading.suffix_tokens or others_look(reading, total) <= NOWHERE
+    return math.prod(reading.grid) >= MANY and sure and alone and order_holds(reading, total)
 
 
 def _sum(sights: Sequence[Sight]) -> Sight:

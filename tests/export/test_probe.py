@@ -254,6 +254,42 @@ def test_wrong_pins_are_refused(arrange: Arrangement, pinned: dict[str, Any], me
         _read(arrange, (64, 64), **pinned)
 
 
+def _with_class_tokens(x: torch.Tensor) -> torch.Tensor:
+    """(N * windows, 1 + 8, channels): each window of 2x4 with a token of its own."""
+    n, c, h, w = x.shape
+    windows = x.reshape(n, c, h // 2, 2, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 8, c)
+    return torch.cat([windows.mean(1, keepdim=True), windows], 1)
+
+
+def _overlapping(step: int) -> Arrangement:
+    """(N * windows, 4x4, channels), each so many rows and columns from the next."""
+
+    def arrange(x: torch.Tensor) -> torch.Tensor:
+        return x.unfold(2, 4, step).unfold(3, 4, step).permute(0, 2, 3, 4, 5, 1).reshape(-1, 16, x.shape[1])
+
+    return arrange
+
+
+def _kept(x: torch.Tensor) -> torch.Tensor:
+    """36 of 64 tokens, in their order, as pruning leaves them."""
+    return _tokens(x)[:, torch.randperm(64, generator=torch.Generator().manual_seed(1))[:36].sort().values]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "size"),
+    [
+        pytest.param(_with_class_tokens, (64, 64), id="class tokens of windows"),
+        pytest.param(_with_class_tokens, (96, 64), id="class tokens of windows, not square"),
+        pytest.param(_overlapping(2), (64, 64), id="windows that overlap by half"),
+        pytest.param(_overlapping(3), (80, 80), id="windows that overlap by a quarter"),
+        pytest.param(_kept, (64, 64), id="tokens that pruning left"),
+    ],
+)
+def test_what_only_resembles_an_order_is_refused(arrange: Arrangement, size: tuple[int, int]) -> None:
+    with pytest.raises(ExportError, match="layer"):
+        _read(arrange, size)
+
+
 def test_chance_and_doubt_show_no_order_of_their_own() -> None:
     """Of four tokens chance shows any order; of many, two pairs of images must agree on it."""
     for side, noise_of_second, doubt in ((2, 0.0, True), (3, 0.0, False), (3, 1.0, True)):
