@@ -175,28 +175,30 @@ def order_holds(reading: Reading, sight: Sight) -> bool:
     for lead in range(2, len(sizes), 2):
         groups = math.prod(sizes[:lead])
         for values, claims in zip(sight.by_channels[reading.channels], reading.claimed(), strict=True):
-            seen, claimed = values.reshape(groups, -1), claims.reshape(groups, -1)
-            between, inside = (
-                (part(seen).ravel(), part(claimed).ravel())
-                for part in (lambda v: v * 0 + _group_means(v), lambda v: v - _group_means(v))
-            )
-            chance = SEEN / math.sqrt(values.size + 10)
-            parts = [part for part in (between, inside) if part[1].var() > 0]
-            if len(parts) == 2 and between[1].var() < inside[1].var():
-                parts = [inside]  # a step within a unit is too little to be seen
-            if any(_correlation(*part) < min(SURE, chance) for part in parts):
+            (seen, seen_inside), (claimed, claimed_inside) = (_parts(v, groups) for v in (values, claims))
+            least = min(SURE, SEEN / math.sqrt(values.size + 10))
+            if claimed_inside.any() and _correlation(seen_inside, claimed_inside) < least:
                 return False
-            if len(parts) == 2 and _slope(*between) < ASUNDER * _slope(*inside):
+            if claimed.var() <= claimed_inside.var():
+                continue  # there is one window, or a step within a unit, which is too little to be seen
+            apart = _slope(seen, claimed) >= ASUNDER * _slope(seen_inside, claimed_inside)
+            if _correlation(seen, claimed) < least or not apart:
                 return False
     return True
 
 
+def _parts(values: _Array, groups: int) -> tuple[_Array, _Array]:
+    """The mean of each group in the place of its values, and how far these are from it."""
+    grouped = values.reshape(groups, -1)
+    means = np.repeat(grouped.mean(1), grouped.shape[1])
+    return means, values - means
+
+
 def _slope(values: _Array, other: _Array) -> float:
-    return float(values @ (other - other.mean()) / np.square(other - other.mean()).sum())
-
-
-def _group_means(values: _Array) -> _Array:
-    return values.mean(1, keepdims=True)
+    """Of the line through the values over the others; 0 where those are all the same."""
+    centred = other - other.mean()
+    length = float(centred @ centred)
+    return float(values @ centred) / length if length > 0 else 0.0
 
 
 def others_look(reading: Reading, sight: Sight) -> float:
