@@ -39,6 +39,9 @@ MAX_PREFIX_TOKENS = 16
 MANY = 9
 """Positions that a grid must have for an unusual order to be believed."""
 
+MANY_ROWS = 32
+"""A map of so many rows shows where it looks; a matrix of an attention between tokens shows nothing."""
+
 NOWHERE = 0.25
 """The mean square of how far tokens look that are no positions, at most, where that of the positions is 1."""
 
@@ -154,6 +157,13 @@ def _is_even(grid: tuple[int, int], image: tuple[int, int]) -> bool:
     """Whether a grid is the image divided by one stride, with as many cells lost or gained in both axes."""
     strided = set(_strided(image))
     return any((grid[0] + lost, grid[1] + lost) in strided for lost in range(-2, 3))
+
+
+def _may_be_attention(grid: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether a map would have as many rows, and columns, as an image has tokens: more than maps that show nothing."""
+    count, other = grid
+    tokens = {height * width for height, width in _strided(image)}
+    return count == other >= MANY_ROWS and bool(tokens & {count, count - 1})
 
 
 def prove(
@@ -350,7 +360,8 @@ def _unclear(
         )
     # of one row or column the channels of another layout look like positions, and so do windows and what is in them
     one = len(usual) == 1 and len(shape.sizes) == 4 and min(best.grid) > 1
-    if request.complete or (one and _is_even(best.grid, (input_shape[2], input_shape[3]))):
+    image = (input_shape[2], input_shape[3])
+    if request.complete or (one and _is_even(best.grid, image) and not _may_be_attention(best.grid, image)):
         return best
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",

@@ -215,6 +215,9 @@ def test_windows_beside_channels_are_no_map() -> None:
         prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest())
     pinned = prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest("nchw"))
     assert (pinned.layout, pinned.arrangement) == ("nchw", None)
+    shape = (2, 4, 49, 49)  # an attention between the positions of a map of 7x7
+    with pytest.raises(ExportError, match="does not show whether it is nchw with a 49x49 grid"):
+        prove(looker, "layer", shape, (2, 3, 200, 200), LayoutRequest())
     shape = (2, 256, 16, 16)  # 256 windows of 16 would be 64 x 64 positions, and a map of 16 x 16 is likelier
     assert prove(looker, "layer", shape, (2, 3, 256, 256), LayoutRequest()).grid == (16, 16)
 
@@ -270,6 +273,12 @@ def _overlapping(step: int) -> Arrangement:
     return arrange
 
 
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    """(N * 4, positions, 2): the channels of four heads, folded into the batch."""
+    n, c, h, w = x.shape
+    return x.reshape(n, 4, c // 4, h * w).mT.flatten(0, 1)
+
+
 def _kept(x: torch.Tensor) -> torch.Tensor:
     """36 of 64 tokens, in their order, as pruning leaves them."""
     return _tokens(x)[:, torch.randperm(64, generator=torch.Generator().manual_seed(1))[:36].sort().values]
@@ -282,6 +291,8 @@ def _kept(x: torch.Tensor) -> torch.Tensor:
         pytest.param(_with_class_tokens, (96, 64), id="class tokens of windows, not square"),
         pytest.param(_overlapping(2), (64, 64), id="windows that overlap by half"),
         pytest.param(_overlapping(3), (80, 80), id="windows that overlap by a quarter"),
+        pytest.param(_heads, (64, 64), id="heads in the batch"),
+        pytest.param(lambda x: _heads(x).unflatten(0, (-1, 4)), (64, 64), id="heads in an axis of their own"),
         pytest.param(_kept, (64, 64), id="tokens that pruning left"),
     ],
 )
