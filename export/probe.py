@@ -47,6 +47,9 @@ SEEN = 5.0
 ASUNDER = 0.9
 """How far apart windows must look, of what they claim by the positions in them; halves that overlap look 0.5 apart."""
 
+CEILING = 0.95
+"""Of the correlation that noise leaves (Spearman and Brown): an order that is nearly right is a shift away from it."""
+
 WITHIN = 0.5
 """The same of positions in one unit, by the units: 0.75 to 1 in MobileViT and Hiera, 0.04 of an attention's heads."""
 
@@ -186,9 +189,32 @@ def order_holds(reading: Reading, sight: Sight) -> bool:
                 continue  # there is one window
             # what lies in one unit differs by a step, which says little by itself; of heads it does not differ
             units = claimed.var() < claimed_inside.var()
-            apart = _slope(seen, claimed) >= (WITHIN if units else ASUNDER) * _slope(seen_inside, claimed_inside)
-            if not apart or (not units and _correlation(seen, claimed) < least):
+            outer, inner = _slope(seen, claimed), _slope(seen_inside, claimed_inside)
+            if outer < (WITHIN if units else ASUNDER) * inner or (not units and _correlation(seen, claimed) < least):
                 return False
+            # what attends in other groups than these looks like the group it is in, and like hardly anything in it
+            if claimed_inside.any() and inner < WITHIN * outer:
+                return False
+    return True
+
+
+def near_ceiling(reading: Reading, sights: Sequence[Sight]) -> bool:
+    """Whether a reading explains what is seen about as well as what the pairs of images have in common lets it."""
+    total = sights[0]
+    for sight in sights[1:]:
+        total = total + sight
+    for axis, size in enumerate(reading.grid):
+        if size == 1:
+            continue
+        begin, end = reading.prefix_tokens, reading.prefix_tokens + math.prod(reading.grid)
+        rows = [sight.by_channels[reading.channels][axis][begin:end] for sight in sights]
+        count = len(rows)
+        pairs = [_correlation(rows[i], rows[j]) for i in range(count) for j in range(i)]
+        mean = max(sum(pairs) / len(pairs), 0.0)
+        reliability = count * mean / (1 + (count - 1) * mean)
+        found = _correlation(total.by_channels[reading.channels][axis][begin:end], reading.claimed()[axis])
+        if found < CEILING * math.sqrt(reliability):
+            return False
     return True
 
 

@@ -180,7 +180,8 @@ def arrangement_of(reading: Reading, given: Sequence[int], images: int) -> tuple
     kind = ", ".join(kind for kind, holds in kinds.items() if holds)
     if not kind:
         return reading.layout, reading.prefix_tokens, None
-    axes = (1, 0, 2) if shape.second else (0, 2, 1) if reading.channels_first else (0, 1, 2)
+    first, tokens = (1, 0) if shape.second else (0, 1)
+    axes = (first, 2, tokens) if reading.channels_first else (first, tokens, 2)
     merged = tuple(raw[axis] for axis in axes)
     how = Arrangement(kind, raw, raw, axes, merged, (reading.suffix_tokens, 0))
     return reading.layout, reading.prefix_tokens + reading.suffix_tokens, how

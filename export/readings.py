@@ -18,6 +18,7 @@ from finercam_rt.export.probe import (
     Sight,
     agreement,
     fit,
+    near_ceiling,
     order_holds,
     others_look,
 )
@@ -277,7 +278,8 @@ def _is_reliable(looker: Looker, name: str, reading: Reading) -> bool:
     total = _sum(sights)
     sure = fit(reading, total).correlation >= RELIABLE and agreement(reading, *sights[:2]) >= RELIABLE
     alone = not reading.suffix_tokens or others_look(reading, total) <= NOWHERE
-    return math.prod(reading.grid) >= MANY and sure and alone and order_holds(reading, total)
+    whole = near_ceiling(reading, sights) and order_holds(reading, total)
+    return math.prod(reading.grid) >= MANY and sure and alone and whole
 
 
 def _sum(sights: Sequence[Sight]) -> Sight:

@@ -149,6 +149,7 @@ ARRANGED = {
     "the batch in its second axis": (lambda x: _tokens(x).transpose(0, 1), "tokens", 0),
     "the batch in its second axis, prefix tokens": (lambda x: _with(2)(x).transpose(0, 1), "tokens", 2),
     "the batch in its second axis, a suffix token": (lambda x: _with(0, 1)(x).transpose(0, 1), "tokens", 1),
+    "(C,N,L)": (lambda x: torch.cat([x, x], 1).flatten(2).transpose(0, 1), "tokens", 0),
     "(N,C,L)": (lambda x: torch.cat([x, x], 1).flatten(2), "tokens", 0),
     "(N,C,1+L)": (lambda x: _with(1)(x).mT, "tokens", 1),
     "a suffix token": (_with(0, 1), "tokens", 1),
@@ -293,6 +294,8 @@ def _kept(x: torch.Tensor) -> torch.Tensor:
         pytest.param(_overlapping(3), (80, 80), id="windows that overlap by a quarter"),
         pytest.param(_heads, (64, 64), id="heads in the batch"),
         pytest.param(lambda x: _heads(x).unflatten(0, (-1, 4)), (64, 64), id="heads in an axis of their own"),
+        pytest.param(lambda x: _heads(x).unflatten(0, (-1, 4)).transpose(1, 2), (64, 64), id="heads behind tokens"),
+        pytest.param(lambda x: _windows(x.roll((-1, -1), (2, 3))).flatten(0, 1), (64, 64), id="another shift"),
         pytest.param(_kept, (64, 64), id="tokens that pruning left"),
     ],
 )
