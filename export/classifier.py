@@ -110,7 +110,7 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
 
 def _are_probabilities(logits: torch.Tensor) -> bool:
     """Whether the rows look like those of a softmax over two classes or more."""
-    rows = logits.detach().flatten(1).double()
+    rows = logits.detach().reshape(len(logits), -1).double()
     return rows.shape[1] > 1 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < PROBABLE).all())
 
 

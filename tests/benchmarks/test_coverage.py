@@ -45,7 +45,8 @@ def test_a_toy_from_start_to_end_and_resumed(script: Any, tmp_path: Path, capsys
     (record,) = records.read(output)["records"]
     assert record["verdict"] == "right"
     stages = record["stages"]
-    assert stages["export"]["layers"] == [{"name": "layer4", "layout": "nchw", "grid": [5, 5], "prefix_tokens": 0}]
+    layer = {"name": "layer4", "layout": "nchw", "grid": [5, 5], "prefix_tokens": 0, "arrangement": None}
+    assert stages["export"]["layers"] == [layer]
     assert 0 < stages["onnxruntime"]["map_error"] < 1e-4
     assert 0.8 < stages["cost"]["ratio"] < 2
     assert stages["oracle"]["placement"] > 0.95

@@ -236,8 +236,16 @@ def test_checkpoints(refused: Refused, tmp_path: Path) -> None:
         ("layers", ["--target-layer", "twice"], ("'twice' runs 2 times",)),
         ("layers", ["--target-layer", "never"], ("'never' runs 0 times",)),
         ("layers", ["--target-layer", "several"], ("'several' gives a tuple whose first value is a list",)),
-        ("good", ["--target-layer", "features", "--layout", "tokens"], ("is not a feature map",)),
-        ("good", ["--target-layer", "features", "--grid", "5", "5"], ("is not a feature map",)),
+        (
+            "good",
+            ["--target-layer", "features", "--layout", "tokens"],
+            ("is not what the layout", "nchw with a 6x8 grid"),
+        ),
+        (
+            "good",
+            ["--target-layer", "features", "--grid", "5", "5"],
+            ("is not what the layout", "nchw with a 6x8 grid"),
+        ),
         ("branching", [], ("torch.export cannot capture the model", "data-dependent")),
         ("several_logits", [], ("'0' (2, 7), '1' (2, 7)", "--logits NAME")),
         ("several_logits", ["--logits", "2"], ("no output '2'",)),
