@@ -7,7 +7,7 @@ from finercam_rt.export.models import LoadedModel as LoadedModel
 from finercam_rt.export.models import ModelRequest as ModelRequest
 from finercam_rt.export.models import load_model as load_model
 from finercam_rt.export.models import load_state_dict as load_state_dict
-from finercam_rt.export.readings import LayoutRequest as LayoutRequest
+from finercam_rt.export.prove import LayoutRequest as LayoutRequest
 from finercam_rt.export.zero_shot import ZeroShot as ZeroShot
 
 __all__ = [

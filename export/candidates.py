@@ -12,8 +12,8 @@ from torch.autograd.function import BackwardCFunction
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.grids import position_count
 from finercam_rt.export.outputs import feature_map
-from finercam_rt.export.readings import position_count
 from finercam_rt.export.refusal import check_finite, running
 
 _Tensor = tuple[Any, int]

@@ -11,8 +11,8 @@ from torch import nn
 
 from finercam_rt.export.candidates import Place, find_places
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.grids import channel_counts, has_positions, position_count
 from finercam_rt.export.outputs import feature_map, with_feature_map
-from finercam_rt.export.readings import channel_counts, has_positions, position_count
 
 GROUP = 6
 """Maps whose gradients are taken in one run."""

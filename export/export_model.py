@@ -28,7 +28,7 @@ from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
-from finercam_rt.export.readings import UNPINNED, LayoutRequest
+from finercam_rt.export.prove import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import check_precision, reduce, take_samples
 from finercam_rt.export.refusal import check_seen, refusing
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail

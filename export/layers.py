@@ -13,7 +13,7 @@ from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
-from finercam_rt.export.readings import UNPINNED, LayerError, LayoutRequest, prove
+from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
 from finercam_rt.export.refusal import check_finite, running
 from finercam_rt.manifest import LAYOUTS, LayerInfo
 

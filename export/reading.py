@@ -91,6 +91,11 @@ class Reading:
         return not any(self.mirrored) and not (self.columns and (self.prefix_tokens or self.suffix_tokens))
 
     @property
+    def slots(self) -> slice:
+        """Where the positions stand among an image's slots."""
+        return slice(self.prefix_tokens, self.prefix_tokens + math.prod(self.grid))
+
+    @property
     def channels(self) -> str:
         """Whether an image's channels come "first", up to windows, or "last"."""
         return "first" if self.channels_first or self.layout == "nchw" else "last"

@@ -27,7 +27,7 @@ from finercam_rt.export.channels import counted
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
 from finercam_rt.export.layers import find_target_layer
-from finercam_rt.export.readings import LayoutRequest
+from finercam_rt.export.prove import LayoutRequest
 from finercam_rt.manifest import InputSpec, LayerInfo
 
 MAX_ENGINES = 8

@@ -17,7 +17,7 @@ from finercam_rt.contrast import AUTOMATIC, UNUSED
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError, InputError, WrongTypeError
 from finercam_rt.export.layers import find_target_layer
-from finercam_rt.export.readings import LayoutRequest
+from finercam_rt.export.prove import LayoutRequest
 from finercam_rt.manifest import LayerInfo
 from finercam_rt.ops import Status
 from finercam_rt.outputs import Outputs

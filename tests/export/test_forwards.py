@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export import export_model
-from finercam_rt.export.readings import LayoutRequest
+from finercam_rt.export.prove import LayoutRequest
 from finercam_rt.manifest import InputSpec, Manifest
 
 from .bodies import SIZE, Body, body

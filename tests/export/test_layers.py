@@ -11,7 +11,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.layers import find_target_layer
-from finercam_rt.export.readings import LayoutRequest
+from finercam_rt.export.prove import LayoutRequest
 
 from .models import Odd, SmallCNN, TokenModel
 from .oracle import noise, perturb

@@ -16,11 +16,12 @@ from torch import nn
 
 from finercam_rt.arrangement import arrangement
 from finercam_rt.errors import ExportError
+from finercam_rt.export.evidence import fit
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.outputs import feature_map, with_feature_map
-from finercam_rt.export.probe import PAIRS, Looker, Sight, fit
+from finercam_rt.export.probe import PAIRS, Looker, Sight
+from finercam_rt.export.prove import LayoutRequest, prove
 from finercam_rt.export.reading import Reading, map_readings, token_readings
-from finercam_rt.export.readings import LayoutRequest, prove
 
 from .oracle import noise
 
@@ -211,7 +212,7 @@ def test_a_row_of_the_border_is_no_other_tokens() -> None:
 def test_windows_beside_channels_are_no_map() -> None:
     """(N,4,196,192), which divides an image of 224 x 224 into 196 x 192 positions as well, and shows nothing."""
     shape = (2, 4, 196, 192)
-    looker: Any = SimpleNamespace(sight=lambda name, pair: _blind(shape, pair))
+    looker: Any = SimpleNamespace(sights=lambda name, count=PAIRS: [_blind(shape, pair) for pair in range(count)])
     with pytest.raises(ExportError, match="does not show whether it is nchw with a 196x192 grid"):
         prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest())
     pinned = prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest("nchw"))
@@ -312,7 +313,7 @@ def test_chance_and_doubt_show_no_order_of_their_own() -> None:
         shaken = nowhere.repeat(2, axis=1)[:, : len(rows)] * noise_of_second
         sights = [Sight({"first": (nowhere[0], nowhere[1]), "last": (rows, columns)})]
         sights += [Sight({"first": (nowhere[1], nowhere[0]), "last": (rows + shaken[0], columns + shaken[1])})] * 2
-        looker: Any = SimpleNamespace(sight=lambda name, pair, sights=sights: sights[pair])
+        looker: Any = SimpleNamespace(sights=lambda name, count=PAIRS, sights=sights: sights[:count])
         shape, size = (2, side * side + 1, 8), (8 * side, 8 * side)
         if doubt:
             with pytest.raises(ExportError, match="before 1 suffix token, and does not show it beyond doubt"):
@@ -348,17 +349,17 @@ def test_the_cost_is_six_images_where_they_leave_no_doubt() -> None:
     model = Arranged(_with(1)).eval()
     looker = Looker(model, ["layer"], noise(2, WIDE))
     assert model.images == 0
-    sight = looker.sight("layer", 0)
-    assert looker.sight("layer", 0) is sight
+    [sight] = looker.sights("layer", 1)
+    assert looker.sights("layer", 1)[0] is sight
     assert model.images == 6
     assert not model.layer._forward_hooks
     find_target_layer(model, "layer", noise(2, WIDE))
     assert model.images == 6 + 2 + 6
     for pair in range(PAIRS):
-        seen = fit(Reading("tokens", (8, 12), 1), looker.sight("layer", pair))
+        seen = fit(Reading("tokens", (8, 12), 1), looker.sights("layer")[pair])
         assert seen.sure
         assert seen.correlation > 0.9
-        assert fit(Reading("tokens", (8, 12), 0), looker.sight("layer", pair)).misfit > 2 * seen.misfit
+        assert fit(Reading("tokens", (8, 12), 0), looker.sights("layer")[pair]).misfit > 2 * seen.misfit
 
 
 def test_readings_are_all_ways_to_lay_positions_out() -> None:
@@ -375,5 +376,5 @@ def test_readings_are_all_ways_to_lay_positions_out() -> None:
 
 def test_a_layer_that_is_named_twice_is_looked_at_once() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU()).eval()
-    shape = Looker(model, ["0", "0"], torch.zeros(2, 3, 32, 32)).sight("0", 0).by_channels["first"][0].shape
+    shape = Looker(model, ["0", "0"], torch.zeros(2, 3, 32, 32)).sights("0", 1)[0].by_channels["first"][0].shape
     assert shape == (64,)

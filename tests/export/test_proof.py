@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from finercam_rt.export.probe import Fit, Sight, near_ceiling, order_holds, others_look
+from finercam_rt.export.evidence import NOWHERE, Fit, near_ceiling, order_holds, others_look
+from finercam_rt.export.probe import Sight
+from finercam_rt.export.prove import _best
 from finercam_rt.export.reading import Order, Reading
-from finercam_rt.export.readings import NOWHERE, _best
 
 Values = NDArray[np.float64]
 

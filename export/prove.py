@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.probe import (
-    APART,
-    PAIRS,
-    RELIABLE,
-    Fit,
-    Looker,
-    Sight,
-    agreement,
-    fit,
-    near_ceiling,
-    order_holds,
-    others_look,
-)
+from finercam_rt.export.evidence import APART, RELIABLE, Fit, agreement, fit, is_reliable
+from finercam_rt.export.grids import divides, is_even, is_pooled, may_be_attention, token_grids
+from finercam_rt.export.probe import PAIRS, Looker, together
 from finercam_rt.export.reading import (
     ImageShape,
     Reading,
@@ -32,19 +22,6 @@ from finercam_rt.export.reading import (
     token_readings,
 )
 from finercam_rt.manifest import LayerInfo
-
-MAX_PREFIX_TOKENS = 16
-"""More than these are looked for only where the grid is given."""
-
-
-MANY = 9
-"""Positions that a grid must have for an unusual order to be believed."""
-
-MANY_ROWS = 32
-"""A map of so many rows shows where it looks; a matrix of an attention between tokens shows nothing."""
-
-NOWHERE = 0.25
-"""The mean square of how far tokens look that are no positions, at most, where that of the positions is 1."""
 
 
 class LayerError(ExportError):
@@ -84,89 +61,6 @@ class LayoutRequest:
 UNPINNED = LayoutRequest()
 
 
-def has_positions(shape: Sequence[int], input_shape: Sequence[int]) -> bool:
-    """Whether a shape can be read as one row an image, of positions whose grid is the image divided by one stride."""
-    found = image_shape(shape, input_shape[0])
-    return found is not None and not found.folded and position_count(shape, input_shape) > 0
-
-
-def position_count(shape: Sequence[int], input_shape: Sequence[int]) -> int:
-    """How many positions, or tokens, an output has at first sight; 0 where it has none."""
-    image = (input_shape[2], input_shape[3])
-    if len(shape) not in (3, 4) or _is_pooled(shape):
-        return 0
-    shape = _by_images(shape, input_shape)
-    if len(shape) == 3:
-        return shape[1] if any(True for _ in token_grids(shape[1], image)) else 0
-    grids = [grid for grid in ((shape[2], shape[3]), (shape[1], shape[2])) if _divides(grid, image)]
-    return math.prod(grids[0]) if grids else 0
-
-
-def channel_counts(shape: Sequence[int], input_shape: Sequence[int]) -> set[int]:
-    """How many channels an output has: one number for each axis of it that leaves positions to the others."""
-    image, shape = (input_shape[2], input_shape[3]), _by_images(shape, input_shape)
-    if len(shape) == 3:
-        return {shape[axis] for axis in (2, 1) if any(True for _ in token_grids(shape[3 - axis], image))}
-    grids = {1: (shape[2], shape[3]), 3: (shape[1], shape[2])}
-    return {shape[axis] for axis, grid in grids.items() if _divides(grid, image)}
-
-
-def token_grids(count: int, image: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The grids of `count` tokens, prefix and suffix tokens included, that are the image divided by one stride.
-
-    The other tokens are few, and fewer than the positions.
-    """
-    for grid in _strided(image):
-        cells = grid[0] * grid[1]
-        if 1 < cells <= count <= min(cells + MAX_PREFIX_TOKENS, 2 * cells):
-            yield grid
-
-
-def _strided(image: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The image divided by each stride, rounded down and up."""
-    height, width = image
-    seen = set()
-    for stride in range(1, max(image)):
-        for grid in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
-            if grid not in seen:
-                seen.add(grid)
-                yield grid
-
-
-def _by_images(shape: Sequence[int], input_shape: Sequence[int]) -> Sequence[int]:
-    """The shape of an output with the images first, where windows are not folded into them."""
-    found = image_shape(shape, input_shape[0])
-    return shape if found is None or found.folded else found.sizes
-
-
-def _is_pooled(shape: Sequence[int]) -> bool:
-    """(N,C,1,1) or (N,1,1,C): channels and no positions, whatever C may look like."""
-    return len(shape) == 4 and shape[2] == 1 and 1 in (shape[1], shape[3])
-
-
-def _divides(grid: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a grid of more than one position is the image divided by one stride, up to borders."""
-    if grid[0] * grid[1] < 2 or any(cells > pixels for cells, pixels in zip(grid, image, strict=True)):
-        return False
-    # up to two cells may be lost or gained at the borders: unpadded convolutions and pooling do that
-    largest = min(size / (cells - 2) if cells > 2 else math.inf for size, cells in zip(image, grid, strict=True))
-    smallest = max(size / (cells + 2) for size, cells in zip(image, grid, strict=True))
-    return smallest <= largest
-
-
-def _is_even(grid: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a grid is the image divided by one stride, with as many cells lost or gained in both axes."""
-    strided = set(_strided(image))
-    return any((grid[0] + lost, grid[1] + lost) in strided for lost in range(-2, 3))
-
-
-def _may_be_attention(grid: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a map would have as many rows, and columns, as an image has tokens: more than maps that show nothing."""
-    count, other = grid
-    tokens = {height * width for height, width in _strided(image)}
-    return count == other >= MANY_ROWS and bool(tokens & {count, count - 1})
-
-
 def prove(
     looker: Looker, name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest
 ) -> LayerInfo:
@@ -188,7 +82,7 @@ def prove(
     images = input_shape[0]
     by_image = image_shape(shape, images)
     output = f"the output of layer {name!r}, of shape {tuple(shape)}"
-    if by_image is None or _is_pooled(by_image.sizes):
+    if by_image is None or is_pooled(by_image.sizes):
         raise LayerError(f"{output}, is not a feature map", "choose a layer whose output has positions")
     plain = _possible(by_image, input_shape, request)
     best = _seen(looker, name, plain, range(1, PAIRS + 1))
@@ -200,7 +94,7 @@ def prove(
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
     if best is None:
         best = _unclear(looker, name, output, by_image, allowed, input_shape, request)
-    if best in allowed and not best.plain and not _is_reliable(looker, name, best):
+    if best in allowed and not best.plain and not is_reliable(best, looker.sights(name)):
         raise LayerError(
             f"{output}, seems to be {best}, and does not show it beyond doubt", "choose a layer in a usual order"
         )
@@ -230,7 +124,7 @@ def _possible(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequ
         found = [
             reading
             for reading in map_readings(sizes)
-            if min(reading.grid) > 1 or _divides(reading.grid, image) or request.layout == reading.layout
+            if min(reading.grid) > 1 or divides(reading.grid, image) or request.layout == reading.layout
         ]
     else:
         pinned = [] if request.grid is None else [request.grid]
@@ -260,33 +154,12 @@ def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterabl
     if not readings:
         return None
     for count in pairs:
-        total = _sum([looker.sight(name, pair) for pair in range(count)])
+        total = together(looker.sights(name, count))
         fits = {reading: fit(reading, total) for reading in readings}
         best = _best(fits)
         if _is_clear(best, fits):
             return best
     return None
-
-
-def _is_reliable(looker: Looker, name: str, reading: Reading) -> bool:
-    """Whether an unusual reading, one of many, is none that chance shows.
-
-    Tokens behind the positions look nowhere; where some positions were dropped, those that a smaller grid leaves over
-    do not.
-    """
-    sights = [looker.sight(name, pair) for pair in range(PAIRS)]
-    total = _sum(sights)
-    sure = fit(reading, total).correlation >= RELIABLE and agreement(reading, *sights[:2]) >= RELIABLE
-    alone = not reading.suffix_tokens or others_look(reading, total) <= NOWHERE
-    whole = near_ceiling(reading, sights) and order_holds(reading, total)
-    return math.prod(reading.grid) >= MANY and sure and alone and whole
-
-
-def _sum(sights: Sequence[Sight]) -> Sight:
-    total = sights[0]
-    for sight in sights[1:]:
-        total = total + sight
-    return total
 
 
 def _best(fits: dict[Reading, Fit]) -> Reading:
@@ -350,12 +223,12 @@ def _unclear(
     plain = [reading for reading in allowed if reading.plain]
     if not plain:
         raise LayerError(f"where {output} looks in the image does not show its order", "choose another layer")
-    usual = [reading for reading in plain if _divides(reading.grid, (input_shape[2], input_shape[3]))]
+    usual = [reading for reading in plain if divides(reading.grid, (input_shape[2], input_shape[3]))]
     best = min(usual or plain, key=lambda reading: reading.prefix_tokens)
-    sights = [looker.sight(name, pair) for pair in range(PAIRS)]
+    sights = looker.sights(name)
     # of two rows or columns noise agrees with itself as easily
     agrees = min(best.grid) > 2 and agreement(best, sights[0], sights[1]) >= RELIABLE
-    if agrees and not fit(best, _sum(sights)).sure:
+    if agrees and not fit(best, together(sights)).sure:
         raise LayerError(
             f"{output}, has positions that look at places of the image in another order than that of {best}",
             "choose another layer",
@@ -363,7 +236,7 @@ def _unclear(
     # of one row or column the channels of another layout look like positions, and so do windows and what is in them
     one = len(usual) == 1 and len(shape.sizes) == 4 and min(best.grid) > 1
     image = (input_shape[2], input_shape[3])
-    if request.complete or (one and _is_even(best.grid, image) and not _may_be_attention(best.grid, image)):
+    if request.complete or (one and is_even(best.grid, image) and not may_be_attention(best.grid, image)):
         return best
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",
