@@ -18,6 +18,7 @@ from finercam_rt.contrast import ContrastArrays
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import status_of
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, METHODS, Manifest
+from finercam_rt.padding import padded
 
 
 class Outputs(NamedTuple):
@@ -136,7 +137,7 @@ def run_graph(
     least, most = backend.batch_range or (1, len(images))
     if count <= most:
         filled = max(least, min(len(images), most))
-        return _run_once(backend, drawing, _padded(images[:filled], filled), contrast, count, constants, with_taps)
+        return _run_once(backend, drawing, padded(images[:filled], filled), contrast, count, constants, with_taps)
     parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
     return joined(
         [
@@ -151,7 +152,7 @@ def run_logits(backend: Backend, images: NDArray[np.float32], constants: Mapping
     least, most = backend.batch_range or (1, len(images))
     parts = [images[start : start + most] for start in range(0, len(images), most)]
     found = [
-        backend.logits({"images": _padded(part, max(least, len(part))), **constants})[: len(part)].copy()
+        backend.logits({"images": padded(part, max(least, len(part))), **constants})[: len(part)].copy()
         for part in parts
     ]
     return found[0] if len(found) == 1 else np.concatenate(found)
@@ -172,7 +173,7 @@ def _run_once(
     asked = contrast.padded(manifest.contrasts) if several else contrast
     feeds: dict[str, NDArray[Any]] = {"images": images, **asked._asdict()}
     if count < len(images):
-        feeds = {name: _padded(value, len(images)) for name, value in feeds.items()}
+        feeds = {name: padded(value, len(images)) for name, value in feeds.items()}
     feeds |= constants
     buffers = backend.run(feeds, Wanted(drawing.method, with_taps))
     part = (slice(count), slice(contrast.target.shape[1])) if several else slice(count)
@@ -246,8 +247,3 @@ def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]
     """Which contrasts, (N,) or (N,P), have their target among the references that were asked for."""
     same: NDArray[np.bool_] = (contrast.references == outputs.target[..., None]).any(axis=-1)
     return same
-
-
-def _padded(value: NDArray[Any], count: int) -> NDArray[Any]:
-    """`value` with its last row repeated up to `count` rows."""
-    return value if len(value) == count else np.concatenate([value, np.repeat(value[-1:], count - len(value), axis=0)])

@@ -22,6 +22,7 @@ from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, OBJECT
 from finercam_rt.methods.classifier import DEFAULT_MEMORY
 from finercam_rt.methods.protocol import Asked
 from finercam_rt.outputs import Drawing, Outputs
+from finercam_rt.padding import padded
 from finercam_rt.tail import Tail
 
 OnStep: TypeAlias = Callable[[str, int, int], None]
@@ -150,7 +151,7 @@ class EngineRows:
     ) -> Outputs:
         parts, start = [], 0
         for part, count in self._runs(images):
-            classes, near = (_filled(values[start : start + count], len(part)) for values in (target, nearest))
+            classes, near = (padded(values[start : start + count], len(part)) for values in (target, nearest))
             if self.engine.manifest.contrasts == 1:
                 (seed,) = seeds
                 found = self.engine(part, target=classes, references=self._references(near, seed), alpha=seed.alpha)
@@ -175,7 +176,7 @@ class EngineRows:
         """The images in runs, and how many of each run are images."""
         for start in range(0, len(images), self.forward_size):
             part = images[start : start + self.forward_size]
-            yield part if self.engine.fixed_batch is None else _filled(part, self.forward_size), len(part)
+            yield part if self.engine.fixed_batch is None else padded(part, self.forward_size), len(part)
 
 
 def resized(maps: Floats, size: tuple[int, ...]) -> Floats:
@@ -248,8 +249,3 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     return Outputs._make(
         np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0] for values in columns
     )
-
-
-def _filled(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """`values` with its last row repeated up to `count` rows."""
-    return values if len(values) == count else np.concatenate([values, np.repeat(values[-1:], count - len(values), 0)])

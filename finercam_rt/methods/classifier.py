@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps
+from finercam_rt.padding import padded
 
 DEFAULT_MEMORY = 5 << 19
 """Bytes of perturbed images that exist at once: four of 224 x 224. A CPU's caches hold what a network of the mobile
@@ -180,16 +180,12 @@ class Classifier:
         size = self.batch_size
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            filled = part if self.engine.fixed_batch is None else _rows(part, slice(len(part)), size)
-            yield filled, len(part)
+            yield part if self.engine.fixed_batch is None else padded(part, size), len(part)
 
 
 def _rows(values: Any, rows: slice, count: int) -> Any:
     """Some rows, the last repeated up to `count` of them."""
-    if values is None:
-        return None
-    part: NDArray[Any] = np.asarray(values)[rows]
-    return part if len(part) == count else np.concatenate([part, np.repeat(part[-1:], count - len(part), axis=0)])
+    return None if values is None else padded(np.asarray(values)[rows], count)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
