@@ -1,4 +1,4 @@
-"""Export one small member of every classifier family of timm and torchvision, and hold it to the PyTorch model.
+"""Export one small member of every classifier family of timm, torchvision and transformers; hold it to PyTorch.
 
 A sweep of cases, each in a process of its own, so that a crash, a hang or too much memory ends that case alone. A case
 is a model with seeded random weights that behave like trained ones (sweep/weights.py); it is exported as a user would,

@@ -1,4 +1,4 @@
-"""The families of timm and torchvision, and which of their members stand for them."""
+"""The families of timm, torchvision and transformers, and which of their members stand for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from comparison.script import write_text
 
 PICKS = Path(__file__).with_name("picks.json")
-LIBRARIES = ("timm", "torchvision")
+LIBRARIES = ("timm", "torchvision", "transformers")
 TOYS = "timm:test_"
 """What the names of timm's own toys begin with: nobody uses them, so they stand for no family."""
 
@@ -35,7 +35,8 @@ class Member:
 def families(on_family: Callable[[str], None] = lambda family: None) -> dict[str, list[Member]]:
     """Each family's members, smallest first: out of picks.json, which is made anew for other versions.
 
-    A family is a module of timm.models or torchvision.models. Making it builds every architecture without memory, which
+    A family is a module of timm.models or torchvision.models, or a model type of transformers, whose members are
+    what its configuration is by default. Making it builds every architecture without memory, which
     takes two minutes.
     """
     versions = {library: metadata.version(library) for library in LIBRARIES}
@@ -55,9 +56,10 @@ def families(on_family: Callable[[str], None] = lambda family: None) -> dict[str
 
 
 def architectures() -> Iterator[tuple[str, list[str]]]:
-    """(family, specifications) of every classifier of the two libraries."""
+    """(family, specifications) of every classifier of the libraries."""
     import timm
     from torchvision import models
+    from transformers.models.auto import modeling_auto
 
     for module in timm.list_modules():
         yield f"timm/{module}", [f"timm:{name}" for name in timm.list_models(module=module)]
@@ -66,6 +68,25 @@ def architectures() -> Iterator[tuple[str, list[str]]]:
         module = models.get_model_builder(name).__module__.rpartition(".")[2]
         by_module.setdefault(f"torchvision/{module}", []).append(f"torchvision:{name}")
     yield from by_module.items()
+    for kind, names in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
+        classes = [names] if isinstance(names, str) else names
+        yield f"transformers/{kind}", [f"transformers:{name}" for name in classes]
+
+
+def as_given(specification: str, folder: Path) -> str:
+    """What `finercam export` is given: the specification, or the folder, with a configuration of transformers in it."""
+    library, _, name = specification.partition(":")
+    if library != "transformers":
+        return specification
+    _configuration(name).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def _configuration(name: str) -> Any:
+    """Of a class of transformers, as it is by default."""
+    import transformers
+
+    return getattr(transformers, name).config_class(architectures=[name])
 
 
 def choose(
@@ -144,6 +165,10 @@ def _builder(specification: str) -> Callable[[], Any]:
         import timm
 
         return lambda: timm.create_model(name, **SHORTENED.get(specification, {}))
+    if library == "transformers":
+        import transformers
+
+        return lambda: getattr(transformers, name)(_configuration(name))
     from torchvision import models
 
     return lambda: models.get_model(name, weights=None)

@@ -9,8 +9,10 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from finercam_rt.export import LoadedModel, ModelRequest, export_model, load_mod
 from finercam_rt.manifest import LayerInfo, Manifest
 from sweep.cases import CLASSES, Variant, earlier_layer, own_sizes
 from sweep.check import check
-from sweep.families import SHORTENED
-from sweep.heads import LIBRARY, feature_modules, replace_head
+from sweep.families import SHORTENED, as_given
+from sweep.heads import BACKBONE, LIBRARY, LINEAR, feature_modules, replace_head
 from sweep.oracle import Oracle, degenerate, placement
 from sweep.records import LEAST_PLACEMENT
 from sweep.weights import randomise
@@ -103,7 +105,8 @@ def _made(
     if asked.early:
         target_layer = None if layer is None else earlier_layer(layer, [name for name, _ in model.named_modules()])
     if asked.depth is not None:
-        modules = feature_modules(model, images_of(2, size, IMAGES_SEED), asked.deepest)
+        with called_plainly(model, loaded.inputs):
+            modules = feature_modules(model, images_of(2, size, IMAGES_SEED), asked.deepest)
         target_layer = modules[int(asked.depth * (len(modules) - 1))] if modules else None
     if target_layer is None:
         emit("model", {"not_accepted": "no earlier layer is known"})
@@ -116,7 +119,13 @@ def _made(
     began = time.perf_counter()
     try:
         manifest = export_model(
-            model, graph, target_layer=target_layer, input=loaded.input, name=specification, **asked.options
+            model,
+            graph,
+            target_layer=target_layer,
+            input=loaded.input,
+            name=specification,
+            inputs=loaded.inputs,
+            **asked.options,
         )
     except ExportError as error:
         emit("export", {"refused": str(error)})
@@ -124,10 +133,40 @@ def _made(
     emit("export", {**_exported(manifest), "seconds": time.perf_counter() - began, "peak_mib": high_water_mib()})
 
     emit("begin", {"stage": "oracle"})
+    call_plainly(model, loaded.inputs)
     if asked.options.get("binary"):
         model.register_forward_hook(_two_classes)
     images = images_of(IMAGES, size, IMAGES_SEED)
     return model, manifest, images, Oracle(model, manifest.layers[0], images, manifest.method, manifest.objective)
+
+
+def call_plainly(model: torch.nn.Module, inputs: Mapping[str, Any]) -> list[Any]:
+    """From now on a call takes images and returns logits, as of transformers a call with `inputs` has them in fields.
+
+    Returns:
+        the hooks, which say so until they are removed.
+    """
+
+    def enter(_module: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return given, {**inputs, **named}
+
+    def leave(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output
+        return output["logits"] if "logits" in output else output[0]  # PP-LCNet calls them its last hidden state
+
+    return [model.register_forward_pre_hook(enter, with_kwargs=True), model.register_forward_hook(leave)]
+
+
+@contextmanager
+def called_plainly(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """`call_plainly`, inside."""
+    hooks = call_plainly(model, inputs)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def placed(model: torch.nn.Module, layer: LayerInfo, images: torch.Tensor) -> float:
@@ -159,6 +198,8 @@ def load(specification: str, variant: Variant, seed: int) -> tuple[LoadedModel, 
         ExportError: it accepts none of them, with what it says of the last.
     """
     head = variant.head
+    if head == BACKBONE and specification.startswith("transformers:"):
+        head = LINEAR  # without one such a model gives no features, but fields
     classes = variant.classes if head == LIBRARY else CLASSES
     own = _build(specification, None, classes, seed)
     sizes = own_sizes(own.input.size)
@@ -169,12 +210,14 @@ def load(specification: str, variant: Variant, seed: int) -> tuple[LoadedModel, 
     images = images_of(CALIBRATION_IMAGES, own.input.size, CALIBRATION_SEED)
     if head != LIBRARY:
         torch.manual_seed(seed)
-        replaced = replace_head(own.model, variant.classes, head, images[:2])
+        with called_plainly(own.model, own.inputs):
+            replaced = replace_head(own.model, variant.classes, head, images[:2])
         if replaced is None:  # several layers give the logits: only the library can change them
             head = LIBRARY
             replaced = _build(specification, own.input.size, variant.classes, seed).model
         own = dataclasses.replace(own, model=replaced)
-    randomise(own.model, images, seed)
+    with called_plainly(own.model, own.inputs):
+        randomise(own.model, images, seed)
     return own, head
 
 
@@ -184,7 +227,7 @@ def _accepted(specification: str, sizes: Sequence[tuple[int, int]], classes: int
         try:
             loaded = _build(specification, size, classes, seed)
             with torch.no_grad():
-                loaded.model(torch.zeros(2, 3, *size))
+                loaded.model(torch.zeros(2, 3, *size), **loaded.inputs)
         except Exception as error:
             refusal = f"{size[0]}x{size[1]}: {type(error).__name__}: {error}".splitlines()[0]
         else:
@@ -195,10 +238,16 @@ def _accepted(specification: str, sizes: Sequence[tuple[int, int]], classes: int
 def _build(specification: str, size: tuple[int, int] | None, classes: int, seed: int) -> LoadedModel:
     torch.manual_seed(seed)
     arguments = SHORTENED.get(specification, {})
-    request = ModelRequest(
-        specification, random_weights=True, num_classes=classes, input_size=size, arguments=arguments
-    )
-    return load_model(request)
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(
+            ModelRequest(
+                as_given(specification, Path(folder)),
+                random_weights=True,
+                num_classes=classes,
+                input_size=size,
+                arguments=arguments,
+            )
+        )
 
 
 def images_of(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:

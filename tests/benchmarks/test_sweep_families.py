@@ -41,7 +41,7 @@ def test_families_that_are_no_classifiers_are_left_out_with_the_reason(monkeypat
 def test_the_picks_are_those_of_the_libraries() -> None:
     content = json.loads(families.PICKS.read_text())
     if any(families.metadata.version(name) != version for name, version in content["versions"].items()):
-        pytest.skip("picks.json is of other versions of timm and torchvision")
+        pytest.skip("picks.json is of other versions of the libraries")
     members = dict(families.architectures())
     assert content["families"].keys() == members.keys()
     assert len(members) > 100
