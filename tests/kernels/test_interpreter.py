@@ -21,7 +21,8 @@ BUGS = {
     "another one": (
         "preprocess_cuda.cu",
         "    __syncthreads();\n",
-        "preprocess([put(np.zeros((40, 60, 3), 'u1'))], [ops.Frame((40, 60), 0, 0)], (40, 60), mean=(0, 0, 0), std=(1, 1, 1))",
+        "preprocess([put(np.zeros((40, 60, 3), 'u1'))], [ops.Frame((40, 60), 0, 0)], (40, 60), "
+        "mean=(0, 0, 0), std=(1, 1, 1))",
         "a race in shared memory",
     ),
     "counters that are not cleared": (
