@@ -1,14 +1,9 @@
-// What the extension links to and the interpreter has not: streams of its own, events, graphs, the driver. Declared
+// What the extension links to and the interpreter has not: streams of its own, clocks, graphs, the driver. Declared
 // without their arguments, which are not looked at.
 #define REFUSED(name) \
   extern "C" int name() { return 801; }  // cudaErrorNotSupported
 
-REFUSED(cudaEventCreateWithFlags)
-REFUSED(cudaEventDestroy)
 REFUSED(cudaEventElapsedTime)
-REFUSED(cudaEventQuery)
-REFUSED(cudaEventRecord)
-REFUSED(cudaEventSynchronize)
 REFUSED(cudaGetDriverEntryPoint)
 REFUSED(cudaGetDriverEntryPointByVersion)
 REFUSED(cudaGraphDestroy)
@@ -21,4 +16,3 @@ REFUSED(cudaStreamBeginCapture)
 REFUSED(cudaStreamCreateWithFlags)
 REFUSED(cudaStreamDestroy)
 REFUSED(cudaStreamEndCapture)
-REFUSED(cudaStreamWaitEvent)
