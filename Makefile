@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COMPILED := CMakeLists.txt $(shell find csrc -type f)
-CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(COMPILED))
+CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(COMPILED)) $(wildcard tests/kernels/ptx/*)
 
 .PHONY: demo test lint format wheel clean
 

@@ -6,23 +6,20 @@ order, is read from its journal (tests/runtime/test_exchange.py).
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nanobind
+from . import extension
 
-ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent / "cuda_runtime"
 _SOURCES = (
     _HERE / "module.cpp",
-    *(ROOT / "csrc" / name for name in ("bindings/graph.cpp", "bindings/exchange.cpp", "graph/exchange.cpp")),
-    *(ROOT / "csrc" / name for name in ("graph/stream_cuda.cu", "core/device_cuda.cu", "core/workspace_cuda.cu")),
+    *(extension.CSRC / name for name in ("bindings/graph.cpp", "bindings/exchange.cpp", "graph/exchange.cpp")),
+    *(extension.CSRC / name for name in ("graph/stream_cuda.cu", "core/device_cuda.cu", "core/workspace_cuda.cu")),
 )
 
 
@@ -32,35 +29,14 @@ def compiler() -> str | None:
 
 def build(folder: Path, *options: str) -> Any:
     """The module, compiled into a folder; it takes some six seconds."""
-    source = Path(nanobind.source_dir())
-    includes = [
-        _HERE,
-        ROOT / "csrc",
-        nanobind.include_dir(),
-        source.parent / "ext" / "robin_map" / "include",
-        sysconfig.get_paths()["include"],
-    ]
-    # a domain of its own, or nanobind would take the types for those of _core
-    flags = [
-        "-std=c++17",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-DNB_DOMAIN=null_core",
-        *(f"-I{path}" for path in includes),
-        *options,
-    ]
+    flags = [f"-I{_HERE}", *extension.flags("null_core"), *options]
     objects = []
-    for file in (source / "nb_combined.cpp", *_SOURCES):
+    for file in (extension.NANOBIND / "nb_combined.cpp", *_SOURCES):
         objects.append(folder / f"{file.parent.name}-{file.name}.o")
         subprocess.run([str(compiler()), "-x", "c++", *flags, "-c", file, "-o", objects[-1]], check=True)
     library = folder / "_null_core.so"
     subprocess.run([str(compiler()), "-shared", *objects, "-o", library], check=True)
-    spec = importlib.util.spec_from_file_location("_null_core", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return extension.load(library, "_null_core")
 
 
 class NullDevice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,8 @@ import pytest
 
 from finercam_rt.tensorrt import plugin
 
-from .kernels import METHODS, emulated_plugin
+from . import ptx
+from .kernels import METHODS
 
 BATCH = "N"
 """The one size that is not known when a plan is built."""
@@ -128,27 +128,13 @@ class PluginSession:
     def _draw(self, activations: np.ndarray, second: np.ndarray) -> np.ndarray:
         count = len(activations)
         maps = np.full([count if size == BATCH else size for size in self._created["shape"]], np.nan, np.float32)
-        first, other = _aligned(activations), _aligned(second)
-        pointer = ctypes.POINTER(ctypes.c_float)
-        loads = emulated_plugin().emulated_plugin(
-            METHODS.index(self._created["method"]),
-            first.ctypes.data_as(pointer),
-            ctypes.c_int64(first.size),
-            other.ctypes.data_as(pointer),
-            ctypes.c_int64(other.size),
-            *self._created["scalars"],
-            (ctypes.c_uint * 3)(*(count if size == BATCH else size for size in self._created["grid"])),
+        ptx.draw_by_plugin(
+            self._created["method"],
+            activations,
+            second,
+            self._created["scalars"],
+            [count if size == BATCH else size for size in self._created["grid"]],
             self._created["threads"],
-            maps.ctypes.data_as(pointer),
+            maps,
         )
-        assert loads >= 0
         return maps
-
-
-def _aligned(values: np.ndarray) -> np.ndarray:
-    """On 16 bytes, as TensorRT allocates."""
-    memory = np.empty(values.nbytes + 16, np.uint8)
-    start = -memory.ctypes.data % 16
-    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy

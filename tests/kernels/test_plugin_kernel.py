@@ -1,8 +1,7 @@
-"""The kernel of the TensorRT plug-in: its PTX, and its code run on the CPU as the plug-in launches it."""
+"""The kernel of the TensorRT plug-in: its PTX, and what it computes in the interpreter as the plug-in launches it."""
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
 import subprocess
@@ -15,10 +14,10 @@ from finercam_rt.manifest import LayerInfo, TapsInfo
 from finercam_rt.tensorrt import plugin
 from finercam_rt.tensorrt.plugin import KERNEL, MapPlugin
 
-from ..fakes.kernels import METHODS, emulated_plugin
+from ..fakes.kernels import METHODS
+from ..fakes.ptx import draw_by_plugin
 from .test_cam import arranged, features
 from .test_cam_taps import oracle
-from .test_emulation import aligned
 from .test_machine_code import CMAKE, WITHOUT_CUDA
 
 SIZES = {
@@ -40,19 +39,7 @@ def drawn(method: str, layout: str, a: np.ndarray, second: np.ndarray, grid: tup
     columns, tiles = launch.grid
     canary = np.float32(-7)
     maps = np.full(len(a) * contrasts * grid[0] * grid[1] + 1, canary, np.float32)
-    pointer = ctypes.POINTER(ctypes.c_float)
-    loads = emulated_plugin().emulated_plugin(
-        METHODS.index(method),
-        a.ctypes.data_as(pointer),
-        ctypes.c_int64(a.size),
-        second.ctypes.data_as(pointer),
-        ctypes.c_int64(second.size),
-        *launch.scalars,
-        (ctypes.c_uint * 3)(columns, len(a), tiles),
-        plugin._THREADS,
-        maps.ctypes.data_as(pointer),
-    )
-    assert loads >= 0, "a load by 16 bytes is not aligned, or leaves the input"
+    loads = draw_by_plugin(method, a, second, launch.scalars, (columns, len(a), tiles), plugin._THREADS, maps)
     assert maps[-1] == canary
     return maps[:-1].reshape(len(a), contrasts, *grid), loads
 
@@ -72,7 +59,7 @@ def test_it_equals_the_formulas(method, case, layout):
         second = np.stack([arranged(g, layout, prefix) for g in gradients], 1)
         if method == "channel_weights":
             second = np.stack(gradients, 1).astype(np.float64).mean((3, 4)).astype(np.float32)
-        found, _ = drawn(method, layout, aligned(arranged(a, layout, prefix)), aligned(second), size[2:], prefix)
+        found, _ = drawn(method, layout, arranged(a, layout, prefix), second, size[2:], prefix)
         for p in range(contrasts):
             np.testing.assert_allclose(found[:, p], wanted[p], rtol=0, atol=2e-5 * max(wanted[p].max(), 1e-3))
 
@@ -80,15 +67,15 @@ def test_it_equals_the_formulas(method, case, layout):
 def test_nan_is_seen():
     a, g = features((1, 8, 4, 4), "float32")
     a[0, 3, 1, 2] = np.nan
-    found, _ = drawn("layercam", "nchw", aligned(a), aligned(g[:, None]), (4, 4), 0)
+    found, _ = drawn("layercam", "nchw", a, g[:, None], (4, 4), 0)
     assert np.isnan(found[0, 0, 1, 2])
     assert np.isnan(found).sum() == 1
 
 
 def test_each_tap_is_read_once_by_sixteen_bytes():
     """Of the method without sums, and of tokens, however many blocks share them."""
-    a, g = (aligned(arranged(x, "tokens")) for x in features((2, 64, 8, 8), "float32"))
-    _, loads = drawn("hirescam", "tokens", a, aligned(g[:, None]), (8, 8), 0)
+    a, g = (arranged(x, "tokens") for x in features((2, 64, 8, 8), "float32"))
+    _, loads = drawn("hirescam", "tokens", a, g[:, None], (8, 8), 0)
     assert loads == 2 * a.size // 4
 
 

@@ -140,6 +140,8 @@ def test_each_channel_is_as_the_same_of_three(device: Any, interpolation: str, c
         np.testing.assert_array_equal(device.get(view)[..., c], device.get(seen)[..., 1])
     options |= {"mean": mean, "std": std, "fill": fill}
     np.testing.assert_array_equal(device.get(ops.preprocess(put, frames, size, **options)), device.get(found))
+    if device.name == "ptx":
+        return  # half a minute; test_any_strides_and_many_at_once has as many
     many = ops.preprocess([put[k % 3] for k in range(501)], frames * 167, size, **options)
     np.testing.assert_array_equal(device.get(many), np.tile(device.get(found), (167, 1, 1, 1)))
 
@@ -151,10 +153,11 @@ def test_half_precision_is_rounded_to_nearest(device: Any) -> None:
     for std in (STD, (1e-6, 1.0, 1e5)):
         whole = device.get(ops.preprocess([device.put(image)], [frame], (30, 30), mean=MEAN, std=std))
         for dtype in (torch.float16, torch.bfloat16):
-            out = torch.empty((1, 3, 30, 30), dtype=dtype, device=device.name)
+            out = device.empty((1, 3, 30, 30), dtype)
             assert ops.preprocess([device.put(image)], [frame], (30, 30), mean=MEAN, std=std, out=out) is out
             wanted = torch.from_numpy(whole).to(dtype)
-            assert torch.equal(out.cpu().view(torch.int16), wanted.view(torch.int16)), (dtype, std)
+            found = device.get(out if device.name == "ptx" else out.view(torch.int16))
+            np.testing.assert_array_equal(np.asarray(found), wanted.view(torch.int16).numpy(), f"{dtype} {std}")
 
 
 @pytest.mark.parametrize(

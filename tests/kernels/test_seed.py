@@ -115,7 +115,7 @@ def test_what_is_not_finite_and_what_is_not_there(device):
 def test_out_is_written_in_place_and_threads_change_nothing(device):
     given = [device.put(x) for x in questions((5, 2, 257, 8))]
     first = ops.seed(*given, dense=True)
-    out = ops.Seed(*(device.put(np.zeros(v.shape, str(v.dtype).rpartition(".")[2])) for v in first))
+    out = ops.Seed(*(device.put(np.zeros_like(device.get(v))) for v in first))
     assert ops.seed(*given, out=out, threads=3) is out
     for a, b in zip(first, out, strict=True):
         np.testing.assert_array_equal(device.get(a), device.get(b))
