@@ -11,7 +11,8 @@ from torch import nn
 SILENT = 0.1
 """A scale that begins below this (layer scales begin at 1e-6, last norms of a block at 0) hides its branch."""
 LEAST_GAIN = 0.5
-"""Of a linear layer, std * sqrt(inputs): transformers begin at 0.02, whose attention is the same for every token."""
+"""Of a linear layer or a convolution, std * sqrt(inputs): transformers begin at 0.02, whose attention is the same for
+every token, and behind whose small convolutions nothing is left but the shifts of batch norms."""
 GAIN = 0.8
 LOCAL = 0.2
 """The share of a batch norm's input that differs from position to position, below which the norm damps it."""
@@ -31,8 +32,9 @@ def randomise(model: nn.Module, images: torch.Tensor, seed: int) -> None:
     """Change the weights in place, the same for the same seed; the model is in evaluation mode before and after.
 
     Parameters that the library filled with one value are drawn: scales within 20 % of what they are (or from 0.2 to 0.6
-    where they are silent), shifts with a standard deviation of 0.1. Weak linear layers are strengthened. Batch norms
-    get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, the weights are tamed.
+    where they are silent), shifts with a standard deviation of 0.1. Weak linear layers and convolutions are
+    strengthened. Batch norms get the statistics of `images` (N,3,H,W), and noise on them. Where rounding grows, the
+    weights are tamed.
     """
     before = copy.deepcopy(model.state_dict())
     found: list[tuple[float, int]] = []
@@ -55,8 +57,8 @@ def _draw(model: nn.Module, images: torch.Tensor, seed: int, damping: float, lif
         if parameter.is_floating_point() and parameter.numel() and parameter.min() == parameter.max():
             parameter.copy_(_drawn(name, parameter, generator, damping))
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.numel() > 1:
-            gain = float(module.weight.std()) * math.sqrt(module.in_features)
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.numel() > 1:
+            gain = float(module.weight.std()) * math.sqrt(module.weight[0].numel())
             if 0 < gain < LEAST_GAIN:
                 module.weight.mul_(GAIN / gain)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
