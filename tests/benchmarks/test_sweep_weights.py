@@ -25,6 +25,7 @@ class Residual(nn.Module):
         self.head = nn.Linear(6, 5)
         nn.init.zeros_(self.last_norm.weight)
         nn.init.normal_(self.weak.weight, std=0.02)
+        nn.init.normal_(self.norm.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.conv.bias)
