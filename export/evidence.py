@@ -79,6 +79,20 @@ def fit(reading: Reading, sight: Sight) -> Fit:
     return Fit(correlation, sum(misfits) / len(misfits), sure)
 
 
+def roll_of(reading: Reading, sight: Sight) -> tuple[int, int]:
+    """By how many rows and columns the grid was rolled back before; 0 unless another number explains clearly more.
+
+    A roll by few of many rows leaves most of a correlation.
+    """
+    found = []
+    for values, claimed, size in zip(sight.by_channels[reading.channels], reading.claimed(), reading.grid, strict=True):
+        correlations = [_correlation(values[reading.slots], (claimed + shift) % size) for shift in range(size)]
+        misfits = [1 - max(value, 0.0) ** 2 for value in correlations]
+        best = int(np.argmin(misfits))
+        found.append(best if misfits[0] >= APART * misfits[best] else 0)
+    return found[0], found[1]
+
+
 def is_reliable(reading: Reading, sights: Sequence[Sight]) -> bool:
     """Whether an unusual reading, one of many, is none that chance shows.
 

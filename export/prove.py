@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.evidence import APART, RELIABLE, Fit, agreement, fit, is_reliable
+from finercam_rt.export.evidence import APART, RELIABLE, Fit, agreement, fit, is_reliable, roll_of
 from finercam_rt.export.grids import divides, is_even, is_pooled, may_be_attention, token_grids
-from finercam_rt.export.probe import PAIRS, Looker, together
+from finercam_rt.export.probe import PAIRS, Looker, Sight, together
 from finercam_rt.export.reading import (
     ImageShape,
+    Order,
     Reading,
     arrangement_of,
     image_shape,
@@ -67,8 +68,10 @@ def prove(
     """The reading of a layer's output that is pinned or possible and that agrees with where its positions look.
 
     A reading is proved where it explains what is seen (SURE) and every other, mirrored, turned, shifted by a token or
-    of another layout, explains it worse (APART). Where nothing is seen clearly, as with random weights that mix all
-    positions, a complete request is believed, and so is a map of four axes whose shape has one usual reading.
+    of another layout, explains it worse (APART). Where no reading in a usual order does, as of windows or of tokens
+    (L,N,C), one in an order of its own is believed if nothing speaks against it (is_reliable), and so is a map that was
+    rolled. Where nothing is seen clearly, as with random weights that mix all positions, a complete request is
+    believed, and so is a map of four axes whose shape has one usual reading.
 
     Args:
         looker: knows where the layer's positions look.
@@ -86,8 +89,11 @@ def prove(
         raise LayerError(f"{output}, is not a feature map", "choose a layer whose output has positions")
     plain = _possible(by_image, input_shape, request)
     best = _seen(looker, name, plain, range(1, PAIRS + 1))
-    ordered = [] if best is not None and best.supported else _ordered(by_image, input_shape, request)
-    best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
+    if best is None or not best.supported:
+        ordered = [*_ordered(by_image, input_shape, request), *_rolled(looker, name, plain)]
+        best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
+    else:
+        ordered = [best]
     allowed = [reading for reading in (*plain, *ordered) if request.allows(reading)]
     if best is None and not allowed:
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
@@ -158,8 +164,26 @@ def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterabl
         fits = {reading: fit(reading, total) for reading in readings}
         best = _best(fits)
         if _is_clear(best, fits):
-            return best
+            return _as_rolled(best, total)
     return None
+
+
+def _rolled(looker: Looker, name: str, readings: Sequence[Reading]) -> list[Reading]:
+    """Those readings of maps that explain more with a roll, with it."""
+    plain = [reading for reading in readings if _is_plain_map(reading)]
+    total = together(looker.sights(name)) if plain else Sight({})
+    return [rolled for reading in plain if (rolled := _as_rolled(reading, total)) != reading]
+
+
+def _as_rolled(reading: Reading, sight: Sight) -> Reading:
+    """A map's reading with the roll that is seen, if any."""
+    shift = roll_of(reading, sight) if _is_plain_map(reading) else (0, 0)
+    order = Order(f"rows and columns rolled back by {shift[0]}x{shift[1]}", reading.grid, (0, 1), shift)
+    return replace(reading, order=order) if any(shift) else reading
+
+
+def _is_plain_map(reading: Reading) -> bool:
+    return reading.plain and reading.layout != "tokens"
 
 
 def _best(fits: dict[Reading, Fit]) -> Reading:
