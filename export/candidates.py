@@ -12,7 +12,7 @@ from torch.autograd.function import BackwardCFunction
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import run_with_gradients
-from finercam_rt.export.grids import position_count
+from finercam_rt.export.grids import ImageGrids, position_count
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.refusal import check_finite, running
 
@@ -75,7 +75,7 @@ class _Trace:
         return enter
 
 
-def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
+def find_places(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> list[Place]:
     """The outputs of all modules that run once, in the order of the forward pass, from one run under autograd.
 
     Nothing is kept for a backward pass. A module that holds stages of several resolutions lends its output no
@@ -84,6 +84,7 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     Args:
         model: images (N,C,H,W) -> logits (N,K), in evaluation mode.
         example: (N,C,H,W) float32.
+        image: the grids of the example.
 
     Raises:
         ExportError: the model does not run on the example, or its logits are not finite.
@@ -114,7 +115,7 @@ def find_places(model: nn.Module, example: torch.Tensor) -> list[Place]:
     exits = [value for value, r in trace.records.items() if r.shape == tuple(logits.shape) and value not in cuts]
     if exits:  # logits that are added up from several stages: the last stage's are the whole of what is deepest
         cuts |= _cuts(exits[-1], trace.records)
-    return _places(trace, cuts, example.shape)
+    return _places(trace, cuts, image)
 
 
 def written_derivatives(model: nn.Module, layers: Sequence[str], images: torch.Tensor) -> list[str]:
@@ -136,10 +137,8 @@ def _never(_packed: object) -> torch.Tensor:
     raise AssertionError("nothing is differentiated here")
 
 
-def _places(trace: _Trace, cuts: set[_Tensor], input_shape: Sequence[int]) -> list[Place]:
-    counts = {
-        name: position_count(record.shape, input_shape) for record in trace.records.values() for name in record.names
-    }
+def _places(trace: _Trace, cuts: set[_Tensor], image: ImageGrids) -> list[Place]:
+    counts = {name: position_count(record.shape, image) for record in trace.records.values() for name in record.names}
     steps = {value: step for step, value in enumerate(trace.records)}
     places = []
     for value, record in trace.records.items():

@@ -11,7 +11,7 @@ from torch import nn
 
 from finercam_rt.export.candidates import Place, find_places
 from finercam_rt.export.eager import run_with_gradients
-from finercam_rt.export.grids import channel_counts, has_positions, position_count
+from finercam_rt.export.grids import ImageGrids, channel_counts, has_positions, position_count
 from finercam_rt.export.outputs import feature_map, with_feature_map
 
 GROUP = 6
@@ -27,7 +27,7 @@ OTHERS = 16
 """How many more tokens than positions a model of one resolution may have."""
 
 
-def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
+def choose(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> list[tuple[Place, bool]]:
     """The places to try, best first, and whether the gradient was seen to reach its positions.
 
     Only outputs that every path from the image to the logits passes through are feature maps of the whole model; of
@@ -36,11 +36,16 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
     what Finer-CAM's authors use, and behind it the patches reach a class token through the attention alone. Of branches
     that never meet in a feature map it is the normalisation that runs last.
 
+    Args:
+        model: images (N,C,H,W) -> logits (N,K), in evaluation mode.
+        example: (N,C,H,W) float32.
+        image: its grids.
+
     Raises:
         ExportError: the model does not run on the example, or its logits are not finite.
     """
-    places = find_places(model, example)
-    positioned = [place for place in places if has_positions(place.shape, example.shape)]
+    places = find_places(model, example, image)
+    positioned = [place for place in places if has_positions(place.shape, image)]
     maps = [place for place in positioned if place.cut and not _is_projection(model, place)]
     norms = [place for place in positioned if _is_block_norm(model, place)]
     sparse: list[Place] = []
@@ -54,14 +59,14 @@ def choose(model: nn.Module, example: torch.Tensor) -> list[tuple[Place, bool]]:
         if dense:
             sparse += [place for place in group if place.step > dense[0].step]
             # a map of class scores is the logits laid out, not what they were made from
-            dense.sort(key=lambda place: classes in channel_counts(place.shape, example.shape))
+            dense.sort(key=lambda place: classes in channel_counts(place.shape, image))
             reached = [norm for norm in beside if shares[norm] >= DENSE]
-            usual = _block_norm(dense[0], reached, maps, example, bool(sparse))
+            usual = _block_norm(dense[0], reached, maps, image, bool(sparse))
             # class attention's blocks read the patches again and again as they are
             usual = [norm for norm in usual if norm.reads >= 0 or _mixed(model, dense[0], norm, example)]
             # streams that never meet again leave only a shallow map to all of them; a deep block's says more
-            count = position_count(dense[0].shape, example.shape)
-            deep = [norm for norm in reversed(norms) if 4 * position_count(norm.shape, example.shape) <= count][:GROUP]
+            count = position_count(dense[0].shape, image)
+            deep = [norm for norm in reversed(norms) if 4 * position_count(norm.shape, image) <= count][:GROUP]
             earlier = [place for place in reversed(maps) if place.step < group[0].step]
             seen = [(place, True) for place in (*usual, *dense)]
             return [(place, False) for place in deep] + seen + [(place, False) for place in earlier]
@@ -93,7 +98,7 @@ def _gradient_shares(
 
 
 def _block_norm(
-    last: Place, norms: Sequence[Place], maps: Sequence[Place], example: torch.Tensor, skipped: bool
+    last: Place, norms: Sequence[Place], maps: Sequence[Place], image: ImageGrids, skipped: bool
 ) -> list[Place]:
     """The first normalisation of a transformer's last block: the one that reads `last`, the last map with a gradient.
 
@@ -104,25 +109,25 @@ def _block_norm(
     if len(last.shape) != 3:
         return []
     reading = [norm for norm in norms if norm.reads == last.step and norm.shape == last.shape and skipped]
-    behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last, example)]
+    behind = [norm for norm in norms if norm.reads < 0 and norm.step > last.step and _alike(norm, last, image.images)]
     if skipped or behind:
         return [*behind[-1:], *reading[-1:]]
-    counts = [position_count(place.shape, example.shape) for place in maps]
+    counts = [position_count(place.shape, image) for place in maps]
     if max(counts) - min(counts) > OTHERS:
         return []
     # a norm behind the last block, beside a pooling by attention, is no block's: it is `last` itself
     return [norm for norm in norms if norm.reads >= 0 and norm.step < last.step and norm.shape == last.shape][-1:]
 
 
-def _alike(norm: Place, last: Place, example: torch.Tensor) -> bool:
+def _alike(norm: Place, last: Place, images: int) -> bool:
     """Whether both are the tokens of one resolution: a class token may have come between."""
     same = len(norm.shape) == 3 and norm.shape[2] == last.shape[2]
-    return same and abs(_tokens(norm, example) - _tokens(last, example)) <= OTHERS
+    return same and abs(_tokens(norm, images) - _tokens(last, images)) <= OTHERS
 
 
-def _tokens(place: Place, example: torch.Tensor) -> int:
+def _tokens(place: Place, images: int) -> int:
     """How many tokens an image has at a place whose output has three axes."""
-    return math.prod(place.shape[:2]) // len(example)
+    return math.prod(place.shape[:2]) // images
 
 
 def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) -> bool:
@@ -131,7 +136,7 @@ def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) ->
 
     def change(_module: nn.Module, _inputs: object, output: Any) -> Any:
         value = feature_map(output, last.name).clone()
-        by_image(value, last)[1, _tokens(last, example) // 2].neg_()
+        by_image(value, last)[1, _tokens(last, len(example)) // 2].neg_()
         return with_feature_map(output, value, last.name)
 
     def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
@@ -150,7 +155,7 @@ def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) ->
             handle.remove()
     (tokens,) = found
     moved = (tokens[1] - tokens[0]).abs().amax(1) > MOVED * tokens.abs().max()
-    return int(moved.sum()) > 1 + abs(_tokens(norm, example) - _tokens(last, example))
+    return int(moved.sum()) > 1 + abs(_tokens(norm, len(example)) - _tokens(last, len(example)))
 
 
 def _is_projection(model: nn.Module, place: Place) -> bool:

@@ -11,6 +11,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.candidates import find_places
 from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
+from finercam_rt.export.grids import ImageGrids, image_grids
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
@@ -50,25 +51,26 @@ def find_target_layer(
         raise ExportError(f"layout {request.layout!r} is unknown; give one of {', '.join(LAYOUTS)}.")
     if min(request.grid or (1,)) < 1 or (request.prefix_tokens or 0) < 0:
         raise ExportError("the grid has at least one row and one column, and there are 0 prefix tokens or more.")
-    if name == "auto":
-        return _automatic(model, example, request)
-    if name not in dict(model.named_modules()) or not name:
+    if name != "auto" and (name not in dict(model.named_modules()) or not name):
         raise ExportError(f"the model has no layer {name!r}; the nearest {_nearest_names(model, name)}.")
+    image = image_grids(model, example)
+    if name == "auto":
+        return _automatic(model, example, image, request)
     try:
-        return _usable(model, name, example, request)
+        return _usable(model, name, example, image, request)
     except LayerError as error:
-        nearest = _nearest_usable(model, name, example)
+        nearest = _nearest_usable(model, name, example, image)
         advice = error.advice if nearest is None else f"{error.advice}, such as {nearest!r}"
         raise ExportError(f"{error.reason}; {advice}.") from None
 
 
-def _automatic(model: nn.Module, example: torch.Tensor, request: LayoutRequest) -> LayerInfo:
+def _automatic(model: nn.Module, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
     reasons = []
-    choices = choose(model, example)[:TRIED]
+    choices = choose(model, example, image)[:TRIED]
     looker = Looker(model, [place.name for place, _ in choices], example)
     for place, reached in choices:
         try:
-            layer = prove(looker, place.name, place.shape, example.shape, request)
+            layer = prove(looker, place.name, place.shape, image, request)
             if not reached:
                 _check_gradient(layer, _run(model, place.name, example)[1])
             return layer
@@ -78,9 +80,9 @@ def _automatic(model: nn.Module, example: torch.Tensor, request: LayoutRequest) 
     raise ExportError(f"no target layer was found by itself{because}; name one with target_layer.")
 
 
-def _usable(model: nn.Module, name: str, example: torch.Tensor, request: LayoutRequest) -> LayerInfo:
+def _usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
     shape, gradients = _run(model, name, example)
-    layer = prove(Looker(model, [name], example), name, shape, example.shape, request)
+    layer = prove(Looker(model, [name], example), name, shape, image, request)
     _check_gradient(layer, gradients)
     return layer
 
@@ -108,15 +110,15 @@ def _check_gradient(layer: LayerInfo, gradients: torch.Tensor) -> None:
         )
 
 
-def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor) -> str | None:
+def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids) -> str | None:
     """Of the layer that auto takes and those that all of the image passes through, the nearest one that can be used."""
-    places = find_places(model, example)
+    places = find_places(model, example, image)
     turns = {other: place.step for place in places for other in place.names}
     turn = turns.get(name, len(places))
-    others = [place for place, _ in choose(model, example) if name not in place.names]
+    others = [place for place, _ in choose(model, example, image) if name not in place.names]
     for place in sorted(others, key=lambda place: abs(place.step - turn))[:NEAREST]:
         try:
-            return _usable(model, place.name, example, UNPINNED).name
+            return _usable(model, place.name, example, image, UNPINNED).name
         except ExportError:
             continue
     return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.evidence import APART, RELIABLE, Fit, agreement, fit, is_reliable, roll_of
-from finercam_rt.export.grids import divides, is_even, is_pooled, may_be_attention, token_grids
+from finercam_rt.export.grids import ImageGrids, divides, is_even, is_pooled, may_be_attention, token_grids
 from finercam_rt.export.probe import PAIRS, Looker, Sight, together
 from finercam_rt.export.reading import (
     ImageShape,
@@ -62,9 +62,7 @@ class LayoutRequest:
 UNPINNED = LayoutRequest()
 
 
-def prove(
-    looker: Looker, name: str, shape: Sequence[int], input_shape: Sequence[int], request: LayoutRequest
-) -> LayerInfo:
+def prove(looker: Looker, name: str, shape: Sequence[int], image: ImageGrids, request: LayoutRequest) -> LayerInfo:
     """The reading of a layer's output that is pinned or possible and that agrees with where its positions look.
 
     A reading is proved where it explains what is seen (SURE) and every other, mirrored, turned, shifted by a token or
@@ -76,21 +74,21 @@ def prove(
     Args:
         looker: knows where the layer's positions look.
         name: the layer.
-        shape: of its output for an input of `input_shape`, (N,C,H,W).
+        shape: of its output for as many images.
+        image: their size, and what the model divides it into.
         request: what the caller pinned.
 
     Raises:
         LayerError: no reading is possible, or what is seen contradicts all that are, or it shows none clearly.
     """
-    images = input_shape[0]
-    by_image = image_shape(shape, images)
+    by_image = image_shape(shape, image.images)
     output = f"the output of layer {name!r}, of shape {tuple(shape)}"
     if by_image is None or is_pooled(by_image.sizes):
         raise LayerError(f"{output}, is not a feature map", "choose a layer whose output has positions")
-    plain = _possible(by_image, input_shape, request)
+    plain = _possible(by_image, image, request)
     best = _seen(looker, name, plain, range(1, PAIRS + 1))
     if best is None or not best.supported:
-        ordered = [*_ordered(by_image, input_shape, request), *_rolled(looker, name, plain)]
+        ordered = [*_ordered(by_image, image, request), *_rolled(looker, name, plain)]
         best = _seen(looker, name, [*plain, *ordered], [PAIRS] if ordered else []) or best
     else:
         ordered = [best]
@@ -99,7 +97,7 @@ def prove(
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")
     if best is None:
-        best = _unclear(looker, name, output, by_image, allowed, input_shape, request)
+        best = _unclear(looker, name, output, by_image, allowed, image, request)
     if best in allowed and not best.plain and not is_reliable(best, looker.sights(name)):
         raise LayerError(
             f"{output}, seems to be {best}, and does not show it beyond doubt", "choose a layer in a usual order"
@@ -116,13 +114,13 @@ def prove(
             f"{best}",
             "choose another layer",
         )
-    layout, prefix_tokens, arrangement = arrangement_of(best, shape, images)
+    layout, prefix_tokens, arrangement = arrangement_of(best, shape, image.images)
     return LayerInfo(name, layout, best.grid, prefix_tokens, arrangement)
 
 
-def _possible(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
+def _possible(shape: ImageShape, image: ImageGrids, request: LayoutRequest) -> list[Reading]:
     """The readings of an output with one row an image, supported or not."""
-    image, sizes = (input_shape[2], input_shape[3]), shape.sizes
+    sizes = shape.sizes
     if shape.folded:
         return []
     if len(sizes) == 4:
@@ -130,7 +128,7 @@ def _possible(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequ
         found = [
             reading
             for reading in map_readings(sizes)
-            if min(reading.grid) > 1 or divides(reading.grid, image) or request.layout == reading.layout
+            if min(reading.grid) > 1 or divides(reading.grid, image.size) or request.layout == reading.layout
         ]
     else:
         pinned = [] if request.grid is None else [request.grid]
@@ -140,12 +138,11 @@ def _possible(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequ
             for grid in dict.fromkeys([*token_grids(count, image), *pinned])
             for reading in token_readings(count, grid, channels_first=channels_first)
         ]
-    return [r for r in found if all(cells <= pixels for cells, pixels in zip(r.grid, image, strict=True))]
+    return [r for r in found if all(cells <= pixels for cells, pixels in zip(r.grid, image.size, strict=True))]
 
 
-def _ordered(shape: ImageShape, input_shape: Sequence[int], request: LayoutRequest) -> list[Reading]:
+def _ordered(shape: ImageShape, image: ImageGrids, request: LayoutRequest) -> list[Reading]:
     """The readings of an output as windows or units of positions."""
-    image = (input_shape[2], input_shape[3])
     counts = {math.prod(shape.sizes[1:-1]), math.prod(shape.sizes[1:]) // shape.sizes[1 + shape.folded]}
     grids = {grid for count in counts for grid in token_grids(count, image)}
     return [
@@ -234,7 +231,7 @@ def _unclear(
     output: str,
     shape: ImageShape,
     allowed: Sequence[Reading],
-    input_shape: Sequence[int],
+    image: ImageGrids,
     request: LayoutRequest,
 ) -> Reading:
     """Where nothing is seen clearly: what is pinned is believed, and a map of four axes that has one reading."""
@@ -247,7 +244,7 @@ def _unclear(
     plain = [reading for reading in allowed if reading.plain]
     if not plain:
         raise LayerError(f"where {output} looks in the image does not show its order", "choose another layer")
-    usual = [reading for reading in plain if divides(reading.grid, (input_shape[2], input_shape[3]))]
+    usual = [reading for reading in plain if divides(reading.grid, image.size)]
     best = min(usual or plain, key=lambda reading: reading.prefix_tokens)
     sights = looker.sights(name)
     # of two rows or columns noise agrees with itself as easily
@@ -259,8 +256,7 @@ def _unclear(
         )
     # of one row or column the channels of another layout look like positions, and so do windows and what is in them
     one = len(usual) == 1 and len(shape.sizes) == 4 and min(best.grid) > 1
-    image = (input_shape[2], input_shape[3])
-    if request.complete or (one and is_even(best.grid, image) and not may_be_attention(best.grid, image)):
+    if request.complete or (one and is_even(best.grid, image.size) and not may_be_attention(best.grid, image)):
         return best
     raise LayerError(
         f"where {output} looks in the image does not show whether it is {best}",

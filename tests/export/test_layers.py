@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.grids import image_grids
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.prove import LayoutRequest
 
@@ -125,6 +126,35 @@ def test_a_map_with_as_many_channels_as_rows() -> None:
 def test_prefix_tokens_are_what_the_grid_leaves_over(size, grid, prefix: int) -> None:
     model = perturb(TokenModel(size, prefix, "mean"))
     assert _found(model, "norm", size) == ("norm", "tokens", grid, prefix)
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "size", "grid"),
+    [
+        ((16, 16), (8, 8), (224, 224), (27, 27)),
+        ((16, 16), (8, 8), (256, 128), (31, 15)),
+        ((16, 8), (16, 8), (96, 96), (6, 12)),
+        ((4, 8), (4, 8), (32, 128), (8, 16)),
+    ],
+)
+def test_patches_that_overlap_or_are_no_squares(patch: Any, stride: Any, size: Any, grid: Any) -> None:
+    """The model's own convolution says how many there are each way; where they look says that it is so."""
+    model = timm.create_model("test_vit", img_size=size)
+    embedding = model.patch_embed
+    embedding.proj = nn.Conv2d(3, model.embed_dim, patch, stride)
+    embedding.grid_size, embedding.num_patches = grid, grid[0] * grid[1]
+    model.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], model.embed_dim))
+    torch.manual_seed(0)
+    model = perturb(model)
+    assert _found(model, size=size) == ("blocks.5.norm1", "tokens", grid, 1)
+    assert _found(model, "blocks.2", size) == ("blocks.2", "tokens", grid, 1)
+
+
+def test_what_divides_the_image_is_no_pooled_row() -> None:
+    stem = nn.Conv2d(3, 4, 4, (4, 8))
+    strips = nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (-1, 1)), nn.Conv2d(4, 4, 1), nn.Upsample((96, 4)))
+    model = nn.Sequential(stem, strips, nn.MaxPool2d((12, 1)), nn.Flatten(), nn.LazyLinear(5))
+    assert image_grids(model.eval(), noise(2, (64, 96))).made == ((16, 12), (8, 4))
 
 
 def test_a_grid_and_prefix_tokens_can_be_pinned() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from finercam_rt.arrangement import arrangement
 from finercam_rt.errors import ExportError
 from finercam_rt.export.evidence import fit
+from finercam_rt.export.grids import ImageGrids
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.outputs import feature_map, with_feature_map
 from finercam_rt.export.probe import PAIRS, Looker, Sight
@@ -225,14 +226,14 @@ def test_windows_beside_channels_are_no_map() -> None:
     shape = (2, 4, 196, 192)
     looker: Any = SimpleNamespace(sights=lambda name, count=PAIRS: [_blind(shape, pair) for pair in range(count)])
     with pytest.raises(ExportError, match="does not show whether it is nchw with a 196x192 grid"):
-        prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest())
-    pinned = prove(looker, "layer", shape, (2, 3, 224, 224), LayoutRequest("nchw"))
+        prove(looker, "layer", shape, ImageGrids(2, (224, 224)), LayoutRequest())
+    pinned = prove(looker, "layer", shape, ImageGrids(2, (224, 224)), LayoutRequest("nchw"))
     assert (pinned.layout, pinned.arrangement) == ("nchw", None)
     shape = (2, 4, 49, 49)  # an attention between the positions of a map of 7x7
     with pytest.raises(ExportError, match="does not show whether it is nchw with a 49x49 grid"):
-        prove(looker, "layer", shape, (2, 3, 200, 200), LayoutRequest())
+        prove(looker, "layer", shape, ImageGrids(2, (200, 200)), LayoutRequest())
     shape = (2, 256, 16, 16)  # 256 windows of 16 would be 64 x 64 positions, and a map of 16 x 16 is likelier
-    assert prove(looker, "layer", shape, (2, 3, 256, 256), LayoutRequest()).grid == (16, 16)
+    assert prove(looker, "layer", shape, ImageGrids(2, (256, 256)), LayoutRequest()).grid == (16, 16)
 
 
 def _blind(shape: tuple[int, ...], pair: int) -> Sight:
@@ -328,9 +329,9 @@ def test_chance_and_doubt_show_no_order_of_their_own() -> None:
         shape, size = (2, side * side + 1, 8), (8 * side, 8 * side)
         if doubt:
             with pytest.raises(ExportError, match="before 1 suffix token, and does not show it beyond doubt"):
-                prove(looker, "layer", shape, (2, 3, *size), LayoutRequest())
+                prove(looker, "layer", shape, ImageGrids(2, size), LayoutRequest())
         else:
-            assert prove(looker, "layer", shape, (2, 3, *size), LayoutRequest()).prefix_tokens == 1
+            assert prove(looker, "layer", shape, ImageGrids(2, size), LayoutRequest()).prefix_tokens == 1
 
 
 def test_right_pins_are_accepted() -> None:
@@ -365,7 +366,7 @@ def test_the_cost_is_six_images_where_they_leave_no_doubt() -> None:
     assert model.images == 6
     assert not model.layer._forward_hooks
     find_target_layer(model, "layer", noise(2, WIDE))
-    assert model.images == 6 + 2 + 6
+    assert model.images == 6 + 2 + 2 + 6
     for pair in range(PAIRS):
         seen = fit(Reading("tokens", (8, 12), 1), looker.sights("layer")[pair])
         assert seen.sure
