@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REFERENCES = 3
 CONTRASTS = 5
+_FEATURES = "last_hidden_state"
 _AT_ONCE = 4
 """Images for which the oracle keeps autograd's record at the same time."""
 
@@ -86,9 +87,15 @@ def run_with_leaf(model: torch.nn.Module, layer: str, images: torch.Tensor) -> t
     """The layer's output as a leaf, and the logits that autograd has followed from it."""
     taps: list[torch.Tensor] = []
 
-    def hook(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        taps.append(output.detach().clone().requires_grad_())
-        return taps[-1].clone()  # what follows may work in place, which a leaf forbids
+    def hook(_module: object, _inputs: object, output: Any) -> Any:
+        taps.append(features_of(output).detach().clone().requires_grad_())
+        value = taps[-1].clone()  # what follows may work in place, which a leaf forbids
+        if output is features_of(output):
+            return value
+        if isinstance(output, tuple):
+            return (value, *output[1:])
+        output[_FEATURES] = value
+        return output
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     try:
@@ -96,6 +103,13 @@ def run_with_leaf(model: torch.nn.Module, layer: str, images: torch.Tensor) -> t
     finally:
         handle.remove()
     return taps[0], logits
+
+
+def features_of(output: Any) -> Any:
+    """A layer's output, or where it has several values, as of transformers, the one with the features."""
+    if isinstance(output, tuple):
+        return output[0]
+    return output[_FEATURES] if isinstance(output, Mapping) else output
 
 
 def channels_first(tensor: Any, layer: LayerInfo) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from comparison.verification import channels_first, run_with_leaf
+from comparison.verification import channels_first, features_of, run_with_leaf
 from numpy.typing import NDArray
 from torch import nn
 
@@ -219,7 +219,9 @@ def _features(model: nn.Module, layer: LayerInfo, images: torch.Tensor) -> torch
     """What the layer gives for images (N,3,H,W), as (N,C,h,w) in float64."""
     taps: list[torch.Tensor] = []
     # copied, because what follows may work in place
-    handle = model.get_submodule(layer.name).register_forward_hook(lambda _module, _in, out: taps.append(out.clone()))
+    handle = model.get_submodule(layer.name).register_forward_hook(
+        lambda _module, _in, out: taps.append(features_of(out).clone())
+    )
     try:
         with torch.no_grad():
             model(images)

@@ -206,6 +206,29 @@ def test_windows_are_put_in_order() -> None:
     assert torch.equal(verification.channels_first(windows, LayerInfo("x", "nhwc", (8, 12), 0, how)), maps)
 
 
+@pytest.mark.parametrize(
+    "several", [lambda x: x, lambda x: (x, None), lambda x: {"loss": None, "last_hidden_state": x}]
+)
+def test_a_layer_may_give_its_features_among_others(several: Any) -> None:
+    class Block(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return several(2 * x)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * verification.features_of(self.block(x)).relu_().sum((2, 3))
+
+    images = torch.rand(2, 3, 4, 4) - 0.5
+    leaf, logits = verification.run_with_leaf(Model(), "block", images)
+    assert torch.equal(leaf, 2 * images)
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    assert torch.equal(gradient, 3.0 * (images > 0))
+
+
 def test_the_oracle_is_the_formula(toy: tuple[Any, engines.Build]) -> None:
     """Against the gradient of each activation taken by finite differences, in float64."""
     case, graphs = toy
