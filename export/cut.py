@@ -59,6 +59,12 @@ def cut(captured: Captured) -> Split:
     return Split(trunk, rest, tuple(node.meta["val"] for node in crossing), tuple(outer))
 
 
+def share_behind(split: Split) -> float:
+    """How many of the model's operations come behind the target layer, 0 to 1."""
+    trunk, tail = (sum(node.op == "call_function" for node in part.graph.nodes) for part in (split.trunk, split.tail))
+    return tail / max(trunk + tail, 1)
+
+
 def drop_dead(graph: fx.Graph) -> None:
     """Remove what nothing reads; attention too, which fx takes for random and would keep."""
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))

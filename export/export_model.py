@@ -23,7 +23,7 @@ from finercam_rt.export.capture import capture, first_line
 from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
-from finercam_rt.export.cut import cut
+from finercam_rt.export.cut import Split, cut, share_behind
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
@@ -42,6 +42,9 @@ from finercam_rt.manifest import HEADS, METHODS, OBJECTIVES, InputSpec, Manifest
 from finercam_rt.tensorrt.library import load_library
 
 IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+EARLY = 0.9
+"""The share of a model's operations behind the layer from which on "auto" says so."""
+
 VERIFICATION_CLASSES = 8
 
 
@@ -184,6 +187,7 @@ def export_model(
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
     captured, folded = fold_batch_norms(capture(classifier.module, layers, example[:2]))
     split = cut(captured)
+    notes = [*classifier.notes, *(_early(split) if names == ["auto"] else [])]
     on_stage("differentiating the tail")
     model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))
     taps = None
@@ -209,7 +213,7 @@ def export_model(
         head=head,
         taps=taps,
         opset=opset,
-        passes=(*classifier.notes, *folded, *explained.passes),
+        passes=(*notes, *folded, *explained.passes),
         producer=_producer(),
     )
     on_stage("writing ONNX")
@@ -329,6 +333,17 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
         )
     if class_embeddings is not None:
         raise ExportError("the model has classes of its own; leave class embeddings out.")
+
+
+def _early(split: Split) -> list[str]:
+    """What is said of a layer that was found among a model's first operations."""
+    behind = share_behind(split)
+    if behind < EARLY:
+        return []
+    return [
+        f"layer: {behind:.0%} OF THE MODEL'S OPERATIONS COME BEHIND IT, since no later map was found that everything "
+        "passes through; name a later layer if there is one"
+    ]
 
 
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:

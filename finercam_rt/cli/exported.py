@@ -6,6 +6,9 @@ from pathlib import Path
 
 from finercam_rt.manifest import GREY, RGB, Manifest
 
+_SAID = ("classifier", "layer")
+"""What the lines of the manifest's passes are about that a user should read."""
+
 
 def summary(manifest: Manifest, path: Path, seconds: float) -> str:
     """What was made, in a few lines."""
@@ -49,10 +52,10 @@ def _taps(manifest: Manifest) -> str:
 
 
 def _adapted(manifest: Manifest) -> str:
-    """What of the model was not taken as it is, a line each."""
-    prefix = "classifier: "
-    lines = [line[len(prefix) :] for line in manifest.passes if line.startswith(prefix)]
-    return "".join(f"  {line}\n" for line in lines)
+    """What of the model was not taken as it is, and what there is to say of the layer, a line each."""
+    lines = [line.partition(": ") for line in manifest.passes]
+    said = [line if about == "classifier" else f"target layer: {line}" for about, _, line in lines if about in _SAID]
+    return "".join(f"  {line}\n" for line in said)
 
 
 def _agreement(manifest: Manifest) -> str:

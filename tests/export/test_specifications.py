@@ -226,6 +226,30 @@ def test_heads_that_are_refused(tmp_path: Path) -> None:
     _refused("no such checkpoint file", **model)
 
 
+def test_a_layer_that_all_but_few_operations_come_behind_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hubconf.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def stages(n):\n    return [m for _ in range(n) for m in (nn.Conv2d(9, 9, 3, padding=1), nn.ReLU())]\n\n"
+        "class Branches(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.stem = nn.Conv2d(3, 9, 4, 4)\n"
+        "        self.a, self.b = nn.Sequential(*stages(6)), nn.Sequential(*stages(6))\n"
+        "        self.head = nn.Linear(18, 4)\n"
+        "    def forward(self, x):\n        x = self.stem(x)\n"
+        "        return self.head(torch.cat([self.a(x).amax((2, 3)), self.b(x).mean((2, 3))], 1))\n\n"
+        "def branches():\n    torch.manual_seed(0)\n    return Branches().eval()\n"
+    )
+    command = ["export", f"hub:{tmp_path}:branches", "-o", str(tmp_path / "x.onnx"), "--input-size", "32"]
+    assert main(command) == 0
+    said = "% OF THE MODEL'S OPERATIONS COME BEHIND IT, since no later map was found that everything passes through"
+    printed = capsys.readouterr().out
+    assert "target layer stem, nchw" in printed
+    assert said in printed
+    assert main([*command, "--target-layer", "stem"]) == 0
+    assert "OPERATIONS" not in capsys.readouterr().out
+
+
 def test_adapted_models_say_so_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hubconf.py").write_text(
         "import torch\nfrom torch import nn\n\nclass Two(nn.Sequential):\n    def forward(self, x, shift):\n"
