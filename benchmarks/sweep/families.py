@@ -19,8 +19,14 @@ TOYS = "timm:test_"
 SHORTENED: dict[str, dict[str, Any]] = {"timm:deepseek_vit_412m": {"depth": 2}}
 """Arguments of models that are the smallest of a family and too large: fewer of the same blocks."""
 
-NOT_COVERED: dict[str, str] = {}
-"""Families without a classifier that has a spatial target layer, and why."""
+NOT_COVERED: dict[str, str] = {
+    "transformers/dinat": "it needs the package natten",
+    "transformers/imagegpt": "it takes indices of colours, no images",
+    "transformers/perceiver": "its latents have no places in the image",
+    "transformers/shieldgemma2": "it answers questions in words",
+    "transformers/siglip2": "it takes patches and their places, no images",
+}
+"""Families without a classifier of images that has a spatial target layer, or that cannot be built, and why."""
 
 
 @dataclass(frozen=True)
