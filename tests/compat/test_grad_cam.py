@@ -329,6 +329,13 @@ def test_mistakes_in_the_model(images: Any) -> None:
             ours.GradCAM(model, [model[layer]])(images)
 
 
+def test_images_whose_sign_is_still_to_be_applied(cnn: Any, images: Any) -> None:
+    cam = ours.GradCAM(cnn, [cnn[1]])
+    negated = torch._neg_view(images)
+    assert negated.is_neg()
+    np.testing.assert_array_equal(cam(negated), cam(-images))
+
+
 def test_another_size_is_another_engine(cnn: Any) -> None:
     batch = blobs(2, (48, 40))
     _check(ours.GradCAM(cnn, [cnn[1]])(batch), public.GradCAM(cnn, [cnn[1]])(batch, None))

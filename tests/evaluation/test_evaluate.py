@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finercam_rt import ops
+from finercam_rt import ClassEmbeddings, ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation import Results, evaluate
 from finercam_rt.evaluation.batch import nearest_class
@@ -266,6 +266,30 @@ def test_another_question_is_refused_or_begun_anew(
     with pytest.raises(InputError, match="other data;"):
         evaluate(toy.path, data, out=out, metrics=["rd@10"], batch_size=5)
     assert evaluate(toy.path, data, out=out, metrics=["rd@20"], batch_size=5, fresh=True).columns == ("rd@20",)
+
+
+def test_other_prompts_are_another_question(
+    make_toy: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the photographs with some prompts and half with others would be no evaluation of either."""
+    toy, out = make_toy("zero.onnx", zero_shot=True), tmp_path / "out"
+    ours = ClassEmbeddings(toy.weight[:4], CLASSES, text_sha256="1" * 64, model="toy")
+    theirs = ClassEmbeddings(toy.weight[3:7], CLASSES, text_sha256="1" * 64, model="toy")
+    calls = itertools.count()
+    original = Measurer.measure
+
+    def killed(self: Measurer, start: int, stop: int) -> dict[str, Any]:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return original(self, start, stop)
+
+    monkeypatch.setattr(Measurer, "measure", killed)
+    asked: dict[str, Any] = {"out": out, "metrics": ["rd@10"], "batch_size": 5, "target": "predicted"}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(toy.path, data, class_embeddings=ours, **asked)
+    with pytest.raises(InputError, match="unfinished evaluation with other class embeddings;"):
+        evaluate(toy.path, data, class_embeddings=theirs, **asked)
+    assert evaluate(toy.path, data, class_embeddings=ours, **asked).columns == ("rd@10",)
 
 
 def test_the_same_seed_gives_the_same_results(make_toy: Callable[..., Any], data: Path) -> None:
