@@ -27,8 +27,9 @@ _PASSES = (
 _INTRODUCTION = f"""\
 Made by `python benchmarks/coverage.py` from the JSON beside it. One member of each module of `timm.models` and \
 `torchvision.models`, the smallest but for timm's own toys, and of each type of image classifier in transformers, as \
-its configuration is by default, with seeded random weights, {CLASSES} classes, and `--target-layer auto`. Inputs are the library's own; where that is above {LARGEST_DEFAULT} pixels, \
-{REDUCED[0]}x{REDUCED[0]} or {REDUCED[1]}x{REDUCED[1]}.
+its configuration is by default, with seeded random weights, {CLASSES} classes, and `--target-layer \
+auto`. Inputs are the library's own; where that is above \
+{LARGEST_DEFAULT} pixels, {REDUCED[0]}x{REDUCED[0]} or {REDUCED[1]}x{REDUCED[1]}.
 
 Errors are the largest of several contrasts, chosen by the engine and given, in batches of one and three images, \
 against a hook and `torch.autograd.grad` on the PyTorch model: `map` is ||map - right|| / ||right before the ReLU||, \
