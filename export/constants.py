@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from finercam_rt.export.rewrite import attribute
+from finercam_rt.export.rewriter import attribute
 
 SMALL = 1 << 16
 """Elements that a constant may always have; a larger one must not be more than twice what it was computed from."""

@@ -12,7 +12,7 @@ from torch import fx
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
 from finercam_rt.export.refusal import refusing
-from finercam_rt.export.rewrite import attribute
+from finercam_rt.export.rewriter import attribute
 
 aten = torch.ops.aten
 

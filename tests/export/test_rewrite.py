@@ -149,6 +149,9 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "adaptive average pooling": lambda x: x * F.interpolate(F.adaptive_avg_pool2d(x, 3), x.shape[2:]),
     "adaptive average pooling of equal windows": lambda x: x * F.interpolate(F.adaptive_avg_pool2d(x, 2), x.shape[2:]),
     "adaptive average pooling in one dimension": lambda x: x * F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None],
+    "average pooling larger than the map": lambda x: x * F.avg_pool2d(x, 99, ceil_mode=True),
+    "average pooling that stands out": lambda x: x * F.interpolate(F.avg_pool2d(x, 3, 4, 1), x.shape[2:]),
+    "average pooling with a divisor": lambda x: x * F.avg_pool2d(x, x.shape[2:], divisor_override=7),
     "adaptive max pooling": lambda x: x + F.interpolate(F.adaptive_max_pool2d(x, 2), x.shape[2:]),
     "global max pooling": lambda x: x * F.adaptive_max_pool2d(x, 1),
     "max pooling in zeros": _pooled_in_zeros,
@@ -216,6 +219,17 @@ def test_written_as_onnx(name: str, tmp_path: Path) -> None:
     manifest = export_model(_model(name), tmp_path / "toy.onnx", target_layer="tap", input=spec)
     assert manifest.verification is not None
     assert manifest.verification["map_relative_l2"] < 1e-5
+
+
+def test_a_pooling_larger_than_the_map_is_a_mean(tmp_path: Path) -> None:
+    """As in transformers' EfficientNet; OpenVINO and TensorRT take no such window, and rightly so."""
+    name = "average pooling larger than the map"
+    graph = capture(_model(name), ["tap"], torch.randn(2, 3, *SIZE)).graph_module.graph
+    assert torch.ops.aten.avg_pool2d.default not in {node.target for node in graph.nodes}
+    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)
+    export_model(_model(name), tmp_path / "toy.onnx", target_layer="tap", input=spec)
+    with Engine(tmp_path / "toy.onnx", backend="openvino") as engine:
+        assert engine(verification_images((3, *SIZE)).numpy()).saliency_map.any()
 
 
 def test_no_equation_has_capital_letters() -> None:

@@ -1,0 +1,86 @@
+"""Writes operations into a captured graph in the place of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+
+from finercam_rt.errors import ExportError
+
+aten = torch.ops.aten
+
+
+class Rewriter:
+    """Adds operations ahead of the node that is replaced, with their values' shapes."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        """Take the graph."""
+        self._module, self._node = graph_module, next(iter(graph_module.graph.nodes))
+        images = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
+        self._mode = images.meta["val"].fake_mode
+
+    def at(self, node: fx.Node) -> Rewriter:
+        """This rewriter, at work on `node`."""
+        self._node = node
+        return self
+
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new operation."""
+        with self._module.graph.inserting_before(self._node):
+            node = self._module.graph.call_function(target, args, kwargs)
+        # the dispatcher in C++ would fix the symbolic batch for some operations, constant_pad_nd for one
+        with self._mode, enable_python_dispatcher():
+            values = fx.node.map_arg((args, kwargs), self._value)
+            node.meta["val"] = target(*values[0], **values[1])
+        return node
+
+    def constant(self, value: torch.Tensor) -> fx.Node:
+        """A new constant of the graph."""
+        index = 0
+        while hasattr(self._module, name := f"rewritten_{index}"):
+            index += 1
+        self._module.register_buffer(name, value)
+        with self._module.graph.inserting_before(self._node):
+            return self._module.graph.get_attr(name)
+
+    def number(self, value: Any) -> float | None:
+        """A constant of one element as a number; None for anything else."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = self.tensor(value)
+        return float(found) if found is not None and found.numel() == 1 else None
+
+    def tensor(self, value: Any) -> torch.Tensor | None:
+        """A constant; None for anything else."""
+        while isinstance(value, fx.Node) and value.target in _COPIES:
+            value = value.args[0]
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        return attribute(self._module, str(value.target))
+
+    def _value(self, node: fx.Node) -> Any:
+        if "val" in node.meta:
+            return node.meta["val"]
+        return self._mode.from_tensor(attribute(self._module, str(node.target)), static_shapes=True)
+
+
+_COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default)
+Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
+
+
+def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
+    """The weight or constant that a get_attr node names.
+
+    Raises:
+        ExportError: it is no tensor.
+    """
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, torch.Tensor):
+        raise ExportError(f"the captured graph holds {path!r}, which is no tensor; the model cannot be compiled.")
+    return value
