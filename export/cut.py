@@ -62,7 +62,7 @@ def cut(captured: Captured) -> Split:
 def share_behind(split: Split) -> float:
     """How many of the model's operations come behind the target layer, 0 to 1."""
     trunk, tail = (sum(node.op == "call_function" for node in part.graph.nodes) for part in (split.trunk, split.tail))
-    return tail / max(trunk + tail, 1)
+    return float(tail / max(trunk + tail, 1))
 
 
 def drop_dead(graph: fx.Graph) -> None:
