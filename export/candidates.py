@@ -144,7 +144,9 @@ def _places(trace: _Trace, cuts: set[_Tensor], image: ImageGrids) -> list[Place]
     for value, record in trace.records.items():
         names = [name for name in record.names if trace.runs[name] == 1]
         if names:
-            best = min(reversed(names), key=lambda name: (_is_odd(name, record, counts), name.count(".")))
+            usual = [name for name in names if not _is_odd(name, record, counts)]
+            # what returns more may have made that of the value already, as a pooling: the innermost has not
+            best = min(reversed(usual), key=lambda name: name.count(".")) if usual else names[0]
             reads = -1 if record.given is None else steps.get(record.given, -1)
             places.append(Place(best, tuple(names), record.shape, steps[value], value in cuts, reads))
     return places

@@ -69,6 +69,42 @@ def test_auto(model: str, arguments: dict[str, Any], size: tuple[int, int], expe
     assert _found(_timm(model, **arguments), size=size) == expected
 
 
+class _Last(nn.Conv2d):
+    """As blocks of transformers, which return attention weights, too."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).relu() + 0.1, None
+
+
+class _Backbone(nn.Module):
+    """Its pooled output is made of the last map before it returns both: who changes the map there changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 8, 8), _Last(8, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        found, _ = self.last(self.stem(x).relu())
+        return {"last_hidden_state": found, "pooler_output": found.mean((2, 3))}
+
+
+class _Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = _Backbone(), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x)["pooler_output"])
+
+
+def test_auto_finds_the_last_map_of_a_backbone_that_pools_it_itself() -> None:
+    torch.manual_seed(0)
+    model = _Pooled()
+    assert _found(model, size=(64, 96)) == ("backbone.last", "nchw", (8, 12), 0)
+    with pytest.raises(ExportError, match="do not depend on layer 'backbone'"):
+        _found(model, "backbone", size=(64, 96))
+
+
 def test_auto_on_torchvision() -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
