@@ -174,5 +174,5 @@ def _is_block_norm(model: nn.Module, place: Place) -> bool:
 
 
 def _attends(name: str, module: nn.Module) -> bool:
-    """Whether a module is an attention, by its name or its class's."""
-    return "att" in f"{name} {type(module).__name__}".lower()
+    """Whether a module is an attention, by its name or its class's; one's dropout is none."""
+    return not isinstance(module, (nn.Dropout, nn.Identity)) and "att" in f"{name} {type(module).__name__}".lower()

@@ -179,14 +179,8 @@ def _name_parts(model: onnx_ir.Model, outputs: int) -> None:
 
 
 def _check_operations(model: onnx_ir.Model) -> None:
-    """TensorRT takes no scatter with a reduction and no MaxPool indices; nothing of ours may need them."""
+    """TensorRT gives no statistics and takes no indices of a MaxPool; nothing of ours may need them."""
     for node in model.graph.all_nodes():
-        reduction = node.attributes.get("reduction")
-        if node.op_type in ("ScatterElements", "ScatterND") and reduction and reduction.as_string() != "none":
-            raise ExportError(
-                f"the derivative of this model's tail needs {node.op_type} with reduction {reduction.as_string()!r}, "
-                "which TensorRT cannot take; choose a later target layer."
-            )
         if node.op_type == "LayerNormalization" and any(output.uses() for output in node.outputs[1:]):
             raise ExportError(
                 "the model reads the statistics of a layer normalisation, which TensorRT cannot give; choose a later "

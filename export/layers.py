@@ -76,8 +76,11 @@ def _automatic(model: nn.Module, example: torch.Tensor, image: ImageGrids, reque
             return layer
         except ExportError as error:
             reasons.append(str(error).rstrip("."))
-    because = f" ({reasons[0]})" if reasons else ""
-    raise ExportError(f"no target layer was found by itself{because}; name one with target_layer.")
+    reasons = reasons or [
+        "no output with positions was seen that a module gives once and everything the logits know passes through, as "
+        "where a model runs twice or its branches meet behind their poolings"
+    ]
+    raise ExportError(f"no target layer was found by itself ({reasons[0]}); name one with target_layer.")
 
 
 def _usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:

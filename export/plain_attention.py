@@ -19,7 +19,11 @@ from torch.nn import functional
 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Until the block ends, the model's attention modules compute the same with (N,heads,L,d) queries, keys, values."""
+    """Until the block ends, the model's attention modules compute the same with (N,heads,L,d) queries, keys, values.
+
+    Nor do transformer layers take PyTorch's fast path for inference, one operation without a derivative.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
     changed = [
         module
         for module in model.modules()
@@ -28,10 +32,12 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
         and "forward" not in vars(module)
     ]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for module in changed:
             module.forward = partial(_attend, module)  # type: ignore[method-assign]
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module in changed:
             vars(module).pop("forward", None)
 

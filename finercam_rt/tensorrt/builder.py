@@ -195,6 +195,8 @@ def _refused_node(graph: Path, library: Library, parser: Parser) -> UnsupportedE
     nodes = read_nodes(graph)
     node = nodes[error.node()] if 0 <= error.node() < len(nodes) else None
     reason = " ".join(error.desc().split())[:200].rstrip(".")
+    if node is None and "reduction" in reason:  # the parser names no node, and only a scatter has one
+        node = next((scatter for scatter in nodes if scatter.operation.startswith("Scatter")), None)
     if node is None:
         return UnsupportedError(
             f"{graph}: {library.flavour} {library.version} cannot read it ({reason}); export it again."

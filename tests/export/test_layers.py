@@ -105,6 +105,53 @@ def test_auto_finds_the_last_map_of_a_backbone_that_pools_it_itself() -> None:
         _found(model, "backbone", size=(64, 96))
 
 
+class _ReducedAttention(nn.Module):
+    """As PVT's: keys and values of a quarter of the positions, behind a normalisation of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.proj = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(16, 16)
+        self.sr, self.norm, self.attn_drop = nn.Conv2d(16, 16, 2, 2), nn.LayerNorm(16), nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        fewer = self.norm(self.sr(x.mT.unflatten(2, grid)).flatten(2).mT)
+        keys, values = self.kv(fewer).chunk(2, dim=-1)
+        return self.proj(self.attn_drop((self.q(x) @ keys.mT / 4).softmax(-1)) @ values)
+
+
+class _ReducedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(16), _ReducedAttention(), nn.LayerNorm(16), _mlp()
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x), grid)
+        return x + self.mlp(self.norm2(x))
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+
+class _Reduced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.blocks = nn.Conv2d(3, 16, 8, 8), nn.ModuleList([_ReducedBlock(), _ReducedBlock()])
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x)
+        grid, x = (x.shape[2], x.shape[3]), x.flatten(2).mT
+        for block in self.blocks:
+            x = block(x, grid)
+        return self.head(self.norm(x).mean(1))
+
+
+def test_auto_takes_no_keys_of_fewer_positions() -> None:
+    torch.manual_seed(0)
+    assert _found(perturb(_Reduced()), size=(96, 96)) == ("blocks.1.norm1", "tokens", (12, 12), 0)
+
+
 def test_auto_on_torchvision() -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
@@ -259,7 +306,9 @@ def test_an_input_size_the_model_does_not_take() -> None:
 
 def test_a_model_without_any_map() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, 4))
-    with pytest.raises(ExportError, match="no target layer was found by itself; name one with target_layer"):
+    with pytest.raises(
+        ExportError, match=r"no target layer was found by itself \(no output with positions .*; name one"
+    ):
         _found(model, size=(32, 32))
 
 

@@ -29,6 +29,7 @@ from finercam_rt.export.method import raw_map  # noqa: E402
 from finercam_rt.export.verify import _errors, verification_images, verify  # noqa: E402
 from finercam_rt.export.vjp import Request, explained_tail  # noqa: E402
 from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
+from finercam_rt.tensorrt import library  # noqa: E402
 
 CHANNELS, SIZE, GRID = 8, (8, 12), (4, 6)
 LAYER = LayerInfo("tap", "nchw", GRID)
@@ -398,3 +399,93 @@ def test_a_few_images_at_a_time_are_all_of_them(tmp_path: Path, monkeypatch: pyt
     assert [len(row) for row in few.maps] == [1, 1]
     assert [len(row) for row in few.taps] == [2, 2]
     assert max(_errors(few, together)) < 1e-12
+
+
+class _Selecting(nn.Module):
+    """As TransFG, FFVT and EViT: the tokens that score best go on, the others end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 8, 8), nn.LayerNorm(16)
+        self.score, self.mix, self.head = nn.Linear(16, 1), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Any) -> Any:
+        tokens = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+        best = self.score(tokens)[..., 0].topk(5, dim=1).indices
+        chosen = tokens.gather(1, best[..., None].expand(-1, -1, 16))
+        return self.head(F.gelu(self.mix(chosen)).square().mean(1))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_tokens_that_are_selected(backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = _Selecting().eval(), verification_images((3, 64, 96))[:3]
+    spec = InputSpec((64, 96), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    manifest = export_model(model, tmp_path / "x.onnx", target_layer="norm", input=spec, references=1)
+    (layer,) = manifest.layers
+    assert (layer.layout, layer.grid) == ("tokens", (8, 12))
+    (activations,), logits = run_with_gradients(model, ["norm"], images)
+    objective = objective_value(logits, [0, 1, 2], [[1], [2], [3]], [1.0] * 3, "weighted")
+    (gradients,) = torch.autograd.grad(objective, activations)
+    assert (gradients.abs().amax(2) > 0).sum(1).tolist() == [5, 5, 5]
+    wanted = raw_map(activations, gradients, layer, "gradcam").detach().clamp_min(0)
+    with Engine(tmp_path / "x.onnx", backend=backend) as engine:
+        found = engine(images.numpy(), target=[0, 1, 2], references=[[1], [2], [3]], alpha=1.0)
+    np.testing.assert_allclose(found.saliency_map, wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("number", [1e-8, 1e-10])
+def test_a_small_number_is_not_zero(number: float, tmp_path: Path) -> None:
+    """It keeps a logarithm and a division finite where an image has nothing that the model looks for."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 16, 8, 8, bias=False), nn.ReLU())
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, x: Any) -> Any:
+            v = self.body(x).mean((2, 3))
+            return self.head((v + number).log()) - self.head(v / (v.norm(dim=1, keepdim=True) + number))
+
+    torch.manual_seed(0)
+    model = Small().eval()
+    spec = InputSpec((64, 64), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    export_model(model, tmp_path / "x.onnx", input=spec)
+    images = verification_images((3, 64, 64))[:2]
+    images[1] = 0
+    with Engine(tmp_path / "x.onnx", backend="onnxruntime") as engine:
+        found = engine(images.numpy()).logits
+    np.testing.assert_allclose(found, model(images).detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_scatter_of_a_selection_is_named_where_tensorrt_is_asked(tmp_path: Path) -> None:
+    if not library.is_installed(library.RTX):
+        pytest.skip("TensorRT-RTX is not installed")
+    torch.manual_seed(0)
+    spec = InputSpec((64, 96), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="does not take the operation Scatter"):
+        export_model(_Selecting().eval(), tmp_path / "x.onnx", target_layer="norm", input=spec, check="tensorrt")
+    assert not list(tmp_path.iterdir())
+
+
+class _Encoded(nn.Module):
+    """A transformer of PyTorch behind the target layer, in a forward that asks for the batch by len()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.stem, self.encoder = nn.Conv2d(3, 16, 8, 8), nn.TransformerEncoder(block, 1)
+        self.first, self.head = nn.Parameter(torch.randn(1, 1, 16)), nn.Linear(16, 5)
+
+    def forward(self, x: Any) -> Any:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(self.encoder(torch.cat([self.first.expand(len(x), -1, -1), tokens], 1))[:, 0])
+
+
+def test_a_transformer_of_pytorch_without_its_fast_path(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = InputSpec((64, 64), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    manifest = export_model(_Encoded().eval(), tmp_path / "x.onnx", target_layer="stem", input=spec)
+    assert manifest.verification["map_relative_l2"] < 1e-4
+    assert torch.backends.mha.get_fastpath_enabled()
