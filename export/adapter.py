@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +25,21 @@ _SIGMOIDS = {
 class _ForwardMode(TorchFunctionMode):
     """Inside, torch.no_grad and torch.enable_grad are without effect, so that a forward under no_grad has gradients.
 
-    They change no value, only what autograd records. What the last sigmoid gave is kept.
+    They change no value, only what autograd records; where they are obeyed, that too. What the last sigmoid gave is
+    kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, obeys: bool) -> None:
         super().__init__()
+        self._obeys = obeys
         self.switched_off = False
         self.sigmoid: torch.Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled:
             self.switched_off |= not args[0]
-            return None
+            if not self._obeys:
+                return None
         result = func(*args, **(kwargs or {}))
         if func in _SIGMOIDS:
             self.sigmoid = result
@@ -51,6 +55,7 @@ class _Call:
     output: str | None = None
     binary: bool = False
     switched_off: bool = False
+    obeys: bool = False
     sigmoid: torch.Tensor | None = None
 
 
@@ -78,6 +83,15 @@ class Adapter(SharedNames):
             )
         call.output, call.binary = name, binary
 
+    @contextmanager
+    def obeying(self) -> Iterator[None]:
+        """Inside, the forward's own torch.no_grad() is obeyed."""
+        self.call().obeys = True
+        try:
+            yield
+        finally:
+            self.call().obeys = False
+
     def call(self) -> _Call:
         """What is the adapter's own."""
         found: _Call = self.__dict__["_adapter_call"]
@@ -92,7 +106,7 @@ class Adapter(SharedNames):
         if torch.compiler.is_dynamo_compiling():  # which follows no such modes
             output = model(*arguments[0], **arguments[1])
         else:
-            with _ForwardMode() as mode, torch.compiler.set_stance("force_eager"):
+            with _ForwardMode(call.obeys) as mode, torch.compiler.set_stance("force_eager"):
                 output = model(*arguments[0], **arguments[1])
             call.switched_off |= mode.switched_off
             call.sigmoid = mode.sigmoid if call.output is None else None

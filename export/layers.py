@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.adapter import Adapter
 from finercam_rt.export.candidates import find_places
 from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
@@ -17,6 +18,9 @@ from finercam_rt.export.probe import Looker
 from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
 from finercam_rt.export.refusal import check_finite, running
 from finercam_rt.manifest import LAYOUTS, LayerInfo
+
+STOPPED = 1e-3
+"""By how much of its length a gradient differs, at least, where a part of it is stopped."""
 
 TRIED = 24
 """Layers that "auto" tries at most."""
@@ -55,9 +59,13 @@ def find_target_layer(
         raise ExportError(f"the model has no layer {name!r}; the nearest {_nearest_names(model, name)}.")
     image = image_grids(model, example)
     if name == "auto":
-        return _automatic(model, example, image, request)
+        layer = _automatic(model, example, image, request)
+        _check_stopped(model, layer, example)
+        return layer
     try:
-        return _usable(model, name, example, image, request)
+        layer = _usable(model, name, example, image, request)
+        _check_stopped(model, layer, example)
+        return layer
     except LayerError as error:
         nearest = _nearest_usable(model, name, example, image)
         advice = error.advice if nearest is None else f"{error.advice}, such as {nearest!r}"
@@ -110,6 +118,25 @@ def _check_gradient(layer: LayerInfo, gradients: torch.Tensor) -> None:
             f"the gradient at layer {layer.name!r} is zero at every position of its map, so nothing can be explained "
             "there",
             "choose an earlier layer",
+        )
+
+
+def _check_stopped(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> None:
+    """Refuse a forward that stops some of the gradient by torch.no_grad(), which no forward here obeys.
+
+    Where all of it is stopped, as of a frozen backbone, it is clear what is meant.
+    """
+    if not (isinstance(model, Adapter) and model.call().switched_off):
+        return
+    ignored = _run(model, layer.name, example)[1]
+    with model.obeying():
+        (activations,), logits = run_with_gradients(model, [layer.name], example)
+    (obeyed,) = class_gradients(logits, [activations])
+    if obeyed is not None and (obeyed - ignored).norm() > STOPPED * ignored.norm():
+        raise ExportError(
+            f"behind layer {layer.name!r} the forward takes a part of itself out of the gradient with "
+            "torch.no_grad(), which is not obeyed here, so that the map would not be PyTorch's; write that part with "
+            ".detach()."
         )
 
 

@@ -60,6 +60,25 @@ def _gated(model: Body, x: torch.Tensor) -> torch.Tensor:
     return model.head((found * torch.sigmoid(found.mean((2, 3), keepdim=True))).mean((2, 3)))
 
 
+def _frozen(model: Body, x: torch.Tensor) -> torch.Tensor:
+    """A head on a backbone that is not trained."""
+    with torch.no_grad():
+        found = _map(model, x)
+    return model.head(found.mean((2, 3)))
+
+
+def _stopped(model: Body, x: torch.Tensor) -> torch.Tensor:
+    found = _map(model, x)
+    with torch.no_grad():
+        gate = torch.sigmoid(5 * found.mean((2, 3), keepdim=True))
+    return model.head((found * gate).mean((2, 3)))
+
+
+def _detached(model: Body, x: torch.Tensor) -> torch.Tensor:
+    found = _map(model, x)
+    return model.head((found * torch.sigmoid(5 * found.mean((2, 3), keepdim=True)).detach()).mean((2, 3)))
+
+
 def _checkpointed(model: Body, x: torch.Tensor) -> torch.Tensor:
     return checkpoint(model.head, _map(model, x).mean((2, 3)), use_reentrant=False)
 
@@ -71,6 +90,8 @@ MEANT: dict[str, tuple[Forward, Forward]] = {
     "squeeze of an axis": (lambda m, x: m.logits(x).squeeze(1), _plain),
     "in place": (_in_place, lambda m, x: m.logits((x - 0.1) / 0.5)),
     "gate": (_gated, _gated),
+    "gate that is detached": (_detached, _detached),
+    "frozen backbone": (_frozen, _plain),
 }
 """A forward, and one that means the same."""
 
@@ -92,6 +113,16 @@ def test_what_is_compiled_is_what_they_mean(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(outputs.logits, oracle.logits, atol=1e-4 * np.abs(oracle.logits).max())
     assert outputs.references.tolist() == answer.references
     assert relative_l2(outputs.saliency_map, answer).max() < 1e-4
+
+
+@pytest.mark.parametrize("layer", ["auto", "features"])
+def test_a_gradient_that_is_stopped_in_part_is_not_taken_whole(tmp_path: Path, layer: str) -> None:
+    """PyTorch's own map would be the one with the gate detached."""
+    with pytest.raises(
+        ExportError, match=r"takes a part of itself out of the gradient .* write that part with \.detach"
+    ):
+        _export(_with(_stopped), tmp_path / "a.onnx", target_layer=layer)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", [torch.sigmoid, torch.Tensor.sigmoid_, nn.Sigmoid(), lambda z: z.sigmoid().squeeze(1)])
