@@ -60,12 +60,16 @@ def find_target_layer(
     image = image_grids(model, example)
     if name == "auto":
         layer = _automatic(model, example, image, request)
-        _check_stopped(model, layer, example)
-        return layer
+    else:
+        layer = _pinned(model, name, example, image, request)
+    _check_stopped(model, layer, example)
+    return layer
+
+
+def _pinned(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
+    """The named layer; a refusal names the nearest one that can be used."""
     try:
-        layer = _usable(model, name, example, image, request)
-        _check_stopped(model, layer, example)
-        return layer
+        return _usable(model, name, example, image, request)
     except LayerError as error:
         nearest = _nearest_usable(model, name, example, image)
         advice = error.advice if nearest is None else f"{error.advice}, such as {nearest!r}"

@@ -168,7 +168,9 @@ def _seen(looker: Looker, name: str, readings: Sequence[Reading], pairs: Iterabl
 def _rolled(looker: Looker, name: str, readings: Sequence[Reading]) -> list[Reading]:
     """Those readings of maps that explain more with a roll, with it."""
     plain = [reading for reading in readings if _is_plain_map(reading)]
-    total = together(looker.sights(name)) if plain else Sight({})
+    if not plain:
+        return []
+    total = together(looker.sights(name))
     return [rolled for reading in plain if (rolled := _as_rolled(reading, total)) != reading]
 
 

@@ -243,10 +243,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_results(
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "results.csv", "results.json"]
 
 
-def test_another_question_is_refused_or_begun_anew(
-    make_toy: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    toy, out = make_toy(), tmp_path / "out"
+def _kill_in_the_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; what is measured after it ends."""
     calls = itertools.count()
     original = Measurer.measure
 
@@ -256,6 +254,13 @@ def test_another_question_is_refused_or_begun_anew(
         return original(self, start, stop)
 
     monkeypatch.setattr(Measurer, "measure", killed)
+
+
+def test_another_question_is_refused_or_begun_anew(
+    make_toy: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, out = make_toy(), tmp_path / "out"
+    _kill_in_the_second_batch(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(toy.path, data, out=out, metrics=["rd@10"], batch_size=5)
     with pytest.raises(InputError, match="unfinished evaluation with other metrics;"):
@@ -275,15 +280,7 @@ def test_other_prompts_are_another_question(
     toy, out = make_toy("zero.onnx", zero_shot=True), tmp_path / "out"
     ours = ClassEmbeddings(toy.weight[:4], CLASSES, text_sha256="1" * 64, model="toy")
     theirs = ClassEmbeddings(toy.weight[3:7], CLASSES, text_sha256="1" * 64, model="toy")
-    calls = itertools.count()
-    original = Measurer.measure
-
-    def killed(self: Measurer, start: int, stop: int) -> dict[str, Any]:
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return original(self, start, stop)
-
-    monkeypatch.setattr(Measurer, "measure", killed)
+    _kill_in_the_second_batch(monkeypatch)
     asked: dict[str, Any] = {"out": out, "metrics": ["rd@10"], "batch_size": 5, "target": "predicted"}
     with pytest.raises(KeyboardInterrupt):
         evaluate(toy.path, data, class_embeddings=ours, **asked)

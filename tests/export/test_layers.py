@@ -234,9 +234,13 @@ def test_patches_that_overlap_or_are_no_squares(patch: Any, stride: Any, size: A
 
 
 def test_what_divides_the_image_is_no_pooled_row() -> None:
-    stem = nn.Conv2d(3, 4, 4, (4, 8))
-    strips = nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (-1, 1)), nn.Conv2d(4, 4, 1), nn.Upsample((96, 4)))
-    model = nn.Sequential(stem, strips, nn.MaxPool2d((12, 1)), nn.Flatten(), nn.LazyLinear(5))
+    """16 x 12 cells and 8 x 4 of them, and no column of 16, nor 192 tokens in one."""
+    stem, tokens = (
+        nn.Conv2d(3, 4, 4, (4, 8)),
+        nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (-1, 1)), nn.Conv2d(4, 4, 1)),
+    )
+    pools = nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (16, 12)), nn.MaxPool2d((2, 3)), nn.AvgPool2d((1, 4)))
+    model = nn.Sequential(stem, tokens, pools, nn.Flatten(), nn.LazyLinear(5))
     assert image_grids(model.eval(), noise(2, (64, 96))).made == ((16, 12), (8, 4))
 
 
