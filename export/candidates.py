@@ -111,10 +111,11 @@ def find_places(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> l
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
     check_finite(logits)
     whole = (logits.grad_fn, logits.output_nr)
-    cuts = _cuts(whole, trace.records)
+    paths = _Paths(whole)
+    cuts = paths.cuts(trace.records)
     exits = [value for value, r in trace.records.items() if r.shape == tuple(logits.shape) and value not in cuts]
-    if exits:  # logits that are added up from several stages: the last stage's are the whole of what is deepest
-        cuts |= _cuts(exits[-1], trace.records)
+    for branch in _branches(paths, exits):
+        cuts |= branch.cuts(trace.records)
     return _places(trace, cuts, image)
 
 
@@ -158,21 +159,43 @@ def _is_odd(name: str, record: _Record, counts: dict[str, int]) -> bool:
     return name not in record.plain or (bool(inside) and max(inside) >= 2 * min(inside))
 
 
-def _cuts(logits: _Tensor, values: Iterable[_Tensor]) -> set[_Tensor]:
-    """Which of the values lie on every path of the autograd graph from the logits to the image, by counting paths."""
-    order = _topological(logits[0])
-    to_image: dict[Any, int] = {}
-    for node in reversed(order):
-        sources = _sources(node)
-        to_image[node] = sum(to_image[source] for source, _ in sources) if sources else 1
-    from_logits: dict[_Tensor, int] = {logits: 1}
-    through: dict[Any, int] = {logits[0]: 1}
-    for node in order:
-        for source in _sources(node):
-            from_logits[source] = from_logits.get(source, 0) + through[node]
-            through[source[0]] = through.get(source[0], 0) + through[node]
-    total = to_image[logits[0]]
-    return {value for value in values if from_logits.get(value, 0) * to_image.get(value[0], 0) == total}
+class _Paths:
+    """The paths of the autograd graph from a tensor to the image, counted."""
+
+    def __init__(self, tensor: _Tensor) -> None:
+        order = _topological(tensor[0])
+        self._to_image: dict[Any, int] = {}
+        for node in reversed(order):
+            sources = _sources(node)
+            self._to_image[node] = sum(self._to_image[source] for source, _ in sources) if sources else 1
+        self._from_tensor: dict[_Tensor, int] = {tensor: 1}
+        behind: dict[Any, int] = {tensor[0]: 1}
+        for node in order:
+            for source in _sources(node):
+                self._from_tensor[source] = self._from_tensor.get(source, 0) + behind[node]
+                behind[source[0]] = behind.get(source[0], 0) + behind[node]
+        self.total = self._to_image[tensor[0]]
+
+    def through(self, value: _Tensor) -> int:
+        """How many of them pass through a value."""
+        return self._from_tensor.get(value, 0) * self._to_image.get(value[0], 0)
+
+    def cuts(self, values: Iterable[_Tensor]) -> set[_Tensor]:
+        """Which of the values all of them pass through."""
+        return {value for value in values if self.through(value) == self.total}
+
+
+def _branches(whole: _Paths, exits: Sequence[_Tensor]) -> list[_Paths]:
+    """Of tensors in the shape of the logits, in the order in which they were computed: those that the logits add up.
+
+    Where they are not the sum of all: the last, which is the whole of what is deepest.
+    """
+    found: dict[_Tensor, _Paths] = {}
+    for value in reversed(exits):
+        if not any(branch.through(value) for branch in found.values()):
+            found[value] = _Paths(value)
+    branches = list(found.values())
+    return branches if sum(map(whole.through, found)) == whole.total else branches[:1]
 
 
 def _sources(node: Any) -> list[_Tensor]:

@@ -65,6 +65,13 @@ def share_behind(split: Split) -> float:
     return float(tail / max(trunk + tail, 1))
 
 
+def logits_beside(split: Split, classes: int) -> bool:
+    """Whether scores of the classes, as of another branch, cross the cut beside the activations."""
+    carried = split.boundary[len(split.outer) :]
+    shapes = [[size for size in value.shape[1:] if size != 1] for value in carried if isinstance(value, torch.Tensor)]
+    return [classes] in shapes
+
+
 def drop_dead(graph: fx.Graph) -> None:
     """Remove what nothing reads; attention too, which fx takes for random and would keep."""
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))

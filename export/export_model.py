@@ -23,7 +23,7 @@ from finercam_rt.export.capture import capture, first_line
 from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
-from finercam_rt.export.cut import Split, cut, share_behind
+from finercam_rt.export.cut import Split, cut, logits_beside, share_behind
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
@@ -35,6 +35,7 @@ from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.undisturbed import undisturbed
 from finercam_rt.export.verify import verification_images, verify
 from finercam_rt.export.vjp import Request, explained_tail
+from finercam_rt.export.warped import check_not_warped
 from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
@@ -165,7 +166,8 @@ def export_model(
     samples = take_samples(precision, calibration, input, images)
     with refusing("looking for the target layer"):
         check_seen(classifier.module, example[:2])
-        layers = tuple(find_target_layer(classifier.module, name, example[:2], layout) for name in names)
+        pooled = METHODS[method] == "pooled"
+        layers = tuple(find_target_layer(classifier.module, name, example[:2], layout, pooled=pooled) for name in names)
     zero_shot = None
     if isinstance(classifier.module, ZeroShot) and tail is not None:
         raise ExportError("the logits of a zero-shot model need the classes of each run; leave the tail out.")
@@ -185,9 +187,11 @@ def export_model(
         class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
 
     on_stage(f"capturing the graph up to layer {layers[0].name!r} and after it")
-    captured, folded = fold_batch_norms(capture(classifier.module, layers, example[:2]))
+    captured = capture(classifier.module, layers, example[:2])
+    check_not_warped(captured, layers)
+    captured, folded = fold_batch_norms(captured)
     split = cut(captured)
-    notes = [*classifier.notes, *(_early(split) if names == ["auto"] else [])]
+    notes = [*classifier.notes, *(_said_of(split, classifier.width) if names == ["auto"] else [])]
     on_stage("differentiating the tail")
     model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))
     taps = None
@@ -335,15 +339,21 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
         raise ExportError("the model has classes of its own; leave class embeddings out.")
 
 
-def _early(split: Split) -> list[str]:
-    """What is said of a layer that was found among a model's first operations."""
+def _said_of(split: Split, classes: int) -> list[str]:
+    """What is said of a layer that was found among a model's first operations, or in one of several branches."""
+    notes = []
     behind = share_behind(split)
-    if behind < EARLY:
-        return []
-    return [
-        f"layer: {behind:.0%} OF THE MODEL'S OPERATIONS COME BEHIND IT, since no later map was found that everything "
-        "passes through; name a later layer if there is one"
-    ]
+    if behind >= EARLY:
+        notes.append(
+            f"layer: {behind:.0%} OF THE MODEL'S OPERATIONS COME BEHIND IT, since no later map was found that "
+            "everything passes through; name a later layer if there is one"
+        )
+    if logits_beside(split, classes):
+        notes.append(
+            "layer: LOGITS OF ANOTHER BRANCH ARE ADDED BEHIND IT, of which the map says nothing; name a layer of "
+            "that branch too if it has one"
+        )
+    return notes
 
 
 def _example(input: InputSpec, images: torch.Tensor | None) -> torch.Tensor:

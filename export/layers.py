@@ -17,10 +17,14 @@ from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
 from finercam_rt.export.refusal import check_finite, running
+from finercam_rt.export.seen import unseen_edges
 from finercam_rt.manifest import LAYOUTS, LayerInfo
 
 STOPPED = 1e-3
 """By how much of its length a gradient differs, at least, where a part of it is stopped."""
+
+CANCELLED = 1e-5
+"""The sum of a gradient over the positions, at most, of that of its magnitudes, where nothing but rounding is left."""
 
 TRIED = 24
 """Layers that "auto" tries at most."""
@@ -34,6 +38,8 @@ def find_target_layer(
     name: str,
     example: torch.Tensor,
     request: LayoutRequest = UNPINNED,
+    *,
+    pooled: bool = False,
 ) -> LayerInfo:
     """Resolve `name` ("auto", or a module's name) to a layer with a feature map and a gradient that is not zero.
 
@@ -46,10 +52,11 @@ def find_target_layer(
         name: "auto", or a name out of model.named_modules().
         example: (N,C,H,W) float32.
         request: layout, grid and prefix tokens where the caller knows them.
+        pooled: whether the gradient's sum over the positions must not be zero either.
 
     Raises:
         ExportError: no such layer (with the nearest names), not a feature map, a layout that is not seen in where the
-            layer looks, or a gradient that is zero.
+            layer looks, a part of the image alone that is, or a gradient that is zero.
     """
     if request.layout is not None and request.layout not in LAYOUTS:
         raise ExportError(f"layout {request.layout!r} is unknown; give one of {', '.join(LAYOUTS)}.")
@@ -59,32 +66,37 @@ def find_target_layer(
         raise ExportError(f"the model has no layer {name!r}; the nearest {_nearest_names(model, name)}.")
     image = image_grids(model, example)
     if name == "auto":
-        layer = _automatic(model, example, image, request)
+        layer = _automatic(model, example, image, request, pooled)
     else:
-        layer = _pinned(model, name, example, image, request)
+        layer = _pinned(model, name, example, image, request, pooled)
     _check_stopped(model, layer, example)
     return layer
 
 
-def _pinned(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
+def _pinned(
+    model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest, pooled: bool
+) -> LayerInfo:
     """The named layer; a refusal names the nearest one that can be used."""
     try:
-        return _usable(model, name, example, image, request)
+        return _usable(model, name, example, image, request, pooled)
     except LayerError as error:
-        nearest = _nearest_usable(model, name, example, image)
+        nearest = _nearest_usable(model, name, example, image, pooled)
         advice = error.advice if nearest is None else f"{error.advice}, such as {nearest!r}"
         raise ExportError(f"{error.reason}; {advice}.") from None
 
 
-def _automatic(model: nn.Module, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
+def _automatic(
+    model: nn.Module, example: torch.Tensor, image: ImageGrids, request: LayoutRequest, pooled: bool
+) -> LayerInfo:
     reasons = []
     choices = choose(model, example, image)[:TRIED]
     looker = Looker(model, [place.name for place, _ in choices], example)
     for place, reached in choices:
         try:
             layer = prove(looker, place.name, place.shape, image, request)
-            if not reached:
-                _check_gradient(layer, _run(model, place.name, example)[1])
+            _check_whole(model, layer, example)
+            if pooled or not reached:
+                _check_gradient(layer, _run(model, place.name, example)[1], pooled)
             return layer
         except ExportError as error:
             reasons.append(str(error).rstrip("."))
@@ -95,10 +107,13 @@ def _automatic(model: nn.Module, example: torch.Tensor, image: ImageGrids, reque
     raise ExportError(f"no target layer was found by itself ({reasons[0]}); name one with target_layer.")
 
 
-def _usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest) -> LayerInfo:
+def _usable(
+    model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, request: LayoutRequest, pooled: bool
+) -> LayerInfo:
     shape, gradients = _run(model, name, example)
     layer = prove(Looker(model, [name], example), name, shape, image, request)
-    _check_gradient(layer, gradients)
+    _check_whole(model, layer, example)
+    _check_gradient(layer, gradients, pooled)
     return layer
 
 
@@ -113,7 +128,20 @@ def _run(model: nn.Module, name: str, example: torch.Tensor) -> tuple[torch.Size
     return activations.shape, gradients
 
 
-def _check_gradient(layer: LayerInfo, gradients: torch.Tensor) -> None:
+def _check_whole(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> None:
+    """Refuse a layer whose map would be drawn over a part of the image that it does not see."""
+    edges = unseen_edges(model, layer, example)
+    if edges is not None:
+        top, left, bottom, right = edges
+        raise LayerError(
+            f"the positions of layer {layer.name!r} see rows {top} to {bottom - 1} and columns {left} to {right - 1} "
+            f"of an image of {example.shape[2]}x{example.shape[3]} alone, over the whole of which their map would be "
+            "drawn",
+            "crop the images before the model, choose a size of which it sees all, or choose a layer that does",
+        )
+
+
+def _check_gradient(layer: LayerInfo, gradients: torch.Tensor, pooled: bool) -> None:
     gradients = feature_map(gradients, layer)
     if layer.layout == "tokens":
         gradients = gradients[:, layer.prefix_tokens :]
@@ -122,6 +150,13 @@ def _check_gradient(layer: LayerInfo, gradients: torch.Tensor) -> None:
             f"the gradient at layer {layer.name!r} is zero at every position of its map, so nothing can be explained "
             "there",
             "choose an earlier layer",
+        )
+    positions = (2, 3) if layer.layout == "nchw" else (1,) if layer.layout == "tokens" else (1, 2)
+    if pooled and gradients.sum(positions).norm() <= CANCELLED * gradients.abs().sum(positions).norm():
+        raise LayerError(
+            f"the gradient at layer {layer.name!r} sums to zero over the positions of its map, as in front of an "
+            "instance normalisation or a covariance, so that Grad-CAM's channel weights are zero",
+            "choose a method that reads the gradient of each position, layercam, or another layer",
         )
 
 
@@ -144,7 +179,7 @@ def _check_stopped(model: nn.Module, layer: LayerInfo, example: torch.Tensor) ->
         )
 
 
-def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids) -> str | None:
+def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, pooled: bool) -> str | None:
     """Of the layer that auto takes and those that all of the image passes through, the nearest one that can be used."""
     places = find_places(model, example, image)
     turns = {other: place.step for place in places for other in place.names}
@@ -152,7 +187,7 @@ def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: I
     others = [place for place, _ in choose(model, example, image) if name not in place.names]
     for place in sorted(others, key=lambda place: abs(place.step - turn))[:NEAREST]:
         try:
-            return _usable(model, place.name, example, image, UNPINNED).name
+            return _usable(model, place.name, example, image, UNPINNED, pooled).name
         except ExportError:
             continue
     return None
