@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.export import Dim
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.constants import fold_constants
+from finercam_rt.export.distances import AnyBatch
 from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
@@ -94,7 +96,8 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
     first: Exception | None = None
     for strict in (False, True):
         try:
-            with torch.no_grad(), quiet(), plain_attention(model):
+            # a mode of functions is not for what is followed through its bytecode
+            with torch.no_grad(), quiet(), plain_attention(model), nullcontext() if strict else AnyBatch():
                 program = torch.export.export(
                     model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
                 )

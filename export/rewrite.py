@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from finercam_rt.export.distances import distances
 from finercam_rt.export.rewriter import Rewriter, Rule
 
 aten = torch.ops.aten
@@ -321,6 +322,7 @@ RULES: dict[Any, Rule] = {
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.max_pool2d.default: _max_pool2d,
+    aten.cdist.default: distances,
     aten.einsum.default: _einsum,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
