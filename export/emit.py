@@ -116,8 +116,9 @@ def to_onnx(
         ExportError: see `emit`.
     """
     try:
-        with torch.no_grad(), quiet(), fx.traceback.preserve_node_meta():
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        with torch.no_grad(), quiet():
+            with fx.traceback.preserve_node_meta():
+                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 inputs,
