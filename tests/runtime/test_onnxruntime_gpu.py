@@ -252,7 +252,10 @@ def test_wrong_words(toy, ort):
 def test_the_stand_in_is_called_as_the_real_one():
     """Names of methods and parameters, of what the CPU build of ONNX Runtime has too."""
     fake, real = fake_onnxruntime.FakeSession, onnxruntime.InferenceSession
-    for name in ("run_with_iobinding", "io_binding", "get_providers", "disable_fallback", "release_captured_graph"):
+    # graphs are captured in as recent a version as knows how to let them go
+    recent = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= onnxruntime_gpu._GRAPHS_FROM
+    released = ["release_captured_graph"] if recent else []
+    for name in ("run_with_iobinding", "io_binding", "get_providers", "disable_fallback", *released):
         count = [len(inspect.signature(getattr(of, name)).parameters) for of in (fake, real)]
         assert count[0] <= count[1], name
     for name in ("bind_input", "bind_output"):
