@@ -19,6 +19,15 @@ from finercam_rt.export.refusal import check_finite, running
 _Tensor = tuple[Any, int]
 """A value of the autograd graph: the node that made it, and which of its outputs it is."""
 
+SUMMING = {
+    *("Add", "Sub", "Neg", "Sum", "Mean", "Stack", "Cat", "Clone", "Alias", "ToCopy", "Select", "Slice", "Unbind"),
+    *("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Permute", "Transpose", "T", "Split"),
+    *("Softmax", "LogSoftmax", "Logsumexp", "Log", "Exp", "Sigmoid"),
+}
+"""Autograd's operations through which scores of branches, or their shares, add up."""
+SCALING = {"Mul", "Div"}
+"""Those that scale them, where what they are multiplied with is no other branch."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -110,10 +119,20 @@ def find_places(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> l
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
     check_finite(logits)
+    if logits.grad_fn is None:
+        raise ExportError(
+            "the logits have no derivative with respect to the images, as behind .detach() or whole numbers, by which "
+            "layers are found; name a layer behind that, or take it out of the forward."
+        )
     whole = (logits.grad_fn, logits.output_nr)
     paths = _Paths(whole)
     cuts = paths.cuts(trace.records)
-    exits = [value for value, r in trace.records.items() if r.shape == tuple(logits.shape) and value not in cuts]
+    joined = _joined(whole[0])
+    exits = [
+        value
+        for value, r in trace.records.items()
+        if r.shape == tuple(logits.shape) and value not in cuts and value[0] in joined
+    ]
     for branch in _branches(paths, exits):
         cuts |= branch.cuts(trace.records)
     return _places(trace, cuts, image)
@@ -183,6 +202,21 @@ class _Paths:
     def cuts(self, values: Iterable[_Tensor]) -> set[_Tensor]:
         """Which of the values all of them pass through."""
         return {value for value in values if self.through(value) == self.total}
+
+
+def _joined(root: Any) -> set[Any]:
+    """The nodes whose values come to a node by sums, means and numbers: of weights or features they are no parts."""
+    found = {root}
+    entered = [root]
+    while entered:
+        node = entered.pop()
+        sources = [source for source, _ in _sources(node)]
+        kind = type(node).__name__.partition("Backward")[0]
+        if kind in SUMMING or (kind in SCALING and len(sources) == 1):
+            new = [source for source in sources if source not in found]
+            found.update(new)
+            entered += new
+    return found
 
 
 def _branches(whole: _Paths, exits: Sequence[_Tensor]) -> list[_Paths]:

@@ -103,6 +103,12 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
             "classifier: ITS OUTPUTS ARE PROBABILITIES, which are explained and given in the place of logits; better "
             "export it without its last softmax"
         ]
+    elif _are_sigmoids(logits):
+        notes += [
+            "classifier: ITS OUTPUTS LIE BETWEEN 0 AND 1, as sigmoids of several labels do; they are explained and "
+            "given in the place of logits, and their softmax is no probability; better export it without its last "
+            "sigmoid"
+        ]
     if adapter.call().switched_off:
         notes += ["classifier: gradients are taken although its forward switches them off"]
     return Classifier(adapter, source, 2 if request.binary else width, (*notes, *converted))
@@ -112,6 +118,11 @@ def _are_probabilities(logits: torch.Tensor) -> bool:
     """Whether the rows look like those of a softmax over two classes or more."""
     rows = logits.detach().reshape(len(logits), -1).double()
     return rows.shape[1] > 1 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < PROBABLE).all())
+
+
+def _are_sigmoids(logits: torch.Tensor) -> bool:
+    """Whether the numbers look like those of a sigmoid a class."""
+    return logits[0].numel() > 1 and bool(((logits > 0) & (logits < 1)).all())
 
 
 def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
@@ -204,7 +215,7 @@ def _in_float32(model: _Model) -> tuple[_Model, list[str]]:
     if not others:
         return model, []
     try:
-        own = copy.deepcopy(model).float()
+        own = copy.deepcopy(model).float().eval()  # a copy of an fx.GraphModule is in training mode
     except Exception as error:
         raise ExportError(
             f"the model has {others[0]} weights and cannot be copied ({first_line(error)}); convert it with "

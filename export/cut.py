@@ -13,6 +13,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
 from finercam_rt.export.refusal import refusing
 from finercam_rt.export.rewriter import attribute
+from finercam_rt.export.values import sources
 
 aten = torch.ops.aten
 
@@ -65,10 +66,26 @@ def share_behind(split: Split) -> float:
     return float(tail / max(trunk + tail, 1))
 
 
-def logits_beside(split: Split, classes: int) -> bool:
-    """Whether scores of the classes, as of another branch, cross the cut beside the activations."""
-    carried = split.boundary[len(split.outer) :]
-    shapes = [[size for size in value.shape[1:] if size != 1] for value in carried if isinstance(value, torch.Tensor)]
+def passes_beside(captured: Captured, split: Split, classes: int) -> bool:
+    """Whether the logits know of the image by another branch: by its own way from the image, or by scores of the
+    classes that cross the cut beside the activations.
+    """
+    images = next(node for node in captured.graph_module.graph.nodes if node.op == "placeholder")
+    channels = images.meta["val"].shape[1]
+    # a branch may read the image, prepared
+    before = {
+        node
+        for mark in captured.marks
+        for node in sources(mark)
+        if not (isinstance(value := node.meta["val"], torch.Tensor) and value.ndim == 4 and value.shape[1] == channels)
+    }
+    if images in sources(captured.logits, before | set(captured.marks)):
+        return True
+    given = next(node for node in split.trunk.graph.nodes if node.op == "placeholder")
+    (output,) = (node for node in split.trunk.graph.nodes if node.op == "output")
+    carried: Any = output.args[0][len(split.outer) :]
+    values = [node.meta["val"] for node in carried if given in sources(node)]
+    shapes = [[size for size in value.shape[1:] if size != 1] for value in values if isinstance(value, torch.Tensor)]
     return [classes] in shapes
 
 

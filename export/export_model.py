@@ -19,11 +19,11 @@ from torch import nn
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import BackendError, EngineError, ExportError
-from finercam_rt.export.capture import capture, first_line
+from finercam_rt.export.capture import Captured, capture, first_line
 from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
-from finercam_rt.export.cut import Split, cut, logits_beside, share_behind
+from finercam_rt.export.cut import Split, cut, passes_beside, share_behind
 from finercam_rt.export.emit import OPSETS, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
@@ -191,7 +191,7 @@ def export_model(
     check_not_warped(captured, layers)
     captured, folded = fold_batch_norms(captured)
     split = cut(captured)
-    notes = [*classifier.notes, *(_said_of(split, classifier.width) if names == ["auto"] else [])]
+    notes = [*classifier.notes, *(_said_of(captured, split, classifier.width) if names == ["auto"] else [])]
     on_stage("differentiating the tail")
     model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))
     taps = None
@@ -339,7 +339,7 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
         raise ExportError("the model has classes of its own; leave class embeddings out.")
 
 
-def _said_of(split: Split, classes: int) -> list[str]:
+def _said_of(captured: Captured, split: Split, classes: int) -> list[str]:
     """What is said of a layer that was found among a model's first operations, or in one of several branches."""
     notes = []
     behind = share_behind(split)
@@ -348,10 +348,10 @@ def _said_of(split: Split, classes: int) -> list[str]:
             f"layer: {behind:.0%} OF THE MODEL'S OPERATIONS COME BEHIND IT, since no later map was found that "
             "everything passes through; name a later layer if there is one"
         )
-    if logits_beside(split, classes):
+    if passes_beside(captured, split, classes):
         notes.append(
-            "layer: LOGITS OF ANOTHER BRANCH ARE ADDED BEHIND IT, of which the map says nothing; name a layer of "
-            "that branch too if it has one"
+            "layer: ANOTHER BRANCH OF THE MODEL DOES NOT PASS THROUGH IT, and the map says nothing of what that one "
+            "sees; name a layer of each branch if it has one"
         )
     return notes
 

@@ -17,7 +17,7 @@ from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
 from finercam_rt.export.refusal import check_finite, running
-from finercam_rt.export.seen import unseen_edges
+from finercam_rt.export.seen import cropped
 from finercam_rt.manifest import LAYOUTS, LayerInfo
 
 STOPPED = 1e-3
@@ -130,13 +130,12 @@ def _run(model: nn.Module, name: str, example: torch.Tensor) -> tuple[torch.Size
 
 def _check_whole(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> None:
     """Refuse a layer whose map would be drawn over a part of the image that it does not see."""
-    edges = unseen_edges(model, layer, example)
-    if edges is not None:
-        top, left, bottom, right = edges
+    part = cropped(model, layer, example)
+    if part is not None:
+        rows, columns = f"rows {part.top} to {part.bottom - 1}", f"columns {part.left} to {part.right - 1}"
         raise LayerError(
-            f"the positions of layer {layer.name!r} see rows {top} to {bottom - 1} and columns {left} to {right - 1} "
-            f"of an image of {example.shape[2]}x{example.shape[3]} alone, over the whole of which their map would be "
-            "drawn",
+            f"the positions of layer {layer.name!r} see {rows} and {columns} of an image of "
+            f"{example.shape[2]}x{example.shape[3]} alone, over the whole of which their map would be drawn",
             "crop the images before the model, choose a size of which it sees all, or choose a layer that does",
         )
 
@@ -181,10 +180,13 @@ def _check_stopped(model: nn.Module, layer: LayerInfo, example: torch.Tensor) ->
 
 def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: ImageGrids, pooled: bool) -> str | None:
     """Of the layer that auto takes and those that all of the image passes through, the nearest one that can be used."""
-    places = find_places(model, example, image)
+    try:
+        places = find_places(model, example, image)
+        others = [place for place, _ in choose(model, example, image) if name not in place.names]
+    except ExportError:  # of the model as a whole, which is no matter of this layer
+        return None
     turns = {other: place.step for place in places for other in place.names}
     turn = turns.get(name, len(places))
-    others = [place for place, _ in choose(model, example, image) if name not in place.names]
     for place in sorted(others, key=lambda place: abs(place.step - turn))[:NEAREST]:
         try:
             return _usable(model, place.name, example, image, UNPINNED, pooled).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,56 +15,108 @@ from finercam_rt.manifest import LayerInfo
 MOVED = 1e-5
 """How much a band of pixels must change, of what all of them do, to be seen; rounding alone changes a tenth of it."""
 
-Edges = tuple[int, int, int, int]
-"""Of a part of an image: its first row and column, and those behind its last."""
+BORDER = 1 / 32
+"""The share of a side that may be left out at the top or the left, where convolutions and patches leave nothing out."""
 
 
-def unseen_edges(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> Edges | None:
-    """The part of the image that the layer's positions see, where they leave out a cell of its map or more at an edge.
+class Part(NamedTuple):
+    """A part of an image, in pixels: its first row and column, and those behind its last."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+def cropped(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> Part | None:
+    """The part of the image that the layer's map shows, where it is another than the whole.
+
+    What patches or strides leave out at the end, less than one of them, does not count, nor does what is masked: it
+    moves nothing, and the cells over it look there.
 
     Args:
         model: images (N,C,H,W) -> anything, in evaluation mode.
         layer: as its layout was proved.
         example: (N,C,H,W) float32; images are run in batches of its size.
-
-    Returns:
-        None where what is left out is less, as by patches or strides that do not divide the image.
     """
+    look = _Look(model, layer, example)
     sides = (example.shape[2], example.shape[3])
-    cells = [math.ceil(side / count) for side, count in zip(sides, layer.grid, strict=True)]
-    seen = _change(model, layer, example, [cells[0], cells[1], cells[0], cells[1]])
-    if all(seen):
+    at_most = [math.ceil(side * BORDER) for side in sides] + [
+        math.ceil(side / count) for side, count in zip(sides, layer.grid, strict=True)
+    ]
+    if all(look.sees(at_most)):
         return None
-    unseen, too_much = [0] * 4, [sides[0], sides[1], sides[0], sides[1]]
+    unseen, too_much = [0] * 4, [*sides, *sides]
     while any(more - most > 1 for most, more in zip(unseen, too_much, strict=True)):
         widths = [(most + more) // 2 for most, more in zip(unseen, too_much, strict=True)]
-        for edge, changed in enumerate(_change(model, layer, example, widths)):
-            (too_much if changed else unseen)[edge] = widths[edge]
-    top, left, bottom, right = unseen
-    return top, left, sides[0] - bottom, sides[1] - right
+        for edge, seen in enumerate(look.sees(widths)):
+            (too_much if seen else unseen)[edge] = widths[edge]
+    ends = [side - left_out for side, left_out in zip(sides, unseen[2:], strict=True)]
+    crops = (_is_crop(look, axis, unseen[axis], ends[axis], sides[axis], layer.grid[axis]) for axis in (0, 1))
+    return Part(unseen[0], unseen[1], ends[0], ends[1]) if any(crops) else None
 
 
-def _change(model: nn.Module, layer: LayerInfo, example: torch.Tensor, widths: Sequence[int]) -> list[bool]:
-    """Whether bands of so many rows or columns at the top, left, bottom and right change the positions."""
-    generator = torch.Generator().manual_seed(0)
-    image, other = torch.randn(2, *example.shape[1:], generator=generator)
-    images = torch.stack([image, other, *[image] * len(widths)])
-    for edge, width in enumerate(widths):
-        axis, length = 1 + edge % 2, image.shape[1 + edge % 2]
-        band = torch.arange(length - width, length) if edge // 2 else torch.arange(width)
-        images[2 + edge].index_copy_(axis, band, other.index_select(axis, band))
-    found: list[torch.Tensor] = []
+def _is_crop(look: _Look, axis: int, start: int, end: int, side: int, count: int) -> bool:
+    """Whether the cells of an axis lie on what is seen of it, from `start` to `end`, and not on all of it."""
+    cell = side / count
+    if start <= side * BORDER and side - end < math.ceil((end - start) / count):
+        return False
+    for drawn, edge, band in (
+        (int(start / cell), 0, (start, math.ceil(start + cell))),
+        (math.ceil(end / cell) - 1, count - 1, (math.floor(end - cell), end)),
+    ):
+        if abs(drawn - edge) > 1:  # neighbours answer as strongly
+            found = look.answering(axis, max(band[0], 0), min(band[1], side))
+            return abs(found - edge) <= abs(found - drawn)
+    return True
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        value = feature_map(output, layer).detach().to(torch.float32)
-        found.append(value[:, layer.prefix_tokens :].clone() if layer.layout == "tokens" else value.clone())
 
-    handle = model.get_submodule(layer.name).register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            for start in range(0, len(images), len(example)):
-                model(images[start : start + len(example)].to(example))
-    finally:
-        handle.remove()
-    changes = [float((value - torch.cat(found)[0]).abs().max()) for value in torch.cat(found)[1:]]
-    return [change > MOVED * changes[0] for change in changes[1:]]
+class _Look:
+    """Runs images of noise of which a part is other noise, and looks at the layer's positions."""
+
+    def __init__(self, model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> None:
+        self._model, self._layer, self._example = model, layer, example
+        generator = torch.Generator().manual_seed(0)
+        self._image, self._other = torch.randn(2, *example.shape[1:], generator=generator)
+
+    def sees(self, widths: Sequence[int]) -> list[bool]:
+        """Whether bands of so many rows or columns at the top, left, bottom and right change anything."""
+        bands = [
+            (edge % 2, self._image.shape[1 + edge % 2] - width if edge > 1 else 0, width)
+            for edge, width in enumerate(widths)
+        ]
+        whole, *changes = self._changes([(0, 0, self._image.shape[1]), *bands])
+        return [bool(change.max() > MOVED * whole.max()) for change in changes]
+
+    def answering(self, axis: int, start: int, end: int) -> int:
+        """The row (axis 0) or column (axis 1) of the map that rows or columns of pixels change most."""
+        (change,) = self._changes([(axis, start, end - start)])
+        along = change.mean(1 - axis)
+        return int((along - along.median()).argmax())
+
+    def _changes(self, bands: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
+        """(h,w) a band (axis, start, width): the largest change of each position's channels."""
+        images = self._image.repeat(1 + len(bands), 1, 1, 1)
+        for index, (axis, start, width) in enumerate(bands, 1):
+            images[index].narrow(1 + axis, start, width).copy_(self._other.narrow(1 + axis, start, width))
+        found: list[torch.Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            found.append(self._by_position(feature_map(output, self._layer).detach().to(torch.float32)))
+
+        handle = self._model.get_submodule(self._layer.name).register_forward_hook(keep)
+        try:
+            with torch.no_grad():
+                for start in range(0, len(images), len(self._example)):
+                    self._model(images[start : start + len(self._example)].to(self._example))
+        finally:
+            handle.remove()
+        values = torch.cat(found)
+        return list((values[1:] - values[0]).abs().amax(-1))
+
+    def _by_position(self, activations: torch.Tensor) -> torch.Tensor:
+        """(N,h,w,C), a copy."""
+        if self._layer.layout == "tokens":
+            count, _, channels = activations.shape
+            return activations[:, self._layer.prefix_tokens :].reshape(count, *self._layer.grid, channels).clone()
+        return activations.movedim(1, 3).clone() if self._layer.layout == "nchw" else activations.clone()
