@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import first_convolution
 from finercam_rt.export.models.request import ModelRequest
 
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "state_dict_ema", "model_ema")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
@@ -65,7 +66,8 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training script
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ExportError(
             f"{path}: not a checkpoint of tensors alone (it may hold a whole model, or TorchScript); "
@@ -80,9 +82,8 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ExportError(f"{path}: holds no state dict of tensors; save model.state_dict() and give that.")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key[len(prefix) :]: value for key, value in content.items()}
+    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in content)), ""):
+        content = {key[len(prefix) :]: value for key, value in content.items()}
     return dict(content)
 
 
@@ -100,6 +101,7 @@ def with_weights(
     classes, channels = request.num_classes, request.channels
     model = make(classes, channels)
     if weights is not None:
+        weights = _of_model(model, weights)
         if classes is None and request.linear_head is None:
             classes = _stored_classes(model, weights.state)
         if channels is None:
@@ -115,6 +117,26 @@ def with_weights(
     if request.random_weights:
         fill_zero_weights(model)
     return model.eval()
+
+
+def _of_model(model: nn.Module, weights: Weights) -> Weights:
+    """Those weights that a training module has under the one name that it gave the model, such as "net."
+
+    Raises:
+        ExportError: it has several models of these layers, as a student and its teacher.
+    """
+    needed = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    if not needed or needed[0] in weights.state:
+        return weights
+    ends = [key.removesuffix(needed[0]) for key in weights.state if key.endswith(f".{needed[0]}")]
+    prefixes = [prefix for prefix in ends if all(f"{prefix}{key}" in weights.state for key in needed)]
+    if not prefixes:
+        return weights
+    if len(prefixes) > 1:
+        named = " and ".join(repr(prefix) for prefix in prefixes)
+        raise ExportError(f"{weights.path}: holds several such models, {named}; save the state dict of one.")
+    length = len(prefixes[0])
+    return Weights({k[length:]: v for k, v in weights.state.items() if k.startswith(prefixes[0])}, weights.path)
 
 
 def _fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,38 @@ def test_linear_heads_on_maps(tmp_path: Path, name: str, channels_last: bool) ->
         torch.testing.assert_close(loaded.model(images), head(features.mean((1, 2) if channels_last else (2, 3))))
     message = "the backbone has no class token for pool 'cls'; give --pool mean"
     _refused(message, **specification, linear_head=tmp_path / "head.pth", pool="cls")
+
+
+def _named(state: dict[str, Any], *prefixes: str) -> dict[str, Any]:
+    return {prefix + key: value for prefix in prefixes for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda state: {"state_dict": _named(state, "net."), "hyper_parameters": argparse.Namespace(lr=0.1)},
+        lambda state: {"state_dict": {**_named(state, "model."), "criterion.weight": torch.ones(5)}},
+        lambda state: {**_named(state, "module."), "n_averaged": torch.tensor(5)},
+        lambda state: {"model": _named(state, "_forward_module.")},
+        lambda state: _named(state, "_orig_mod.module."),
+        lambda state: _named(state, "module._orig_mod."),
+        lambda state: {"model_ema": state, "epoch": 2},
+    ],
+)
+def test_checkpoints_of_training_frameworks(content: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+    """Lightning, Fabric, AveragedModel, torch.compile and DataParallel, averages alone."""
+    torch.manual_seed(3)
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    torch.save(content(state), tmp_path / "x.pth")
+    loaded = load_model(ModelRequest(specification="timm:test_resnet", checkpoint=tmp_path / "x.pth"))
+    torch.testing.assert_close(loaded.model.state_dict(), state)
+
+
+def test_a_checkpoint_of_two_models_is_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=5).state_dict()
+    torch.save({"state_dict": _named(state, "net.", "teacher.")}, tmp_path / "x.pth")
+    message = r"holds several such models, 'net\.' and 'teacher\.'; save the state dict of one"
+    _refused(message, specification="timm:test_resnet", checkpoint=tmp_path / "x.pth")
 
 
 def test_heads_that_are_refused(tmp_path: Path) -> None:
