@@ -152,5 +152,5 @@ def _pixels(processor: Any, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
     image = as_pixels(levels)
     described = {} if isinstance(image, Image.Image) else {"input_data_format": "channels_last"}
     with quiet():
-        made = processor(images=image, return_tensors="np", **described)["pixel_values"][0]
+        made = processor(images=image, return_tensors="pt", **described)["pixel_values"][0]
     return np.asarray(made, dtype=np.float32)
