@@ -58,15 +58,15 @@ def cropped(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> Part |
 
 def _is_crop(look: _Look, axis: int, start: int, end: int, side: int, count: int) -> bool:
     """Whether the cells of an axis lie on what is seen of it, from `start` to `end`, and not on all of it."""
-    cell = side / count
-    if start <= side * BORDER and side - end < math.ceil((end - start) / count):
+    cell, width = side / count, math.ceil((end - start) / count)
+    if start <= side * BORDER and side - end < width:
         return False
-    for drawn, edge, band in (
-        (int(start / cell), 0, (start, math.ceil(start + cell))),
-        (math.ceil(end / cell) - 1, count - 1, (math.floor(end - cell), end)),
+    for drawn, edge, first in (
+        (int(start / cell), 0, start),
+        (math.ceil(end / cell) - 1, count - 1, end - width),
     ):
         if abs(drawn - edge) > 1:  # neighbours answer as strongly
-            found = look.answering(axis, max(band[0], 0), min(band[1], side))
+            found = look.answering(axis, first, width)
             return abs(found - edge) <= abs(found - drawn)
     return True
 
@@ -88,11 +88,10 @@ class _Look:
         whole, *changes = self._changes([(0, 0, self._image.shape[1]), *bands])
         return [bool(change.max() > MOVED * whole.max()) for change in changes]
 
-    def answering(self, axis: int, start: int, end: int) -> int:
-        """The row (axis 0) or column (axis 1) of the map that rows or columns of pixels change most."""
-        (change,) = self._changes([(axis, start, end - start)])
-        along = change.mean(1 - axis)
-        return int((along - along.median()).argmax())
+    def answering(self, axis: int, start: int, width: int) -> int:
+        """The row (axis 0) or column (axis 1) of the map that a band of so many rows or columns changes most."""
+        (change,) = self._changes([(axis, start, width)])
+        return int(change.mean(1 - axis).argmax())
 
     def _changes(self, bands: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
         """(h,w) a band (axis, start, width): the largest change of each position's channels."""

@@ -58,6 +58,7 @@ def _enlarged_middle(x: torch.Tensor) -> torch.Tensor:
     [
         (_enlarged_middle, "16 to 47", "24 to 71"),
         (lambda x: functional.pad(x[:, :, 8:], (0, 0, 0, 8)), "8 to 63", "0 to 95"),
+        (lambda x: functional.interpolate(x[:, :, 24:40, 40:56], size=(64, 96)), "24 to 39", "40 to 55"),
         (lambda x: functional.interpolate(x[:, :, :, 4:92], size=(64, 96)), "0 to 63", "4 to 91"),
     ],
 )
