@@ -285,8 +285,7 @@ class _Prototypes(nn.Module):
         return self.head(torch.log1p(found if self.of_images else found.amin(1)))
 
 
-@pytest.mark.parametrize("of_images", [False, True])
-@pytest.mark.parametrize(("rows", "p"), [(7, 2.0), (40, 2.0), (7, 1.0)])
+@pytest.mark.parametrize(("rows", "p", "of_images"), [(7, 2.0, False), (40, 2.0, True), (7, 1.0, False)])
 def test_distances_to_prototypes(rows: int, p: float, of_images: bool, tmp_path: Path) -> None:
     """For any number of images: they are rows of a matrix, whose size PyTorch asks for."""
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
