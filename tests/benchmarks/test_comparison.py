@@ -42,6 +42,7 @@ from gpu.clock import HostClock
 from gpu.contenders import PRECISIONS, contenders_of
 
 from finercam_rt.arrangement import Arrangement
+from finercam_rt.errors import BackendError
 from finercam_rt.manifest import LayerInfo
 from finercam_rt.onnx_metadata import read_manifest
 
@@ -138,6 +139,10 @@ def test_contenders_are_right_and_wrong_answers_are_refused(toy: tuple[Any, engi
     try:
         bind = contender.make(setting)
     except FileNotFoundError as error:  # a variant that was left out, or an environment that is not here
+        pytest.skip(str(error))
+    except BackendError as error:
+        if "does not compute in bf16" not in str(error):
+            raise
         pytest.skip(str(error))
     batch = images_of(3, manifest.input.size)
     expected = graphs.oracle()

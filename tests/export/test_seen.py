@@ -193,8 +193,8 @@ class _Two(nn.Module):
 
     def __init__(self, join: str) -> None:
         super().__init__()
-        self.a, self.b, self.join = TokenModel((64, 64), 1), SmallCNN(classes=9), join
-        self.head = nn.Linear(18, 9)
+        self.a, self.b, self.join = TokenModel((64, 64), 1), SmallCNN(classes=11 if join == "features" else 9), join
+        self.head = nn.Linear(20, 9)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = self.a(x), self.b(x)
