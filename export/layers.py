@@ -13,6 +13,7 @@ from finercam_rt.export.candidates import find_places
 from finercam_rt.export.choose import choose, class_gradients
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.grids import ImageGrids, image_grids
+from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.probe import Looker
 from finercam_rt.export.prove import UNPINNED, LayerError, LayoutRequest, prove
@@ -141,17 +142,15 @@ def _check_whole(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> N
 
 
 def _check_gradient(layer: LayerInfo, gradients: torch.Tensor, pooled: bool) -> None:
-    gradients = feature_map(gradients, layer)
-    if layer.layout == "tokens":
-        gradients = gradients[:, layer.prefix_tokens :]
-    if not gradients.abs().max() > 0:
+    found = positions(feature_map(gradients, layer), layer)
+    if not found.data.abs().max() > 0:
         raise LayerError(
             f"the gradient at layer {layer.name!r} is zero at every position of its map, so nothing can be explained "
             "there",
             "choose an earlier layer",
         )
-    positions = (2, 3) if layer.layout == "nchw" else (1,) if layer.layout == "tokens" else (1, 2)
-    if pooled and gradients.sum(positions).norm() <= CANCELLED * gradients.abs().sum(positions).norm():
+    total, of_magnitudes = (values.sum(found.position).norm() for values in (found.data, found.data.abs()))
+    if pooled and total <= CANCELLED * of_magnitudes:
         raise LayerError(
             f"the gradient at layer {layer.name!r} sums to zero over the positions of its map, as in front of an "
             "instance normalisation or a covariance, so that Grad-CAM's channel weights are zero",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.manifest import LayerInfo
 
@@ -101,7 +102,8 @@ class _Look:
         found: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            found.append(self._by_position(feature_map(output, self._layer).detach().to(torch.float32)))
+            values = positions(feature_map(output, self._layer).detach().to(torch.float32), self._layer)
+            found.append(values.data.movedim(values.channel, -1).clone())
 
         handle = self._model.get_submodule(self._layer.name).register_forward_hook(keep)
         try:
@@ -111,11 +113,4 @@ class _Look:
         finally:
             handle.remove()
         values = torch.cat(found)
-        return list((values[1:] - values[0]).abs().amax(-1))
-
-    def _by_position(self, activations: torch.Tensor) -> torch.Tensor:
-        """(N,h,w,C), a copy."""
-        if self._layer.layout == "tokens":
-            count, _, channels = activations.shape
-            return activations[:, self._layer.prefix_tokens :].reshape(count, *self._layer.grid, channels).clone()
-        return activations.movedim(1, 3).clone() if self._layer.layout == "nchw" else activations.clone()
+        return list((values[1:] - values[0]).abs().amax(-1).unflatten(1, self._layer.grid))

@@ -13,7 +13,6 @@ from finercam_rt.export.capture import Captured
 from finercam_rt.export.values import sources
 from finercam_rt.manifest import LayerInfo
 
-aten = torch.ops.aten
 SAMPLERS = ("grid_sampler", "grid_sampler_2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 """Operations that take an image from places that their second input names."""
 PADS = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
@@ -50,8 +49,9 @@ def _is(node: fx.Node, names: Iterable[str]) -> bool:
 def _is_image(node: Any, images: fx.Node) -> bool:
     """Whether a value is the images, prepared: of as many channels from there on."""
     wanted = images.meta["val"].shape[1]
-    values = [source.meta.get("val") for source in sources(node)]
-    return images in sources(node) and all(
+    behind = sources(node)
+    values = [source.meta.get("val") for source in behind]
+    return images in behind and all(
         value.ndim != 4 or value.shape[1] == wanted for value in values if isinstance(value, torch.Tensor)
     )
 

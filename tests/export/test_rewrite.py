@@ -270,39 +270,6 @@ def test_a_number_is_assigned_to_a_range_in_the_graph_too(tmp_path: Path) -> Non
     export_model(Toy(masked).eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)  # which verifies it
 
 
-class _Prototypes(nn.Module):
-    """A classifier by distances to learned prototypes, of each position or of the image."""
-
-    def __init__(self, rows: int, p: float, of_images: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.tap, self.head = nn.Conv2d(3, CHANNELS, 2, 2), nn.Linear(rows, 7)
-        self.prototypes, self.p, self.of_images = nn.Parameter(torch.randn(rows, CHANNELS)), p, of_images
-
-    def forward(self, images: Any) -> Any:
-        tokens = _tokens(self.tap(images)).tanh()
-        found = torch.cdist(tokens.mean(1) if self.of_images else tokens, self.prototypes, p=self.p)
-        return self.head(torch.log1p(found if self.of_images else found.amin(1)))
-
-
-@pytest.mark.parametrize(("rows", "p", "of_images"), [(7, 2.0, False), (40, 2.0, True), (7, 1.0, False)])
-def test_distances_to_prototypes(rows: int, p: float, of_images: bool, tmp_path: Path) -> None:
-    """For any number of images: they are rows of a matrix, whose size PyTorch asks for."""
-    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
-    model = _Prototypes(rows, p, of_images).eval()
-    export_model(model, tmp_path / "toy.onnx", target_layer="tap", input=spec)  # which verifies it
-    images = torch.randn(40, 3, *SIZE)
-    with Engine(tmp_path / "toy.onnx") as engine:
-        np.testing.assert_allclose(engine(images).logits, model(images).detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_distance_of_zero_has_no_gradient(tmp_path: Path) -> None:
-    """The images' own distances, of which half are 0: PyTorch's derivative is 0 there, a root's would be infinite."""
-    toy = Toy(lambda x: x * torch.cdist(x.flatten(2), x.flatten(2)[:, :3]).mean(2)[..., None, None])
-    spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
-    export_model(toy.eval(), tmp_path / "toy.onnx", target_layer="tap", input=spec)
-
-
 def test_an_operation_without_a_form_is_named(tmp_path: Path) -> None:
     spec = InputSpec(SIZE, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
     toy = Toy(lambda x: x * torch.cdist(_tokens(x), _tokens(x), 3.0).mean(1).reshape(x.shape[0], 1, *x.shape[2:]))
