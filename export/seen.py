@@ -113,4 +113,4 @@ class _Look:
         finally:
             handle.remove()
         values = torch.cat(found)
-        return list((values[1:] - values[0]).abs().amax(-1).unflatten(1, self._layer.grid))
+        return list((values[1:] - values[0]).abs().amax(-1).reshape(len(bands), *self._layer.grid))
