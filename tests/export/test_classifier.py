@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import capture
@@ -310,3 +311,11 @@ def test_models_that_give_no_logits_of_three_channels() -> None:
         as_classifier(nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten()).eval(), noise(2, SIZE))
     with pytest.raises(ExportError, match="must return logits"):
         as_classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 0)).eval(), noise(2, SIZE))
+
+
+def test_a_copy_of_a_feature_extractor_stays_in_evaluation_mode() -> None:
+    """Torchvision's comes back from a copy in training mode, where batch norms mix the images."""
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 8, 8), norm=nn.BatchNorm2d(4), flat=nn.Flatten())).eval()
+    extractor = create_feature_extractor(model, {"flat": "logits"}).eval().half()
+    module = as_classifier(extractor, noise(2, SIZE)).module
+    assert not any(part.training for part in module.modules())
