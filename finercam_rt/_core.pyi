@@ -346,6 +346,9 @@ class Stream:
     def abandon_capture(self) -> None:
         """End a capture, if there is one, for nothing."""
 
+    def capturing(self) -> bool:
+        """Whether what is queued becomes a graph, of whatever thread."""
+
 class ResultCopies:
     """What is copied out of a run's buffers, and where to in its results."""
 

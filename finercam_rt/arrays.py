@@ -48,6 +48,11 @@ def check_sign(array: Any, name: str) -> None:
         )
 
 
+def frees_early(array: Any) -> bool:
+    """Whether memory that is dropped goes on to other work though streams not of its framework read it still: JAX's."""
+    return hasattr(array, "block_until_ready")
+
+
 def like(array: Any, example: Any) -> Any:
     """`array` as the framework of `example` has it, sharing memory; as it is where that has no from_dlpack."""
     return converter(example)(array)

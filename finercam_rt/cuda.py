@@ -106,6 +106,9 @@ class Stream(Protocol):
     def abandon_capture(self) -> None:
         """End a capture for nothing, where there is one."""
 
+    def capturing(self) -> bool:
+        """Whether what is queued becomes a graph, of this thread or of another."""
+
 
 class Copies(Protocol):
     """What is copied out of a run's buffers, and where to in its results: made once, and used for many runs."""

@@ -72,9 +72,8 @@ def read(array: Any, name: str) -> DeviceArray:
     try:
         if _framework(array) == "torch" and not array.requires_grad:
             return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)
-        ready = getattr(array, "block_until_ready", None)
-        if ready is not None:  # JAX, whose interface names no stream and waits for nothing
-            ready()
+        if arrays.frees_early(array):  # its interface names no stream either, and waits for nothing
+            array.block_until_ready()
         found = array.__cuda_array_interface__
     except Exception as error:  # each framework has its own types
         reason = " ".join(str(error).split()).rstrip(".")
@@ -155,14 +154,18 @@ def allocate(example: Any, size: int, device: Device, stream: int, *, current: b
     if name == "cupy":
         return _of_cupy(sys.modules[name], size, device, stream)
     memory = device.memory(size)
+    dense = arrays.frees_early(example)  # JAX takes no other strides
 
     def take(places: Sequence[Place]) -> dict[str, Any]:
         ready = device.event()
         device.stream(stream).record(ready)
         to_framework = _converter(example)
         found = {}
-        for name, dtype, shape, offset, strides, _, _ in places:
-            found[name] = to_framework(OwnedArray(memory, device, dtype, shape, offset, strides).made(stream, ready))
+        for place in places:
+            shape, strides = (place.whole, None) if dense else (place.shape, place.strides)
+            owned = OwnedArray(memory, device, place.dtype, shape, place.offset, strides).made(stream, ready)
+            array = to_framework(owned)
+            found[place.name] = array if shape == place.shape else array[:, : place.shape[1]]
         return found
 
     return Results(memory.address, take)
@@ -197,10 +200,10 @@ def _of_torch(torch: Any, example: Any, size: int, stream: int, current: bool) -
     def take(places: Sequence[Place]) -> dict[str, Any]:
         typed = {_UINT8: block}
         found = {}
-        for name, dtype, shape, _, _, start, steps in places:
-            if dtype not in typed:
-                typed[dtype] = block.view(getattr(torch, dtype_name(dtype)))
-            found[name] = typed[dtype].as_strided(shape, steps, start)
+        for place in places:
+            if place.dtype not in typed:
+                typed[place.dtype] = block.view(getattr(torch, dtype_name(place.dtype)))
+            found[place.name] = typed[place.dtype].as_strided(place.shape, place.steps, place.start)
         return found
 
     return Results(block.data_ptr(), take)

@@ -7,10 +7,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from finercam_rt import device_arrays
+from finercam_rt import arrays, device_arrays
 from finercam_rt.backends.device_results import ResultLayout
 from finercam_rt.backends.protocol import DeviceBackend, HostImages, Wanted
 from finercam_rt.contrast import ContrastArrays
+from finercam_rt.cuda import DEFAULT_STREAMS
 from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.errors import InputError
 from finercam_rt.loading import check_batch
@@ -132,10 +133,17 @@ def _run(
     several: int | None,
 ) -> tuple[ResultLayout, int, dict[str, Any]]:
     """How the results lie, where, and they themselves; current: whether the caller's stream is its framework's own."""
+    if caller not in DEFAULT_STREAMS and backend.gpu.stream(caller).capturing():
+        raise InputError(
+            "the stream is being captured, and an engine's runs cannot be part of another graph; call it outside, "
+            "where it replays a graph of its own."
+        )
     count = found.shape[0]
     layout = backend.results(count, _classes(constants), wanted, names)
     made = device_arrays.allocate(batch, layout.bytes, backend.gpu, caller, current=current)
     backend.run_on_device(found.address, count, asked, constants, wanted, caller, layout, made.address)
+    if arrays.frees_early(batch):
+        backend.gpu.stream(caller).synchronize()
     return layout, made.address, made.take(layout.places(several))
 
 

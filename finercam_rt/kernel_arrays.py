@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finercam_rt import _core, cuda
-from finercam_rt.arrays import check_sign
+from finercam_rt.arrays import check_sign, frees_early
 from finercam_rt.errors import InputError
 from finercam_rt.owned_array import OwnedArray
 from finercam_rt.threads import MOST_THREADS, physical_cores_granted
@@ -70,12 +70,26 @@ def check_same_device(array: Array, reference: Array) -> None:
         )
 
 
-def stream_of(stream: int | None, array: Any, described: Array) -> int:
-    """The stream that the caller gave, or torch's current one for a tensor of it on a CUDA device."""
-    if stream is not None or described.device == "cpu":
+def stream_of(stream: int | None, described: Array, *arguments: Any) -> int:
+    """The stream that the caller gave, or torch's current one where the first argument is a tensor on a CUDA device.
+
+    What is queued there comes after arguments that these kernels have made on other streams.
+    """
+    if described.device == "cpu":
         return stream or 0
-    torch = _torch_of(array)
-    return int(torch.cuda.current_stream(array.device).cuda_stream) if torch else 0
+    if stream is None:
+        torch = _torch_of(arguments[0])
+        stream = int(torch.cuda.current_stream(arguments[0].device).cuda_stream) if torch else 0
+    for argument in arguments:
+        if isinstance(argument, OwnedArray):
+            argument.order(stream)
+    return stream
+
+
+def finish(stream: int, described: Array, *arguments: Any) -> None:
+    """Wait for the kernel that was queued on the stream, where an argument may be freed before it has been read."""
+    if described.device != "cpu" and any(map(frees_early, arguments)):
+        cuda.CudaDevice(int(described.device.removeprefix("cuda:"))).stream(stream).synchronize()
 
 
 def output(out: Any, name: str, dtype: str, shape: tuple[int, ...], like: Array) -> Any:

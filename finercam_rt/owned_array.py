@@ -45,6 +45,11 @@ class OwnedArray:
         self._stream, self._ready = stream, ready
         return self
 
+    def order(self, stream: int) -> None:
+        """Let what is queued on a stream from here on come after its values."""
+        if self._ready is not None and stream != self._stream:
+            self.device.stream(stream).wait(self._ready)
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Ready on the stream that it names."""
@@ -59,8 +64,8 @@ class OwnedArray:
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
         """Ordered with the consumer's stream, as DLPack has it."""
-        if self._ready is not None and stream != _NO_WAIT and (stream or 0) != self._stream:
-            self.device.stream(stream or 0).wait(self._ready)
+        if stream != _NO_WAIT:
+            self.order(stream or 0)
         item = self.dtype.itemsize
         steps = None if self.strides is None else [stride // item for stride in self.strides]
         return self._memory.view(dtype_name(self.dtype), self.shape, self._offset, steps).__dlpack__(**options)

@@ -173,7 +173,8 @@ void bind_stream(nb::module_& module) {
            "From here on what this thread queues becomes a graph and does not run.")
       .def("end_capture", &Stream::end_capture, Released(),
            "The graph, ready to be launched; the capture has ended even where this raises.")
-      .def("abandon_capture", &Stream::abandon_capture, Released(), "End a capture, if there is one, for nothing.");
+      .def("abandon_capture", &Stream::abandon_capture, Released(), "End a capture, if there is one, for nothing.")
+      .def("capturing", &Stream::capturing, Released(), "Whether what is queued becomes a graph, of whatever thread.");
 }
 
 }  // namespace

@@ -62,6 +62,7 @@ class Stream {
   void begin_capture() const;
   std::unique_ptr<Graph> end_capture() const;
   void abandon_capture() const noexcept;
+  bool capturing() const;  // of whatever thread
 
   void* handle() const { return stream_; }
   int device() const { return device_; }

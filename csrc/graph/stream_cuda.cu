@@ -134,6 +134,14 @@ std::unique_ptr<Graph> Stream::end_capture() const {
   return graph;
 }
 
+bool Stream::capturing() const {
+  const DeviceScope scope(device_);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  FINERCAM_CUDA_CHECK_AS(cudaStreamIsCapturing(stream_of(stream_), &status),
+                         "asking whether a stream is captured on cuda:", device_);
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void Stream::abandon_capture() const noexcept {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   Template captured;

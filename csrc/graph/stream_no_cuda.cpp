@@ -26,5 +26,6 @@ void Stream::synchronize() const { FINERCAM_NO_CUDA; }
 void Stream::begin_capture() const { FINERCAM_NO_CUDA; }
 std::unique_ptr<Graph> Stream::end_capture() const { FINERCAM_NO_CUDA; }
 void Stream::abandon_capture() const noexcept {}
+bool Stream::capturing() const { FINERCAM_NO_CUDA; }
 
 }  // namespace finercam

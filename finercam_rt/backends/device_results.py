@@ -24,7 +24,10 @@ class Piece(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a result lies, and as what: `offset` and `strides` in bytes, `start` and `steps` the same in elements."""
+    """Where a result lies, and as what: `offset` and `strides` in bytes, `start` and `steps` the same in elements.
+
+    whole: its shape with all contrasts.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -33,6 +36,7 @@ class Place(NamedTuple):
     strides: tuple[int, ...]
     start: int
     steps: tuple[int, ...]
+    whole: tuple[int, ...]
 
 
 class ResultLayout:
@@ -67,8 +71,8 @@ class ResultLayout:
     def arrays(self, results: NDArray[np.uint8], several: int | None = None) -> dict[str, NDArray[Any]]:
         """All of them by name, contiguous, where the results lie in an array of the host."""
         found = {
-            name: np.ndarray(shape, dtype, results, offset, strides)
-            for name, dtype, shape, offset, strides, _, _ in self.places(several)
+            place.name: np.ndarray(place.shape, place.dtype, results, place.offset, place.strides)
+            for place in self.places(several)
         }
         return found if several is None else {name: np.ascontiguousarray(values) for name, values in found.items()}
 
@@ -86,12 +90,12 @@ class ResultLayout:
         steps = [1]
         for size in reversed(piece.shape):
             steps.insert(0, steps[0] * size)
-        shape: tuple[int, ...] = (self.count, *piece.shape)
+        shape = whole = (self.count, *piece.shape)
         if several is not None and piece.contrasts:
             shape = (shape[0], several, *shape[2:])
         offset, item = self._offsets[name], piece.dtype.itemsize
         strides = tuple(step * item for step in steps)
-        return Place(name, piece.dtype, shape, offset, strides, offset // item, tuple(steps))
+        return Place(name, piece.dtype, shape, offset, strides, offset // item, tuple(steps), whole)
 
     @staticmethod
     def _bytes(piece: Piece) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -13,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core, cuda, ops
-from finercam_rt.backends.device_block import Block, Values
+from finercam_rt.backends.device_block import Values
+from finercam_rt.backends.device_finish import MAP, STATUS, Finish
 from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.backends.device_slot import DeviceSlot, Executor
 from finercam_rt.backends.device_slots import DeviceSlots
 from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch
 from finercam_rt.backends.protocol import HostImages, RunTimes, Wanted
 from finercam_rt.contrast import ContrastArrays
-from finercam_rt.cuda import Device, Stream
+from finercam_rt.cuda import Device
 from finercam_rt.errors import BackendError, InputError
-from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, Manifest
+from finercam_rt.manifest import ACTIVATIONS, EMBEDDINGS, Manifest
 
-_MAP = "saliency_map"
-_STATUS = "status"
 _FLOAT32, _UINT8 = np.dtype(np.float32), np.dtype(np.uint8)
 
 _LAYOUTS_KEPT = 64
@@ -154,9 +152,9 @@ class GpuBackend:
             for name, (dtype, shape) in self._interface.outputs.items()
         }
         taps = {name: outputs.pop(name) for name in self._taps()}
-        drawn = {} if manifest.taps is None else {_MAP: Piece(_FLOAT32, (*several, *manifest.grid), some)}
+        drawn = {} if manifest.taps is None else {MAP: Piece(_FLOAT32, (*several, *manifest.grid), some)}
         alpha, status = Piece(_FLOAT32, several, some), Piece(_UINT8, several, some)
-        return {"alpha": alpha, **outputs, **drawn, _STATUS: status, **taps}
+        return {"alpha": alpha, **outputs, **drawn, STATUS: status, **taps}
 
     def run_on_host(
         self,
@@ -242,7 +240,7 @@ class GpuBackend:
         key: tuple[Sizes, str | None] = sizes, None
         if self._manifest.taps is not None:
             key = sizes, wanted.method if self.draws(wanted.method) else None
-            if _MAP not in layout:  # the method does not matter
+            if MAP not in layout:  # the method does not matter
                 key = self._slots.last(lambda key: key[0] == sizes, key)
         return self._slots.get(key) or self._slots.put(key, lambda: self._new_slot(loaded, *key))
 
@@ -257,9 +255,9 @@ class GpuBackend:
         several = () if manifest.contrasts == 1 else (manifest.contrasts,)
         made: Values = {}
         if manifest.taps is not None and method is not None:
-            made = {_MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
-        if _MAP in outputs or made:
-            made = {**made, _STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
+            made = {MAP: (_FLOAT32, (sizes.batch, *several, *manifest.grid))}
+        if MAP in outputs or made:
+            made = {**made, STATUS: (_UINT8, (sizes.batch * manifest.contrasts,))}
         return DeviceSlot(
             self._device,
             loaded.context(inputs, outputs),
@@ -267,54 +265,10 @@ class GpuBackend:
             outputs,
             taps=self._taps(),
             embeddings=EMBEDDINGS,
-            behind=functools.partial(self._queue_behind, method),
+            behind=Finish(self._manifest, self._device, method),
             made=made,
             graphs=self._graphs,
         )
-
-    def _queue_behind(self, method: str | None, slot: DeviceSlot, stream: Stream, images: int) -> None:
-        """Behind the run, on its stream: the map, where it is not the graph's, and what the maps are worth."""
-        if slot.taps is not None and method is not None:
-            self._queue_maps(method, slot, slot.taps, stream)
-        if _STATUS in slot.values.values:
-            self._queue_status(slot, stream, images)
-
-    def _queue_maps(self, method: str, slot: DeviceSlot, taps: Block, stream: Stream) -> None:
-        """`cam`, one launch for all contrasts."""
-        (layer,) = self._manifest.layers
-        activations, out = taps.view(ACTIVATIONS), slot.values.view(_MAP)
-        name = GRADIENTS if GRADIENTS in taps.values else CHANNEL_WEIGHTS
-        second = {name: taps.view(name)}
-
-        def draw(handle: int) -> None:
-            ops.cam(
-                activations,
-                **second,
-                method=method,
-                layout=layer.layout,
-                prefix_tokens=layer.prefix_tokens,
-                grid=layer.grid if layer.layout == "tokens" else None,
-                out=out,
-                stream=handle,
-            )
-
-        self._device.queue(stream, draw)
-
-    def _queue_status(self, slot: DeviceSlot, stream: Stream, images: int) -> None:
-        """That images or logits are not finite need not show in the maps."""
-        manifest, rows, values = self._manifest, slot.rows, slot.values
-        maps = values.view(_MAP, (rows * manifest.contrasts, *manifest.grid))
-        flat = values.view(_STATUS)
-        marked = values.view(_STATUS, (rows, manifest.contrasts))
-        logits = values.view("logits")
-        given = self._device.view(images, "float32", (rows, self._image_bytes // _FLOAT32.itemsize))
-
-        def queue(handle: int) -> None:
-            _core.map_status(maps, flat, threads=1, stream=handle)
-            for seen in (given, logits):
-                _core.mark_non_finite(seen, marked, threads=1, stream=handle)
-
-        self._device.queue(stream, queue)
 
     def _guarded(self, during: str | int, call: Callable[..., Result], *arguments: Any) -> Result:
         """The result of a call whose CUDA errors become sentences; during: what it does, or of how many images."""

@@ -153,7 +153,8 @@ class LoadedSession:
         """Let go of a CUDA graph."""
         with self._lock, self._device.current():
             self._stream.synchronize()
-            self._session.release_captured_graph(number)
+            if hasattr(self._session, "release_captured_graph"):  # from 1.30 on
+                self._session.release_captured_graph(number)
 
     @property
     def device_index(self) -> int:

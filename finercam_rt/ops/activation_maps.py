@@ -14,6 +14,7 @@ from finercam_rt.kernel_arrays import (
     Array,
     check_same_device,
     describe,
+    finish,
     listed,
     output,
     pair,
@@ -123,7 +124,7 @@ def cam(
     if method not in _KERNELS and a.device != "cpu":
         raise InputError(f"{method} is for the CPU, and the activations lie on {a.device}; move the arrays there.")
     result = output(out, "out", "float32", shape, a)
-    pointer = stream_of(stream, activations, a)
+    pointer = stream_of(stream, a, activations, second)
     if method in _KERNELS:
         given = channel_weights is not None and METHODS[method] == "pooled"
         _core.cam(
@@ -136,6 +137,7 @@ def cam(
             threads=workers_for(threads, math.prod(a.shape) * (4 if a.dtype == "float32" else 2)),
             stream=pointer,
         )
+        finish(pointer, a, activations, second)
     else:
         values, others = arrays.to_numpy(activations, "activations"), arrays.to_numpy(second, "gradients")
         if several is None:

@@ -10,7 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from finercam_rt import _core
 from finercam_rt.errors import InputError
-from finercam_rt.kernel_arrays import Array, check_same_device, describe, output, stream_of, to_caller, workers_for
+from finercam_rt.kernel_arrays import (
+    Array,
+    check_same_device,
+    describe,
+    finish,
+    output,
+    stream_of,
+    to_caller,
+    workers_for,
+)
 from finercam_rt.ops.rendering import MAX_SIDE
 
 _IMAGES = ("N", "C", "H", "W")
@@ -45,7 +54,7 @@ def rank(saliency: Any, *, out: Any = None, threads: int | None = None, stream: 
     _check_sides(maps)
     workers = workers_for(threads, math.prod(maps.shape) * 20)  # bytes of the sort's keys and items
     result = output(out, "out", "int32", maps.shape, maps)
-    pointer = stream_of(stream, saliency, maps)
+    pointer = stream_of(stream, maps, saliency)
     wrong = _core.rank(saliency, result, threads=workers, stream=pointer)
     if wrong >= 0:
         raise InputError(f"saliency map {wrong} has a value that is not finite; leave out maps of that status.")
@@ -120,8 +129,9 @@ def remove(
     if values is None:
         values = fill
         _check_fill(describe(fill, "fill values", ("float32",), _IMAGES), described)
-    pointer = stream_of(stream, images, described)
+    pointer = stream_of(stream, described, images, ranks, values)
     run(images, ranks, limits, values, result, threads=workers, stream=pointer)
+    finish(pointer, described, images, ranks, values)
     return result if out is not None else to_caller(result, images, pointer)
 
 
@@ -185,8 +195,9 @@ def mask(
     shape = (*cells.shape[:2], *described.shape[1:])
     workers = workers_for(threads, math.prod(shape) * 4)
     result = output(out, "out", "float32", shape, described)
-    pointer = stream_of(stream, images, described)
+    pointer = stream_of(stream, described, images, maps)
     _core.mask(images, maps, result, align_corners=bool(align_corners), threads=workers, stream=pointer)
+    finish(pointer, described, images, maps)
     return result if out is not None else to_caller(result, images, pointer)
 
 

@@ -12,6 +12,7 @@ from finercam_rt.kernel_arrays import (
     Array,
     check_same_device,
     describe,
+    finish,
     listed,
     output,
     pair,
@@ -96,7 +97,7 @@ def preprocess(
     batch = _batch(out, shape, described[0])
     if view is not None:
         output(view, "view", "uint8", (len(images), height, width, channels), described[0])
-    pointer = stream_of(stream, images[0], described[0])
+    pointer = stream_of(stream, described[0], *images)
     _core.preprocess(
         list(images),
         [(*frame.resized, frame.top, frame.left) for frame in frames],
@@ -109,6 +110,7 @@ def preprocess(
         threads=workers_for(threads, sum(math.prod(array.shape) for array in described)),
         stream=pointer,
     )
+    finish(pointer, described[0], *images)
     return batch if out is not None else to_caller(batch, images[0], pointer)
 
 

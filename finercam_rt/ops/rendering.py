@@ -16,6 +16,7 @@ from finercam_rt.kernel_arrays import (
     allocate,
     check_same_device,
     describe,
+    finish,
     listed,
     output,
     pair,
@@ -140,7 +141,7 @@ def render(
         check_same_device(photos, maps)
     edges, limits = _box(box), _value_range(value_range)
     workers = workers_for(threads, math.prod(shape[:3]) * 4)
-    pointer = stream_of(stream, saliency_map, maps)
+    pointer = stream_of(stream, maps, saliency_map, images)
     image = output(out, "out", "float32" if colors is None else "uint8", shape, maps)
     status_out = allocate("uint8", shape[:1], maps)
     if colors is None:
@@ -160,6 +161,7 @@ def render(
             threads=workers,
             stream=pointer,
         )
+    finish(pointer, maps, saliency_map, images)
     picture = image if out is not None else to_caller(image, saliency_map, pointer)
     return Rendered(picture, to_caller(status_out, saliency_map, pointer))
 
@@ -183,8 +185,9 @@ def status(saliency_map: Any, *, stream: int | None = None) -> Any:
     """
     maps = _describe_maps(saliency_map)
     result = allocate("uint8", maps.shape[:1], maps)
-    pointer = stream_of(stream, saliency_map, maps)
+    pointer = stream_of(stream, maps, saliency_map)
     _core.map_status(saliency_map, result, threads=1, stream=pointer)
+    finish(pointer, maps, saliency_map)
     return to_caller(result, saliency_map, pointer)
 
 

@@ -13,6 +13,7 @@ from finercam_rt.kernel_arrays import (
     allocate,
     check_same_device,
     describe,
+    finish,
     listed,
     output,
     stream_of,
@@ -114,17 +115,16 @@ def seed(
             if name != "dense" or dense:
                 output(getattr(out, name), f"out.{name}", dtype, shape, y)
         result = out
-    pointer = stream_of(stream, logits, y)
+    given = logits, target, references, alpha
+    pointer = stream_of(stream, y, *given)
     _core.seed(
-        logits,
-        target,
-        references,
-        alpha,
+        *given,
         *result,
         objective=_OBJECTIVES[objective],
         threads=workers_for(threads, 4 * int(np.prod(rows)) * y.shape[1] * (1 + count)),
         stream=pointer,
     )
+    finish(pointer, y, *given)
     return result if out is not None else Seed(*(None if v is None else to_caller(v, logits, pointer) for v in result))
 
 

@@ -22,7 +22,7 @@ _INSTALL = {
     TENSORRT: "install it with `pip install tensorrt`, or take JetPack's",
     RTX: 'install it with `pip install "finercam-rt[tensorrt-rtx]"`',
 }
-_OLDEST = {TENSORRT: (10, 0), RTX: (1, 7)}
+_OLDEST = {TENSORRT: (10, 1), RTX: (1, 7)}
 _OLDEST_IN_RTX = 80
 """TensorRT-RTX builds for SM75 where it is asked to; bfloat16 begins with SM80."""
 

@@ -181,6 +181,9 @@ class FakeStream:
     def abandon_capture(self) -> None:
         self.captured = None
 
+    def capturing(self) -> bool:
+        return self.captured is not None
+
 
 class FakeCopies:
     def __init__(self, copies: Sequence[tuple[int, int, int]]) -> None:

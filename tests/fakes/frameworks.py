@@ -80,17 +80,33 @@ class Given:
     def numpy(self, device: FakeDevice) -> np.ndarray:
         """Its values, read on its stream."""
         device.stream(self.stream).synchronize()
-        shape, strides = self.interface["shape"], self.interface["strides"]
-        dtype = np.dtype(self.interface["typestr"])
+        shape, dtype = self.interface["shape"], np.dtype(self.interface["typestr"])
+        strides = self.interface["strides"] or np.empty(shape, dtype).strides
         last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + dtype.itemsize
         raw = device.at(self.interface["data"][0], last)
         return np.ndarray(shape, dtype, raw.data, 0, strides).copy()
 
 
+class DenseGiven(Given):
+    """As of JAX, which takes no strides but those of the order of the axes."""
+
+    def __init__(self, array: Any, stream: int) -> None:
+        super().__init__(array, stream)
+        assert self.interface["strides"] is None
+        self._part: Any = ()
+
+    def __getitem__(self, part: Any) -> DenseGiven:
+        self._part = part
+        return self
+
+    def numpy(self, device: FakeDevice) -> np.ndarray:
+        return super().numpy(device)[self._part]
+
+
 def install(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
-    """A framework whose arrays those above are, which reads on this stream."""
-    framework = types.ModuleType("framework")
-    framework.from_dlpack = lambda array: Given(array, stream)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "framework", framework)
-    for kind in (DeviceTensor, UnorderedTensor):
-        monkeypatch.setattr(kind, "__module__", "framework.tensors")
+    """Frameworks whose arrays those above are, which read on this stream."""
+    for name, kind, given in (("framework", DeviceTensor, Given), ("unordered", UnorderedTensor, DenseGiven)):
+        framework = types.ModuleType(name)
+        framework.from_dlpack = lambda array, given=given: given(array, stream)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, framework)
+        monkeypatch.setattr(kind, "__module__", f"{name}.tensors")

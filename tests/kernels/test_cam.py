@@ -288,12 +288,10 @@ def test_tensors_with_gradient_tracking_give_a_plain_result():
 
 
 @pytest.mark.gpu
-def test_arrays_of_two_devices_are_refused(device):
+def test_arrays_of_two_devices_are_refused(gpu):
     a = np.ones((1, 2, 3, 3), np.float32)
-    if device.name == "cpu":
-        pytest.skip("one device only")
     with pytest.raises(InputError, match="gradients lie on cpu and the activations on cuda:0"):
-        ops.cam(device.put(a), a)
+        ops.cam(gpu.put(a), a)
 
 
 def test_the_kernels_check_by_themselves():

@@ -11,7 +11,7 @@ from finercam_rt import _core, cuda, kernel_arrays
 from finercam_rt.kernel_arrays import Array
 
 from ..fakes.cuda import FakeDevice
-from ..fakes.frameworks import Given
+from ..fakes.frameworks import DeviceTensor, Given, UnorderedTensor
 
 MADE_ON, READER = 0x2000, 0x3000
 LIKE = Array("maps", (1,), "float32", "cuda:0", True, True)
@@ -53,6 +53,26 @@ def test_nothing_waits_on_the_stream_that_made_it(device):
         result.__dlpack__(stream=reader)
         assert {handle: len(stream._work) for handle, stream in device.streams.items()} == before
     assert result.__dlpack_device__() == (2, 0)
+
+
+@pytest.mark.parametrize("stream", [READER, 0])
+def test_a_kernel_on_another_stream_waits_for_them(device, stream):
+    """The compiled module asks for them without a stream, which orders the default one alone."""
+    result = made(device)
+    assert kernel_arrays.stream_of(stream, LIKE, None, result) == stream
+    device.stream(stream).synchronize()
+    found = device.at(result.address, VALUES.nbytes).view(np.float32)
+    np.testing.assert_array_equal(found, VALUES.ravel())
+
+
+def test_arrays_that_may_go_early_are_waited_for(device):
+    given = UnorderedTensor(device, VALUES, MADE_ON)
+    queued = device.stream(READER)
+    queued.put(lambda: None)
+    kernel_arrays.finish(READER, LIKE, DeviceTensor(device, VALUES), None)
+    assert queued.ended == 0
+    kernel_arrays.finish(READER, LIKE, DeviceTensor(device, VALUES), given)
+    assert queued.ended == 1
 
 
 def test_results_of_the_host_stay_as_they_are():

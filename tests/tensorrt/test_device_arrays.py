@@ -100,6 +100,63 @@ def test_arrays_that_name_no_stream_are_read_when_they_are_ready(toy, gpu, cuda_
     np.testing.assert_array_equal(device_arrays.to_host(given, "the images"), images)
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_arrays_whose_memory_goes_on_without_waiting_may_be_dropped(toy, gpu, cuda_graphs):
+    """As JAX's does, once its own stream has come there: nothing holds the batch but the call."""
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
+    made_on = gpu.device.stream().handle
+    found = [engine(UnorderedTensor(gpu.device, batch(2, step), made_on)) for step in range(4)]
+    scores = engine.logits(UnorderedTensor(gpu.device, batch(2, 4), made_on))
+    gpu.device.stream(made_on).synchronize()
+    for step, outputs in enumerate(found):
+        same(outputs, reference(batch(2, step)), gpu.device)
+    np.testing.assert_allclose(scores.numpy(gpu.device), reference.logits(batch(2, 4)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [1, 2, 3])
+def test_arrays_of_a_framework_without_strides(make_toy, gpu, several):
+    """Fewer contrasts than the graph has are a part of the memory with all."""
+    toy = make_toy(contrasts=3)
+    engine, reference = Engine(gpu.plan(toy.path)), Engine(toy.path)
+    given = UnorderedTensor(gpu.device, batch(2), gpu.device.stream().handle)
+    same(engine(given, contrasts=top_classes(several)), reference(batch(2), contrasts=top_classes(several)), gpu.device)
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_a_stream_that_is_captured_is_refused(toy, gpu, cuda_graphs):
+    """The events that order runs would be part of the caller's graph, and later runs could not wait for them."""
+    engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=cuda_graphs), Engine(toy.path)
+    stream = gpu.device.stream()
+    for _ in range(3):
+        same(engine(DeviceTensor(gpu.device, batch(2), stream.handle)), reference(batch(2)), gpu.device)
+        given = DeviceTensor(gpu.device, batch(2), stream.handle)
+        stream.synchronize()
+        stream.begin_capture()
+        for call in (engine, engine.logits):
+            with pytest.raises(InputError, match="the stream is being captured"):
+                call(given)
+        stream.abandon_capture()
+    np.testing.assert_allclose(engine(batch(2)).saliency_map, reference(batch(2)).saliency_map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["graph", "gradients"])
+def test_an_engine_that_is_dropped_gives_its_memory_back(toy, gpu, head):
+    """At once: the garbage collector comes when it likes."""
+    path = toy.path if head == "graph" else with_taps(toy, gradients=True, carried=False)
+    plan = gpu.plan(path)
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(plan)
+        for _ in range(3):
+            engine(batch(2))
+        assert gpu.device.taken > 0
+        del engine
+        assert gpu.device.taken == 0
+    finally:
+        gc.enable()
+
+
 def test_images_that_are_not_aligned_are_copied(toy, gpu):
     """Libraries take no others."""
     engine, reference = Engine(gpu.plan(toy.path), cuda_graphs=False), Engine(toy.path)
