@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# compute-sanitizer over the tests of the kernels. Only our kernels are watched, and torch takes its memory from the
+#   3_sanitize.sh [memcheck] [racecheck] [initcheck]
+# compute-sanitizer over the tests of the kernels, by default memcheck alone. Only our kernels are watched, and torch takes its memory from the
 # driver for each tensor, so that a step beyond an array is seen. What was copied there counts as written.
 source "$(dirname "$0")/common.sh"
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -20,7 +21,7 @@ racecheck() { watch racecheck 170 tests/kernels -k "$FEWER"; }
 # Inputs that a kernel of torch's has written count as not written, since that kernel is not watched.
 initcheck() { watch initcheck 170 tests/kernels -k "$FEWER and not bgr and not captured_graph"; }
 
-step memcheck memcheck
-step racecheck racecheck
-step initcheck initcheck
+for tool in "${@:-memcheck}"; do
+  step "$tool" "$tool"
+done
 finish

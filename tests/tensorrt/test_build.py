@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -306,10 +307,11 @@ def test_a_library_that_is_missing_broken_or_old(monkeypatch):
     monkeypatch.setattr(library.importlib, "import_module", broken)
     with pytest.raises(BackendError, match=r"does not load \(libnvinfer\.so\.11: cannot open"):
         library.import_flavour("tensorrt")
-    old = type("Old", (), {"__version__": "8.6.1"})
-    monkeypatch.setattr(library.importlib, "import_module", lambda name: old)
-    with pytest.raises(BackendError, match=r"tensorrt 8\.6\.1 is older than 10\.0"):
-        library.import_flavour("tensorrt")
+    for version in ("8.6.1", "10.0.1"):
+        old = type("Old", (), {"__version__": version})
+        monkeypatch.setattr(library.importlib, "import_module", lambda name, old=old: old)
+        with pytest.raises(BackendError, match=rf"tensorrt {re.escape(version)} is older than 10\.1"):
+            library.import_flavour("tensorrt")
 
 
 def test_a_zero_shot_engine(tensorrt, make_toy, tmp_path):
