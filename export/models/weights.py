@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,10 @@ from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import first_convolution
 from finercam_rt.export.models.request import ModelRequest
 
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "state_dict_ema", "model_ema")
+STATE_DICT_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
+)
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
@@ -77,14 +80,31 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise ExportError(f"{path}: the checkpoint cannot be read ({first_line(error)}).") from None
     except Exception as error:
         raise ExportError(f"{path}: not a checkpoint ({type(error).__name__}: {first_line(error)}).") from None
-    for key in STATE_DICT_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    while found := _state_dicts(content):
+        if len(found) > 1:
+            raise ExportError(f"{path}: holds several state dicts, {_listed(found)}; save one of them alone.")
+        (content,) = found.values()
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ExportError(f"{path}: holds no state dict of tensors; save model.state_dict() and give that.")
     while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in content)), ""):
         content = {key[len(prefix) :]: value for key, value in content.items()}
     return dict(content)
+
+
+def _state_dicts(content: Any) -> dict[str, Any]:
+    """Those that a training checkpoint has under their usual keys, as the weights and their running averages."""
+    if not isinstance(content, dict):
+        return {}
+    inside = {key: content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)}
+    return {
+        key: value
+        for key, value in inside.items()
+        if _state_dicts(value) or any(isinstance(part, torch.Tensor) for part in value.values())
+    }
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def with_weights(
@@ -133,8 +153,9 @@ def _of_model(model: nn.Module, weights: Weights) -> Weights:
     if not prefixes:
         return weights
     if len(prefixes) > 1:
-        named = " and ".join(repr(prefix) for prefix in prefixes)
-        raise ExportError(f"{weights.path}: holds several such models, {named}; save the state dict of one.")
+        raise ExportError(
+            f"{weights.path}: holds several such models, {_listed(prefixes)}; save the state dict of one."
+        )
     length = len(prefixes[0])
     return Weights({k[length:]: v for k, v in weights.state.items() if k.startswith(prefixes[0])}, weights.path)
 

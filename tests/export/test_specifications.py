@@ -224,6 +224,7 @@ def _named(state: dict[str, Any], *prefixes: str) -> dict[str, Any]:
         lambda state: _named(state, "_orig_mod.module."),
         lambda state: _named(state, "module._orig_mod."),
         lambda state: {"model_ema": state, "epoch": 2},
+        lambda state: {"state_dict": state, "state_dict_ema": None, "model": {"name": "resnet"}},
     ],
 )
 def test_checkpoints_of_training_frameworks(content: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
@@ -239,6 +240,9 @@ def test_a_checkpoint_of_two_models_is_refused(tmp_path: Path) -> None:
     state = timm.create_model("test_resnet", num_classes=5).state_dict()
     torch.save({"state_dict": _named(state, "net.", "teacher.")}, tmp_path / "x.pth")
     message = r"holds several such models, 'net\.' and 'teacher\.'; save the state dict of one"
+    _refused(message, specification="timm:test_resnet", checkpoint=tmp_path / "x.pth")
+    torch.save({"model": {"state_dict": state, "state_dict_ema": state}}, tmp_path / "x.pth")
+    message = r"holds several state dicts, 'state_dict' and 'state_dict_ema'; save one of them alone"
     _refused(message, specification="timm:test_resnet", checkpoint=tmp_path / "x.pth")
 
 
