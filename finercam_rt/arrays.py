@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
 
+_FRAMEWORKS = ("torch", "cupy", "numba", "pycuda")
+"""Whose arrays are asked for in their own way, and given back."""
+_found: dict[type, str] = {}
 _CPU_DEVICES = (1, 3)
 """DLPack's kDLCPU and kDLCUDAHost (pinned memory, which the CPU reads as its own)."""
 
@@ -48,6 +51,15 @@ def check_sign(array: Any, name: str) -> None:
         )
 
 
+def framework_of(array: Any) -> str:
+    """The name of the package that the array is of, which has been imported; of a subclass the base's."""
+    kind = type(array)
+    if kind not in _found:
+        packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        _found[kind] = next((package for package in packages if package in _FRAMEWORKS), packages[0])
+    return _found[kind]
+
+
 def frees_early(array: Any) -> bool:
     """Whether memory that is dropped goes on to other work though streams not of its framework read it still: JAX's."""
     return hasattr(array, "block_until_ready")
@@ -63,7 +75,7 @@ def converter(example: Any) -> Callable[[Any], Any]:
     if isinstance(example, np.ndarray):
         return _same
     namespace = getattr(example, "__array_namespace__", None)
-    module = namespace() if namespace else sys.modules.get(type(example).__module__.partition(".")[0])
+    module = namespace() if namespace else sys.modules.get(framework_of(example))
     from_dlpack: Callable[[Any], Any] = getattr(module, "from_dlpack", _same)
     return from_dlpack
 

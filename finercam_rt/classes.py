@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -38,9 +39,13 @@ class Classes:
         """
         if isinstance(value, str):
             return self._index_of_name(value)
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        try:
+            index = operator.index(value)
+        except TypeError:
+            index = None
+        if index is None or isinstance(value, (bool, np.bool_)):
             raise InputError(f"a class is an index or a name, and {value!r} is neither.")
-        return self.checked(int(value))
+        return self.checked(index)
 
     def checked(self, index: int) -> int:
         """The index itself, if there is such a class."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finercam_rt.arrays import to_numpy
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.errors import InputError
 
@@ -136,7 +138,9 @@ class ContrastResolver:
             self._targets(count, target), self._references(count, references), self._alphas(count, alpha)
         )
         if references is not None and self.references:
-            self._check_distinct(resolved)
+            rows = zip(resolved.target.tolist(), resolved.references.tolist(), strict=True)
+            for image, (index, row) in enumerate(rows):
+                self._check_distinct(index, row, f" for image {image}" if count > 1 else "")
         if self.contrasts == 1:
             return resolved
         places = min(self.contrasts, self.classes.count) if target is None else 1
@@ -153,17 +157,26 @@ class ContrastResolver:
         if not questions:
             raise InputError("there are no contrasts; give at least one.")
         if all(isinstance(question, Contrast) for question in questions):
-            return self._row(questions).repeated(count, axis=0)
+            return self._arrays([self._row(questions)]).rows([0] * count)
         _check_count(len(questions), count, "contrasts")
-        rows = [self._row(row) for row in questions]
-        lengths = {len(row.target) for row in rows}
+        return self._arrays([self._row(row) for row in questions])
+
+    def _arrays(self, rows: Sequence[Sequence[_Question]]) -> ContrastArrays:
+        """Of images with their contrasts."""
+        lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise InputError(
                 f"the images have {min(lengths)} to {max(lengths)} contrasts; give each image as many as the others."
             )
-        return ContrastArrays(*(np.stack(values) for values in zip(*rows, strict=True)))
+        shape = len(rows), *lengths
+        targets, references, alphas = zip(*itertools.chain(*rows), strict=True)
+        return ContrastArrays(
+            np.array(targets, np.int64).reshape(shape),
+            np.array(references, np.int64).reshape(*shape, self.references),
+            self._alphas(len(alphas), alphas).reshape(shape),
+        )
 
-    def _row(self, questions: Any) -> ContrastArrays:
+    def _row(self, questions: Any) -> list[_Question]:
         """The contrasts of one image."""
         questions = _values(questions, "contrasts")
         if len(questions) > self.contrasts:
@@ -171,28 +184,31 @@ class ContrastResolver:
                 f"{len(questions)} contrasts are too many: the engine was exported with P = {self.contrasts}; give at "
                 f"most {self.contrasts}, or export with --contrasts {len(questions)}."
             )
-        # checked as if they were those of one image, so that the rules and the sentences are the same
-        single = dataclasses.replace(self, contrasts=1)
-        resolved = []
-        for question in questions:
-            if not isinstance(question, Contrast):
-                raise InputError(f"{question!r} is not a Contrast; give a list of them, or one list for each image.")
-            rank = question.target if isinstance(question.target, Rank) else None
-            target = None if isinstance(question.target, Rank) else question.target
-            one = single.resolve(1, target, question.references, question.alpha)
-            resolved.append(one if rank is None else one._replace(target=np.array([-self._place(rank)])))
-        if not resolved:
+        if not questions:
             raise InputError("an image has no contrasts; give at least one.")
-        return ContrastArrays(*(np.concatenate(values) for values in zip(*resolved, strict=True)))
+        return [self._question(question) for question in questions]
+
+    def _question(self, question: Any) -> _Question:
+        if not isinstance(question, Contrast):
+            raise InputError(f"{question!r} is not a Contrast; give a list of them, or one list for each image.")
+        if isinstance(question.target, Rank):
+            target = -self._place(question.target)
+        else:
+            target = AUTOMATIC if question.target is None else self.classes.index(question.target)
+        given = [question.references] if _is_class(question.references) else question.references
+        references = self._reference_row(given)
+        if given is not None:
+            self._check_distinct(target, references)
+        return target, references, self.default_alpha if question.alpha is None else question.alpha
 
     def _place(self, rank: Rank) -> int:
         most = min(self.contrasts, self.classes.count)
-        if not 1 <= rank.place <= most:
+        if isinstance(rank.place, bool) or not hasattr(rank.place, "__index__") or not 1 <= rank.place <= most:
             raise InputError(f"there is no rank {rank.place}: this engine ranks classes from 1 to {most}.")
-        return rank.place
+        return operator.index(rank.place)
 
     def _targets(self, count: int, target: Target) -> NDArray[np.int64]:
-        if target is None or isinstance(target, (str, int, np.integer)):
+        if target is None or _is_class(target):
             return np.full(count, AUTOMATIC if target is None else self.classes.index(target), dtype=np.int64)
         values = _values(target, "target")
         _check_count(len(values), count, "target")
@@ -201,10 +217,10 @@ class ContrastResolver:
     def _references(self, count: int, references: References) -> NDArray[np.int64]:
         if references is None:
             return np.full((count, self.references), AUTOMATIC, dtype=np.int64)
-        if isinstance(references, np.ndarray) and references.ndim == 2:
-            return self._reference_array(count, references)
-        values = [references] if isinstance(references, (str, int, np.integer)) else _values(references, "references")
-        if values and all(v is None or not isinstance(v, (str, int, np.integer)) for v in values):
+        if getattr(references, "ndim", None) == 2:
+            return self._reference_array(count, to_numpy(references, "references"))
+        values = [references] if _is_class(references) else _values(references, "references")
+        if values and all(v is None or not _is_class(v) for v in values):
             _check_count(len(values), count, "references")
             rows = [self._reference_row(v) for v in values]
         else:
@@ -237,17 +253,15 @@ class ContrastResolver:
                 f"{self.references}, or export with --references {given}."
             )
 
-    def _check_distinct(self, contrast: ContrastArrays) -> None:
-        for image, (target, row) in enumerate(zip(contrast.target.tolist(), contrast.references.tolist(), strict=True)):
-            pinned = [index for index in row if index >= 0]
-            where = f" for image {image}" if len(contrast.target) > 1 else ""
-            for index in pinned:
-                if pinned.count(index) > 1:
-                    raise InputError(f"the reference {self.classes.name(index)!r} is given twice{where}.")
-            if target in pinned:
-                raise InputError(
-                    f"the reference {self.classes.name(target)!r} is the target itself{where}; give another class."
-                )
+    def _check_distinct(self, target: int, references: Sequence[int], where: str = "") -> None:
+        pinned = [index for index in references if index >= 0]
+        for index in pinned:
+            if pinned.count(index) > 1:
+                raise InputError(f"the reference {self.classes.name(index)!r} is given twice{where}.")
+        if target in pinned:
+            raise InputError(
+                f"the reference {self.classes.name(target)!r} is the target itself{where}; give another class."
+            )
 
     def _alphas(self, count: int, alpha: Alpha) -> NDArray[np.float32]:
         if alpha is None:
@@ -265,6 +279,15 @@ class ContrastResolver:
         if wrong.any():
             raise InputError(f"alpha is {values[wrong][0]:g}; give a finite number of at least 0.")
         return values.astype(np.float32)
+
+
+_Question: TypeAlias = tuple[int, list[int], float]
+"""A contrast: a target, R references filled up with UNUSED, an alpha that is not checked yet."""
+
+
+def _is_class(value: Any) -> TypeGuard[ClassSpec]:
+    """Whether it is one class and no list of them: a scalar, of whatever library."""
+    return isinstance(value, (str, int, np.integer)) or getattr(value, "ndim", None) == 0
 
 
 def _values(values: Any, name: str) -> list[Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import arrays, cuda
+from finercam_rt.arrays import framework_of
 from finercam_rt.backends.device_results import Place
 from finercam_rt.cuda import Device
 from finercam_rt.errors import InputError
@@ -53,7 +54,9 @@ def device_of(array: Any) -> int | None:
     """The number of the CUDA device on which it lies, UNSAID where it does not say; None where it lies on none."""
     if isinstance(array, np.ndarray):
         return None
-    if _framework(array) == "torch":  # what the protocols say of its tensors is Python, and takes longer than all else
+    if (
+        framework_of(array) == "torch"
+    ):  # what the protocols say of its tensors is Python, and takes longer than all else
         return int(array.get_device()) if array.is_cuda else None
     where = getattr(array, "__dlpack_device__", None)
     if where is not None:
@@ -70,7 +73,7 @@ def read(array: Any, name: str) -> DeviceArray:
     """
     arrays.check_sign(array, name)
     try:
-        if _framework(array) == "torch" and not array.requires_grad:
+        if framework_of(array) == "torch" and not array.requires_grad:
             return DeviceArray(array.data_ptr(), tuple(array.shape), _name_of(array.dtype), array.is_contiguous(), None)
         if arrays.frees_early(array):  # its interface names no stream either, and waits for nothing
             array.block_until_ready()
@@ -137,7 +140,7 @@ def stream_of(array: Any, found: DeviceArray, stream: int | None) -> int:
             raise InputError(
                 f"the stream is of type {type(stream).__name__}; give its handle, such as torch's stream.cuda_stream."
             ) from None
-    if _framework(array) == "torch":
+    if framework_of(array) == "torch":
         torch: Any = sys.modules["torch"]
         return int(torch.cuda.current_stream(array.device).cuda_stream)
     return found.stream or 0
@@ -148,7 +151,7 @@ def allocate(example: Any, size: int, device: Device, stream: int, *, current: b
 
     current: whether the stream is the one on which the framework itself works at present.
     """
-    name = _framework(example)
+    name = framework_of(example)
     if name == "torch":
         return _of_torch(sys.modules[name], example, size, stream, current)
     if name == "cupy":
@@ -173,7 +176,7 @@ def allocate(example: Any, size: int, device: Device, stream: int, *, current: b
 
 def _converter(example: Any) -> Callable[[OwnedArray], Any]:
     """To arrays of the framework of `example`."""
-    name = _framework(example)
+    name = framework_of(example)
     if name == "numba":
         return sys.modules[name].cuda.as_cuda_array  # type: ignore[no-any-return]
     if name == "pycuda":
@@ -221,8 +224,3 @@ def _of_cupy(cupy: Any, size: int, device: Device, stream: int) -> Results:
         }
 
     return Results(block.data.ptr, take)
-
-
-def _framework(array: Any) -> str:
-    """The name of the module that it is of, which has been imported."""
-    return type(array).__module__.partition(".")[0]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finercam_rt import _core, cuda
-from finercam_rt.arrays import check_sign, frees_early
+from finercam_rt.arrays import check_sign, framework_of, frees_early
 from finercam_rt.errors import InputError
 from finercam_rt.owned_array import OwnedArray
 from finercam_rt.threads import MOST_THREADS, physical_cores_granted
@@ -137,8 +137,7 @@ def to_caller(result: Any, argument: Any, stream: int) -> Any:
 
 def _torch_of(array: Any) -> Any:
     """The torch module where the array is a tensor of it; torch is never imported here."""
-    torch = sys.modules.get("torch") if type(array).__module__.partition(".")[0] == "torch" else None
-    return torch if torch is not None and isinstance(array, torch.Tensor) else None
+    return sys.modules["torch"] if framework_of(array) == "torch" else None
 
 
 def listed(names: Any) -> str:

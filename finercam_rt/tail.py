@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,16 @@ from finercam_rt.errors import EngineError, InputError
 from finercam_rt.manifest import Manifest
 from finercam_rt.onnx_metadata import read_tail_manifest
 
+if TYPE_CHECKING:
+    from finercam_rt.engine import Engine
+
 
 class Tail:
     """The part of a model behind its target layer, which answers what the logits are if the activations were others.
 
     Args:
         path: what `finercam export --head taps --tail FILE` wrote beside an engine.
-        engine: the manifest of the engine whose activations it is given.
+        engine: the engine whose activations it is given, or its manifest.
         backend: "onnxruntime", "openvino", or "auto": the first one that is installed.
         threads: threads of one run; None is the number of physical cores granted to this process.
 
@@ -30,16 +34,17 @@ class Tail:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], engine: Manifest, backend: str = "auto", threads: int | None = None
+        self, path: str | os.PathLike[str], engine: Engine | Manifest, backend: str = "auto", threads: int | None = None
     ) -> None:
         """Read the manifest, refuse what does not fit, then load the graph."""
         self.path = Path(path)
         self.manifest = read_tail_manifest(self.path)
-        if engine.taps is None or engine.taps.cut_sha256 is None:
+        taps = (engine if isinstance(engine, Manifest) else engine.manifest).taps
+        if taps is None or taps.cut_sha256 is None:
             raise EngineError(
                 f"{self.path}: the engine gives no taps for a tail; export it with --head taps --tail FILE."
             )
-        if engine.taps.cut_sha256 != self.manifest.cut_sha256:
+        if taps.cut_sha256 != self.manifest.cut_sha256:
             raise EngineError(
                 f"{self.path} belongs to another engine, of {self.manifest.model} at {self.manifest.layer}; give the "
                 "tail that was exported with this one."

@@ -73,9 +73,14 @@ def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
 def _video(file: Path) -> Iterator[Image.Image]:
     try:
         import av
-    except ImportError:
+    except ModuleNotFoundError:
         raise InputError(
             f'{file} is not an image that Pillow can read; if it is a video, `pip install "finercam-rt[video]"`.'
+        ) from None
+    except ImportError as error:
+        raise InputError(
+            f"{file} is not an image that Pillow can read, and PyAV, which reads videos, does not load "
+            f'({" ".join(str(error).split())}); install it anew with `pip install "finercam-rt[video]"`.'
         ) from None
     index = 0
     try:

@@ -14,6 +14,7 @@ from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
+from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 from finercam_rt.processor import sums_of_int8_saturate
 
@@ -118,10 +119,7 @@ def open_graph(path: Path, threads: int) -> Run:
 
 
 def _session(path: Path, *, threads: int, spinning: bool, half: bool) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BackendError('ONNX Runtime is not installed; install it with `pip install "finercam-rt[cpu]"`.') from None
+    onnxruntime = import_library("onnxruntime", "ONNX Runtime", 'install it with `pip install "finercam-rt[cpu]"`')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

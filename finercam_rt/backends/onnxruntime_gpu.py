@@ -21,6 +21,7 @@ from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value
 from finercam_rt.cuda import Device
 from finercam_rt.errors import BackendError, DeviceMemoryError, EngineError
 from finercam_rt.files import cache_folder, sha256_of
+from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 
 BATCH_PROFILE, CLASS_PROFILE = (1, 4, 16), (1, 100, 1000)
@@ -322,11 +323,7 @@ def _fixed_batch(ort: Any, path: Path) -> int | None:
 
 
 def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BackendError("ONNX Runtime is not installed; install onnxruntime-gpu.") from None
-    return onnxruntime
+    return import_library("onnxruntime", "ONNX Runtime", "install onnxruntime-gpu")
 
 
 def _preload(ort: Any) -> None:

@@ -25,6 +25,7 @@ from finercam_rt.backends.openvino_weights import unshare_square_weights
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
+from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
@@ -215,13 +216,7 @@ def open_graph(path: Path, threads: int) -> Run:
 
 
 def _module() -> Any:
-    try:
-        import openvino
-    except ImportError:
-        raise BackendError(
-            'OpenVINO is not installed; install it with `pip install "finercam-rt[openvino]"`.'
-        ) from None
-    return openvino
+    return import_library("openvino", "OpenVINO", 'install it with `pip install "finercam-rt[openvino]"`')
 
 
 def _refused(path: Path, error: Exception) -> EngineError:

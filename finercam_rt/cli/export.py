@@ -262,10 +262,11 @@ def import_export() -> Any:
     try:
         import finercam_rt.export
     except ImportError as error:
-        raise ExportError(
-            f"exporting needs {error.name or 'PyTorch'}, which is not installed; "
-            'install it with `pip install "finercam-rt[export]"`.'
-        ) from None
+        how = 'with `pip install "finercam-rt[export]"`'
+        if isinstance(error, ModuleNotFoundError):
+            raise ExportError(f"exporting needs {error.name}, which is not installed; install it {how}.") from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ExportError(f"exporting needs a library that does not load ({reason}); install it anew {how}.") from None
     return finercam_rt.export
 
 

@@ -87,7 +87,7 @@ def test_rows_that_share_a_run_are_those_of_runs_of_their_own(files: Files, engi
 
 
 def test_methods_by_name(files: Files, engine: Engine, images: np.ndarray) -> None:
-    tail = Tail(files.tail, engine.manifest, threads=1)
+    tail = Tail(files.tail, engine, threads=1)
     rows = plan_rows(["e"], [engine.manifest], PERTURBATION, SEEDS, tails=(0,))
     assert [row.name for row in rows if row.method == "micam"] == ["micam plain"]
     found = _maps(engine, rows, images, tail)

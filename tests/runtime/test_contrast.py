@@ -170,6 +170,7 @@ def test_contrasts_for_all_images_and_for_each():
         (SEVERAL, {"contrasts": top_classes(5)}, "5 contrasts are too many: the engine was exported with P = 4"),
         (SEVERAL, {"contrasts": [Contrast(Rank(5))]}, "no rank 5: this engine ranks classes from 1 to 4"),
         (SEVERAL, {"contrasts": [Contrast(Rank(0))]}, "no rank 0"),
+        (SEVERAL, {"contrasts": [Contrast(Rank(1.5))]}, "no rank 1.5"),
         (SEVERAL, {"contrasts": [Contrast("a", ["a"])]}, "is the target itself"),
         (SEVERAL, {"contrasts": [Contrast("a", ["b", "b"])]}, "given twice"),
         (SEVERAL, {"contrasts": [Contrast("nothing")]}, "no class 'nothing'"),

@@ -166,6 +166,28 @@ def test_torch_in_torch_out(toy):
         engine(torch.from_numpy(images).bfloat16())
 
 
+def test_a_subclass_of_a_tensor_is_a_tensor(toy):
+    """As torchvision's tv_tensors are, of a package that makes no arrays itself."""
+    torch = pytest.importorskip("torch")
+    images, engine = batch(toy, 2), Engine(toy.path)
+    given = torch.from_numpy(images).as_subclass(type("Photograph", (torch.Tensor,), {"__module__": "pictures"}))
+    assert isinstance(engine(given).saliency_map, torch.Tensor)
+    torch.testing.assert_close(engine.logits(given), torch.from_numpy(engine.logits(images)))
+
+
+def test_classes_and_references_may_be_tensors(toy):
+    torch = pytest.importorskip("torch")
+    images, engine = batch(toy, 2), Engine(toy.path)
+    wanted = engine(images, target=[3, 4], references=np.array([[1, -2], [2, 0]]))
+    given = {"target": torch.tensor([3, 4]), "references": torch.tensor([[1, -2], [2, 0]])}
+    np.testing.assert_array_equal(engine(images, **given).saliency_map, wanted.saliency_map)
+    one = engine(images, target=torch.tensor(3), references=torch.tensor(1))
+    np.testing.assert_array_equal(one.saliency_map, engine(images, target=3, references=1).saliency_map)
+    for wrong in (torch.tensor(1.5), torch.tensor([1.5, 2.5]), 1.5, np.float32(2)):
+        with pytest.raises(InputError, match=r"is neither|which is neither"):
+            engine(images, target=wrong)
+
+
 def test_torch_tensors_that_no_protocol_describes(toy):
     """DLPack and the array protocols give the memory of a negated view, and would give every value its other sign."""
     torch = pytest.importorskip("torch")
