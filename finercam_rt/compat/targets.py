@@ -85,6 +85,9 @@ def read_target(target: Any, num_classes: int) -> Question:
             f"a target is {target!r}, of type {type(target).__name__}; give a function of the scores, such as "
             "ClassifierOutputTarget(281)."
         )
+    known = _known(target, num_classes)
+    if known is not None:
+        return known
     row, other = torch.randn(2, num_classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = (row, -row, other)  # the first two have no largest class in common
     with torch.inference_mode(False), torch.enable_grad():
@@ -99,6 +102,19 @@ def read_target(target: Any, num_classes: int) -> Question:
             "another function that is one class's score, or its difference from one or the mean of several others."
         )
     return linear
+
+
+def _known(target: Any, num_classes: int) -> Question | None:
+    """Of the two classes above and those of grad-cam, which need no differentiating; None of what is out of range."""
+    kind = type(target)
+    named = (ClassifierOutputTarget.__name__, FinerWeightedTarget.__name__)
+    if kind.__module__ not in (__name__, "pytorch_grad_cam.utils.model_targets") or kind.__name__ not in named:
+        return None
+    classes = [getattr(target, name) for name in ("category", "main_category") if hasattr(target, name)]
+    classes += getattr(target, "comparison_categories", ())
+    if not all(isinstance(index, int) and -num_classes <= index < num_classes for index in classes):
+        return None
+    return next((question for question, _ in _guesses(target, num_classes)), None)
 
 
 def _gradient(target: TargetFunction, row: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,16 @@ def test_the_public_targets() -> None:
         read_target(public.RawScoresOutputTarget(), 7)
 
 
+def test_targets_of_a_known_class_are_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a fifth of a call's time; what is out of range is, for its sentence."""
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    for target, expected in OURS[:4]:
+        assert read_target(target, 7) == expected
+    for target in (ClassifierOutputTarget(7), FinerWeightedTarget(3, [-8], 0.6), FinerWeightedTarget(9, [1], 0.6)):
+        with pytest.raises(InputError, match="fails on the scores of 7 classes"):
+            read_target(target, 7)
+
+
 def test_a_target_is_what_it_does_and_not_what_it_is_called() -> None:
     class Impostor(ClassifierOutputTarget):
         def __call__(self, model_output: Any) -> Any:
