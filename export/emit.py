@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSETS = (18, 19, 20)
+MOST_BYTES = 2**31
+"""Of an ONNX file: protobuf writes no more, and not this many."""
 TRUNK, TAIL = "trunk/", "tail/"
 """What the names of the nodes begin with: before and behind the target layer's output."""
 
@@ -94,6 +96,20 @@ def emit(
     return model
 
 
+def check_size(*parts: nn.Module) -> None:
+    """Refuse what would not fit into one ONNX file, before hours are spent on it.
+
+    Raises:
+        ExportError: more weights than there is room for.
+    """
+    weights = {value.data_ptr(): value.nbytes for part in parts for value in part.state_dict().values()}
+    if sum(weights.values()) >= MOST_BYTES:
+        raise ExportError(
+            f"the model's weights take {sum(weights.values()) / 2**30:.1f} GiB, and an engine is one ONNX file of less "
+            f"than {MOST_BYTES / 2**30:g} GiB; choose a smaller model."
+        )
+
+
 def to_onnx(
     module: nn.Module,
     inputs: tuple[Any, ...],
@@ -153,13 +169,14 @@ def save(model: onnx_ir.Model, manifest: Manifest | TailManifest, path: Path) ->
         ExportError: the weights do not fit into one ONNX file, or the folder cannot be written.
     """
     import onnx_ir
+    from google.protobuf.message import EncodeError
 
     model.metadata_props[METADATA_KEY if isinstance(manifest, Manifest) else TAIL_KEY] = manifest.to_json()
     try:
         onnx_ir.save(model, path)
     except OSError as error:
         raise ExportError(f"{path} cannot be written ({error.strerror or first_line(error)}).") from error
-    except ValueError as error:
+    except (ValueError, EncodeError) as error:
         raise ExportError(f"the model does not fit into one ONNX file of 2 GiB ({first_line(error)}).") from error
 
 

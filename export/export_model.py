@@ -24,7 +24,7 @@ from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
 from finercam_rt.export.cut import Split, cut, passes_beside, share_behind
-from finercam_rt.export.emit import OPSETS, emit, save
+from finercam_rt.export.emit import OPSETS, check_size, emit, save
 from finercam_rt.export.fold import fold_batch_norms
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
@@ -163,7 +163,7 @@ def export_model(
     channels, classifier = found_channels(model, adapt, channels)
     input = fitted(input, channels)
     example = _example(input, images)
-    samples = take_samples(precision, calibration, input, images)
+    samples = take_samples(precision, calibration, input, None if images is None else example)
     with refusing("looking for the target layer"):
         check_seen(classifier.module, example[:2])
         pooled = METHODS[method] == "pooled"
@@ -191,6 +191,7 @@ def export_model(
     check_not_warped(captured, layers)
     captured, folded = fold_batch_norms(captured)
     split = cut(captured)
+    check_size(split.trunk, split.tail)
     notes = [*classifier.notes, *(_said_of(captured, split, classifier.width) if names == ["auto"] else [])]
     on_stage("differentiating the tail")
     model_info = ModelInfo(name or type(classifier.source).__name__, weights_sha256(classifier.source.state_dict()))

@@ -29,7 +29,7 @@ def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
         if any(source in behind for source in node.all_input_nodes):
             behind.add(node)
     for node in list(graph_module.graph.nodes):
-        rules = {**RULES, **(TAIL if node in behind else TRUNK)}
+        rules = TAIL if node in behind else TRUNK
         rule = rules.get(node.target) if node.op == "call_function" else None
         found = None if rule is None else rule(rewriter.at(node), node)
         if found is not None:
@@ -143,12 +143,23 @@ def _adaptive_avg_pool(rewriter: Rewriter, node: fx.Node) -> fx.Node:
         kernel = [old // new for old, new in zip(sizes, wanted, strict=True)]
         return rewriter.emit(aten.avg_pool2d.default, x, kernel, kernel)
     for dim, old, new in zip(dims, sizes, wanted, strict=True):
-        matrix = functional.adaptive_avg_pool1d(torch.eye(old)[None], new)[0]
-        if dim == -1:
-            x = rewriter.emit(aten.matmul.default, x, rewriter.constant(matrix))
-        else:
-            x = rewriter.emit(aten.matmul.default, rewriter.constant(matrix.T.contiguous()), x)
+        x = _by_matrix(
+            rewriter, x, dim, functional.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64)[None], new)[0]
+        )
     return x  # type: ignore[no-any-return]
+
+
+def _by_matrix(rewriter: Rewriter, x: fx.Node, dim: int, matrix: torch.Tensor) -> fx.Node:
+    """The product with a constant matrix along one of the last two axes, or another that goes there and back."""
+    value = x.meta["val"]
+    matrix = matrix.to(value.dtype)
+    if dim in (-2, value.ndim - 2):
+        return rewriter.emit(aten.matmul.default, rewriter.constant(matrix.T.contiguous()), x)
+    constant = rewriter.constant(matrix.contiguous())
+    if dim in (-1, value.ndim - 1):
+        return rewriter.emit(aten.matmul.default, x, constant)
+    last = rewriter.emit(aten.transpose.int, x, dim, -1)
+    return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, constant), dim, -1)
 
 
 def _avg_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -205,7 +216,7 @@ def _einsum(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """The same in small letters, the only ones that TensorRT takes."""
     equation, *operands = node.args
     assert isinstance(equation, str)
-    letters = dict.fromkeys(letter for letter in equation if letter.isalpha())
+    letters = sorted({letter for letter in equation if letter.isalpha()})  # what is not said goes by their order
     if equation == equation.lower() or len(letters) > len(ascii_lowercase):
         return None
     names = str.maketrans(dict(zip(letters, ascii_lowercase, strict=False)))
@@ -215,8 +226,9 @@ def _einsum(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     """Windows, as a convolution that copies: each channel has one kernel for each place in a window."""
     x, kernel, dilation, padding, stride = node.args
-    channels = x.meta["val"].shape[1]  # type: ignore[union-attr]
-    weight = rewriter.constant(_copying(channels, _pair(kernel)))
+    value = x.meta["val"]  # type: ignore[union-attr]
+    channels = value.shape[1]
+    weight = rewriter.constant(_copying(channels, _pair(kernel)).to(value.dtype))
     windows = rewriter.emit(aten.conv2d.default, x, weight, None, stride, padding, dilation, channels)
     return rewriter.emit(aten.flatten.using_ints, windows, 2)
 
@@ -226,15 +238,16 @@ def _col2im(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     x, size, *geometry = node.args
     kernel, dilation, padding, stride = map(_pair, geometry)
     rows, columns = _pair(size)
-    if x.meta["val"].ndim != 3:  # type: ignore[union-attr]
+    value = x.meta["val"]  # type: ignore[union-attr]
+    if value.ndim != 3:
         return None
-    channels = x.meta["val"].shape[1] // math.prod(kernel)  # type: ignore[union-attr]
+    channels = value.shape[1] // math.prod(kernel)
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     counts = [(n + 2 * p - s) // t + 1 for n, p, s, t in zip((rows, columns), padding, spans, stride, strict=True)]
     reached = [(c - 1) * t - 2 * p + s for c, t, p, s in zip(counts, stride, padding, spans, strict=True)]
     missing = [rows - reached[0], columns - reached[1]]
     windows = rewriter.emit(aten.unflatten.int, x, 2, counts)
-    weight = rewriter.constant(_copying(channels, kernel))
+    weight = rewriter.constant(_copying(channels, kernel).to(value.dtype))
     return rewriter.emit(
         aten.conv_transpose2d.input, windows, weight, None, stride, padding, missing, channels, dilation
     )
@@ -268,14 +281,32 @@ def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     scale_h, scale_w = (*scales, None, None)[:2]
     resize = target.overloadpacket.default
     # of full size along the other axis: PyTorch's antialiased resizes are wrong for a width of 1
-    tall = torch.eye(height)[:, None, :, None].expand(-1, -1, -1, width).contiguous()
-    wide = torch.eye(width)[:, None, None, :].expand(-1, -1, height, -1).contiguous()
-    rows = resize(tall, [down, width], *options, scale_h, None)[:, 0, :, 0].T.contiguous()
-    columns = resize(wide, [height, across], *options, None, scale_w)[:, 0, 0, :]
+    dtype = torch.promote_types(x.meta["val"].dtype, torch.float32)
+    tall = torch.eye(height, dtype=dtype)[:, None, :, None].expand(-1, -1, -1, width).contiguous()
+    wide = torch.eye(width, dtype=dtype)[:, None, None, :].expand(-1, -1, height, -1).contiguous()
     if height != down:
-        x = rewriter.emit(aten.matmul.default, rewriter.constant(rows), x)
+        x = _by_matrix(rewriter, x, -2, resize(tall, [down, width], *options, scale_h, None)[:, 0, :, 0])
     if width != across:
-        x = rewriter.emit(aten.matmul.default, x, rewriter.constant(columns))
+        x = _by_matrix(rewriter, x, -1, resize(wide, [height, across], *options, None, scale_w)[:, 0, 0, :])
+    return x  # type: ignore[no-any-return]
+
+
+def _pad(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Rows and columns repeated at the edges, as products with zeros and ones.
+
+    Their derivatives scatter, and the padding that goes around is written in place, of which a graph knows nothing.
+    """
+    x, widths, mode, _ = _arguments(node, None, None, "constant", None)
+    value = x.meta["val"]
+    if mode == "constant" or not value.is_floating_point():
+        return None
+    for axis, edges in enumerate(zip(widths[::2], widths[1::2], strict=True), start=1):
+        size = value.shape[-axis]
+        if not isinstance(size, int):
+            return None
+        if any(edges):
+            places = functional.pad(torch.arange(size, dtype=torch.float64)[None, None], edges, mode)[0, 0].long()
+            x = _by_matrix(rewriter, x, -axis, functional.one_hot(places, size).T)
     return x  # type: ignore[no-any-return]
 
 
@@ -303,9 +334,7 @@ def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     if not value.is_floating_point():
         return None
-    matrix = rewriter.constant(functional.one_hot(places % size, size).T.to(value.dtype))
-    last = rewriter.emit(aten.transpose.int, x, dim, -1)
-    return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, matrix), dim, -1)
+    return _by_matrix(rewriter, x, dim, functional.one_hot(places % size, size).T)
 
 
 _SMOOTH = ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
@@ -331,11 +360,13 @@ RULES: dict[Any, Rule] = {
 """For all of the graph."""
 
 # attention that is called by itself: in nn.MultiheadAttention, see plain_attention.py, queries have four axes anyway
-TRUNK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: _attention}
+TRUNK: dict[Any, Rule] = {**RULES, aten.scaled_dot_product_attention.default: _attention}
 """For what goes to the exporter as it is."""
 
 TAIL: dict[Any, Rule] = {
+    **RULES,
     **{getattr(resize, name): _resize for resize in _RESIZES for name in ("default", "vec") if hasattr(resize, name)},
+    aten.pad.default: _pad,
     aten.index.Tensor: _constant_index,
     aten.index_select.default: _constant_index,
 }

@@ -160,6 +160,12 @@ def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
         function, tracing_mode="symbolic", decomposition_table=decompositions(), _allow_non_fake_inputs=True
     )(*inputs)
     traced.graph.eliminate_dead_code()
+    for node in traced.graph.nodes:
+        if not node.users and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise ExportError(
+                f"what follows the target layer writes in place ({node.target}), which the graph cannot do; choose a "
+                "later target layer."
+            )
     traced.recompile()
     return traced
 

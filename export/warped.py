@@ -37,7 +37,7 @@ def check_not_warped(captured: Captured, layers: Sequence[LayerInfo]) -> None:
                 "behind it as a model of its own, of images that are warped already."
             )
         for pad in sources(mark):
-            if _is(pad, PADS) and _is_image(pad.args[0], images):
+            if _is(pad, PADS) and pad.meta["val"].ndim > 2 and _is_image(pad.args[0], images):
                 _check_padding(pad, images, layer)
 
 
@@ -58,7 +58,7 @@ def _is_image(node: Any, images: fx.Node) -> bool:
 
 def _check_padding(pad: fx.Node, images: fx.Node, layer: LayerInfo) -> None:
     widths: Any = pad.args[1]
-    height, width = (int(size) for size in pad.meta["val"].shape[2:])
+    height, width = (int(size) for size in pad.meta["val"].shape[-2:])
     across, down = sum(widths[:2]), sum(widths[2:4])
     if down * layer.grid[0] >= height or across * layer.grid[1] >= width:
         given = "x".join(str(size) for size in images.meta["val"].shape[2:])

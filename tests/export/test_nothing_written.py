@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from torch import nn
 
 from finercam_rt.errors import ExportError
@@ -43,6 +45,23 @@ def test_arguments_of_export_model(output: Path, options: dict[str, Any], messag
     with pytest.raises(ExportError, match=message) as caught:
         _export(SmallCNN().eval(), output, **options)
     assert "\n" not in str(caught.value)
+    check_untouched(output)
+
+
+def test_weights_that_do_not_fit_into_a_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["finercam_rt.export.emit"], "MOST_BYTES", 2**12)
+    with pytest.raises(ExportError, match=r"the model's weights take 0\.0 GiB, .* choose a smaller model\.$"):
+        _export(SmallCNN().eval(), output)
+    check_untouched(output)
+
+
+def test_a_file_that_protobuf_does_not_write(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(onnx_ir, "save", full)
+    with pytest.raises(ExportError, match="does not fit into one ONNX file of 2 GiB"):
+        _export(SmallCNN().eval(), output)
     check_untouched(output)
 
 

@@ -415,3 +415,17 @@ def test_a_sparse_seed_costs_no_product_with_all_classes(tmp_path: Any) -> None:
     readers = [node.op_type for node in graph.node if wide & set(node.input)]
     # Equal marks the classes that are taken; no Transpose, which would be a second copy of the weight in memory
     assert Counter(op for op in readers if op != "Equal") == {"Gemm": 1, "Gather": 1}
+
+
+def test_what_is_written_in_place_is_never_left_out() -> None:
+    """The passes drop what nothing reads, and of an assignment to a part of a tensor nothing is read."""
+    from finercam_rt.errors import ExportError
+    from finercam_rt.export.vjp import _trace
+
+    def assigned(x: Any) -> Any:
+        y = torch.empty_like(x)
+        y[:, :2].copy_(x[:, :2])
+        return y * 2
+
+    with pytest.raises(ExportError, match=r"writes in place \(aten\.copy_\.default\)"):
+        _trace(assigned, torch.randn(2, 5))

@@ -112,6 +112,10 @@ def _resized(mode: str, size: tuple[int, int] | None = (3, 4), **options: Any) -
     return operation
 
 
+def _in_float64(x: Any) -> Any:
+    return _resized("bilinear", (3, 5))(F.interpolate(F.adaptive_avg_pool2d(x.double(), 3), x.shape[2:]))
+
+
 def _table(x: Any) -> Any:
     """A position table of another size, resized as ViTs do."""
     table = torch.linspace(-1, 1, CHANNELS * 9).reshape(1, CHANNELS, 3, 3)
@@ -137,6 +141,7 @@ def _capital_einsum(x: Any) -> Any:
     return x + _image(torch.einsum("B I J, B K J -> B I K", t, t).softmax(-1) @ t, x)
 
 
+SQUARE = torch.linspace(-1, 1, CHANNELS**2).reshape(CHANNELS, CHANNELS)
 PERMUTED = [3, 1, 0, 2, 7, 6, -3, 4]
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "attention of rank 3": _attention_of_rank_3,
@@ -157,6 +162,11 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "global max pooling": lambda x: x * F.adaptive_max_pool2d(x, 1),
     "max pooling in zeros": _pooled_in_zeros,
     "einsum in capital letters": _capital_einsum,
+    "einsum that does not say its output": lambda x: x + torch.einsum("NcA,Ab", _tokens(x), SQUARE).reshape(x.shape),
+    "padded around": lambda x: x * F.pad(x.sin(), (2, 1, 0, 3), mode="circular")[:, :, 2:-1, 1:-2],
+    "padded by what is at the edges": lambda x: x * F.pad(x.sin(), (2, 1, 0, 3), mode="replicate")[:, :, 3:, 3:],
+    "padded by a mirror": lambda x: x * F.pad(x.sin().flatten(2), (2, 1), mode="reflect")[:, :, 3:].reshape(x.shape),
+    "pooled and resized in float64": lambda x: x + _in_float64(x).float(),
     "nearest": _resized("nearest"),
     "bilinear": _resized("bilinear"),
     "bilinear, corners aligned": _resized("bilinear", align_corners=True),
@@ -170,12 +180,8 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "len of the batch": lambda x: x.reshape(len(x), CHANNELS, -1).reshape(x.shape) * x,
 }
 WITH_ONNX = [
-    "attention of rank 5, with a mask",
-    "sum of windows",
-    "halo",
-    "clamped",
-    "resized table",
-    "max pooling in zeros",
+    *("attention of rank 5, with a mask", "sum of windows", "halo", "clamped", "resized table"),
+    *("max pooling in zeros", "padded around"),
 ]
 """What the exporter itself failed on, or what no other test writes as ONNX."""
 

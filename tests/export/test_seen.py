@@ -263,3 +263,16 @@ def test_grad_cam_is_refused_where_its_weights_cancel(tmp_path: Path) -> None:
     assert manifest.layers[0].name == "features.0"
     manifest = export_model(model, tmp_path / "x.onnx", input=spec, method="layercam")
     assert manifest.layers[0].name == "squeeze"
+
+
+def test_images_whose_channels_are_gone_are_padded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def export(columns: int) -> None:
+        change = lambda x: functional.pad(x.mean(1), (columns, 0))[:, None].expand(-1, 3, -1, -1)  # noqa: E731
+        model = _Prepared(change, SmallCNN()).eval()
+        export_model(model, tmp_path / "x.onnx", input=_spec((32, 64)), target_layer="inner.features")
+
+    export(2)
+    with pytest.raises(ExportError, match="pads its images of 32x64 by 0 rows and 8 columns"):
+        export(8)
