@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,10 @@ from finercam_rt.manifest import LayerInfo, Manifest
 torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
 timm: Any = pytest.importorskip("timm", reason="the export's models come from timm")
 pytest.importorskip("onnx", reason="the export needs onnx")
+
+# torch.onnx reads its table of operations anew for each export, which is a tenth of the time of a small one
+_registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+_registry.from_torchlib = staticmethod(functools.cache(_registry.from_torchlib))
 
 OLDER = b"an older engine"
 
