@@ -150,13 +150,16 @@ def _adaptive_avg_pool(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 
 
 def _by_matrix(rewriter: Rewriter, x: fx.Node, dim: int, matrix: torch.Tensor) -> fx.Node:
-    """The product with a constant matrix along one of the last two axes, or another that goes there and back."""
-    value = x.meta["val"]
-    matrix = matrix.to(value.dtype)
-    if dim in (-2, value.ndim - 2):
+    """The product with a constant matrix along an axis.
+
+    From the left for -2 alone, where pooling and resizing ask for it. Axes counted from the front are those of tokens,
+    whose selection the passes know as a product from the right, between two transpositions.
+    """
+    matrix = matrix.to(x.meta["val"].dtype)
+    if dim == -2:
         return rewriter.emit(aten.matmul.default, rewriter.constant(matrix.T.contiguous()), x)
     constant = rewriter.constant(matrix.contiguous())
-    if dim in (-1, value.ndim - 1):
+    if dim == -1:
         return rewriter.emit(aten.matmul.default, x, constant)
     last = rewriter.emit(aten.transpose.int, x, dim, -1)
     return rewriter.emit(aten.transpose.int, rewriter.emit(aten.matmul.default, last, constant), dim, -1)
@@ -334,7 +337,7 @@ def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
         return None
     if not value.is_floating_point():
         return None
-    return _by_matrix(rewriter, x, dim, functional.one_hot(places % size, size).T)
+    return _by_matrix(rewriter, x, dim % value.ndim, functional.one_hot(places % size, size).T)
 
 
 _SMOOTH = ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
