@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finercam_rt import device_arrays
 from finercam_rt.errors import InputError
@@ -35,6 +35,16 @@ ARRAY_SUFFIXES = frozenset({".npy"})
 # catch_warnings swaps a process-wide list; the lock keeps two of our threads from restoring it in the wrong order.
 _WARNINGS_LOCK = threading.Lock()
 _UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation, as ImageOps.exif_transpose, which also writes the EXIF anew and fails there on odd tags."""
 _URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+://|data:")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _LONGEST_NAME = 200
@@ -258,7 +268,7 @@ def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Imag
         image.load()
         orientation = _orientation(image)
         if orientation != _UPRIGHT:
-            image = ImageOps.exif_transpose(image)
+            image = image.transpose(_TURNS[orientation])
         if image.mode.startswith("I"):
             return _from_deep_grey(image, name).convert(mode), orientation
         if image.mode == "F":
@@ -272,10 +282,10 @@ def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Imag
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+        found = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+        return int(found) if found in _TURNS else _UPRIGHT
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation; the pixels are fine
         return _UPRIGHT
-    return found if 1 <= found <= 8 else _UPRIGHT
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:

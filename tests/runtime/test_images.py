@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from finercam_rt.errors import InputError
 from finercam_rt.images import load_image, load_photograph
@@ -96,6 +97,30 @@ def test_exif_orientation(tmp_path, orientation):
     loaded = np.asarray(load_image(path)).astype(int)
     assert loaded.shape == (48, 64, 3)
     assert np.abs(loaded - np.asarray(upright)).max() < 16
+
+
+def tagged(orientation: int | str, resolution: bytes = b"") -> bytes:
+    """A JPEG with EXIF of the orientation and, as Pillow would not write it, an entry of XResolution."""
+    kind, value = (3, struct.pack("<HH", orientation, 0)) if isinstance(orientation, int) else (2, b"6\0\0\0")
+    entries = [struct.pack("<HHI", 0x0112, kind, 1 if kind == 3 else 2) + value] + [resolution] * bool(resolution)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    return encoded(Image.fromarray(RGB), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [*range(10), "6"])
+def test_turned_as_pillow_does(orientation):
+    """Also where the tag is none of the eight, or a text."""
+    content = tagged(orientation)
+    assert np.array_equal(load_image(content), ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize(
+    "resolution",
+    [struct.pack("<HHI", 0x011A, 2, 3) + b"72\0\0", struct.pack("<HHIi", 0x011A, 9, 1, -72)],
+    ids=["text", "negative"],
+)
+def test_odd_tags_beside_the_orientation(resolution):
+    assert load_image(tagged(6, resolution)).size == (21, 34)
 
 
 def test_exif_that_cannot_be_parsed_is_ignored(tmp_path):
