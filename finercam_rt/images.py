@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
-import threading
-import warnings
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from finercam_rt import device_arrays
 from finercam_rt.errors import InputError
@@ -32,8 +31,6 @@ IMAGE_SUFFIXES = frozenset(
 ARRAY_SUFFIXES = frozenset({".npy"})
 """What does where a folder has no photographs, for engines of other channels than theirs."""
 
-# catch_warnings swaps a process-wide list; the lock keeps two of our threads from restoring it in the wrong order.
-_WARNINGS_LOCK = threading.Lock()
 _UPRIGHT = 1
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -179,19 +176,41 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
     """
     if _is_heif(stream):
         _register_heif(name)
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(stream)
+        image = identified(stream)
+        if image is not None and limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb; scale it down, "
-            "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"{name} has more than {limit} pixels, which may be a decompression bomb; scale the file down first, or, "
+            "in Python, raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from None
-    except UnidentifiedImageError:
-        raise InputError(_unidentified(stream, name)) from None
     except Exception as error:  # a plugin met bytes that it did not expect
         raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
+    if image is None:
+        raise InputError(_unidentified(stream, name))
+    return image
+
+
+def identified(stream: BinaryIO) -> Image.Image | None:
+    """As Image.open, whatever the number of pixels; None where it is no image.
+
+    Image.open warns of many pixels, and warnings are turned off for all threads of the process, the caller's too.
+    """
+    start = _start(stream)
+    for load_plugins in (Image.preinit, Image.init):  # the usual formats, then all
+        load_plugins()
+        for format_ in tuple(Image.ID):
+            factory, accept = Image.OPEN[format_]
+            try:
+                accepted = accept is None or accept(start)
+                if accepted and not isinstance(accepted, str):  # a text says what is missing to read the format
+                    stream.seek(0)
+                    return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # how plugins say that it is not theirs
+                continue
+    return None
 
 
 def _start(stream: BinaryIO) -> bytes:

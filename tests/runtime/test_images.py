@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from finercam_rt.errors import InputError
-from finercam_rt.images import load_image, load_photograph
+from finercam_rt.images import load_image, load_photograph, open_image
 from finercam_rt.pixels import checksum
 
 RGB = np.random.default_rng(3).integers(0, 256, (21, 34, 3), dtype=np.uint8)
@@ -174,6 +174,30 @@ def test_decompression_bomb(tmp_path, monkeypatch, limit, recwarn):
     text = refused(path)
     assert "decompression bomb" in text
     assert str(limit) in text
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "TIFF", "GIF", "PCX"])
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_no_one_elses_warnings(monkeypatch, recwarn, format_, action):
+    """They are the whole process's: not changed while an image is opened, and of no meaning for what is refused."""
+    content, seen = encoded(Image.fromarray(RGB), format_), []
+
+    class Stream(io.BytesIO):
+        def read(self, *size):
+            seen.append(list(warnings.filters))
+            return super().read(*size)
+
+    warnings.simplefilter(action)
+    for limit in (None, RGB.size // 3):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert open_image(Stream(content), "x").format == format_
+    for limit in (RGB.size // 3 - 1, 2):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(InputError, match="decompression bomb"):
+            open_image(Stream(content), "x")
+    assert seen
+    assert all(filters == list(warnings.filters) for filters in seen)
     assert len(recwarn) == 0
 
 
