@@ -26,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
     130: interrupted. 141: the reader of the output went away before the end.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     # file names need not be text, nor class names in the encoding of the terminal
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -39,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except FinerCAMError as error:
         print(f"finercam: {error}", file=sys.stderr)
+        return _MISTAKE
+    except MemoryError:
+        print(
+            "finercam: this takes more memory than there is; ask for less at once, such as a smaller batch.",
+            file=sys.stderr,
+        )
         return _MISTAKE
     except KeyboardInterrupt:
         print("finercam: interrupted.", file=sys.stderr)

@@ -85,6 +85,13 @@ def test_frames(finercam, toy, clip, tmp_path):
     assert not (every / "clip.frame-000001.overlay.png").exists()
 
 
+@pytest.mark.parametrize("size", [10**10, 10**20])
+def test_a_batch_of_frames_that_does_not_fit(finercam, toy, clip, size):
+    """How many there are is not known, so that memory for as many as are asked for is taken."""
+    ran = finercam("explain", toy.path, clip, "--json", "--frames", "--batch-size", size)
+    ran.refused(f"{size} images a run do not fit into memory; give a smaller batch size")
+
+
 def test_frames_are_images_of_their_own(clip):
     """So that a batch of them can be held."""
     for k, image in enumerate(list(frames(clip))):

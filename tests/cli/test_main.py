@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import finercam_rt
 from finercam_rt.cli import main as main_module
@@ -51,6 +52,39 @@ def test_interrupt(finercam, toy, monkeypatch):
     ran = finercam("inspect", toy.path)
     assert ran.code == 130
     assert ran.err == "finercam: interrupted.\n"
+
+
+def test_too_little_memory(finercam, toy, monkeypatch):
+    from finercam_rt.cli import inspect
+
+    def fails(path):
+        raise MemoryError("Unable to allocate 561. GiB\nfor an array")
+
+    monkeypatch.setattr(inspect, "read_manifest", fails)
+    finercam("inspect", toy.path).refused("takes more memory than there is; ask for less at once")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(toy, tmp_path, closed):
+    """What would have been printed goes nowhere, and not into a file that got its number."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / name)
+    (tmp_path / "c.png").write_text("no image")
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    images = f"{tmp_path}/a.png {tmp_path}/b.png {tmp_path}/c.png"
+    for command, expected in (
+        (f"inspect {toy.path}", 0),
+        (f"explain {toy.path} {images} --json", 1),
+        (f"inspect {tmp_path}/none.onnx", 2),
+    ):
+        done = subprocess.run(
+            f"{sys.executable} -c '{code}' {command} {closed}", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == expected, done
+        assert "Traceback" not in done.stderr
+        assert bool(done.stdout) == (closed == "2>&-" and expected < 2)
+        if done.stdout and "explain" in command:
+            assert len(json.loads(done.stdout)["images"]) == 3
 
 
 def test_inspect(finercam, make_toy):
