@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ _PNG_LEVEL = 1
 _LONGEST_NAME = 255
 _SHEET_ZOOM = 2
 """Pixels of a sheet's panel at most for each of the model's input: an original of a camera would make it huge."""
+_SEVERAL = re.compile(
+    r"(.+?)(?:\.contrasts\.png|(?:\.contrast-\d+(?:\.layer-.+)?|\.layer-.+)(?:\.overlay\.png|\.heatmap\.png|\.npy))"
+)
+"""The name of an image, and what is added to it for its contrasts and layers."""
 
 
 class NotDrawnError(Exception):
@@ -35,6 +40,30 @@ class Style(NamedTuple):
     opacity: float
     coordinates: str
     value_range: tuple[float, float] | None
+
+
+class Earlier:
+    """What earlier runs wrote of contrasts and layers: another question may have fewer, and would leave the others."""
+
+    def __init__(self, folder: Path) -> None:
+        """In a folder and those below it, each of which is looked through once."""
+        self._folder = folder
+        self._known: dict[Path, dict[str, list[Path]]] = {}
+
+    def remove(self, stem: str) -> None:
+        """Delete those of one image, which is written anew."""
+        name = self._folder / stem
+        for path in self._of(name.parent).pop(name.name, ()):
+            path.unlink(missing_ok=True)
+
+    def _of(self, folder: Path) -> dict[str, list[Path]]:
+        known = self._known.get(folder)
+        if known is None:
+            known = self._known[folder] = {}
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if found := _SEVERAL.fullmatch(path.name):
+                    known.setdefault(found[1], []).append(path)
+        return known
 
 
 def write_pictures(folder: Path, stem: str, explanation: Explanation, row: int, style: Style) -> dict[str, Any]:
