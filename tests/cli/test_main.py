@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -85,6 +86,22 @@ def test_closed_streams(toy, tmp_path, closed):
         assert bool(done.stdout) == (closed == "2>&-" and expected < 2)
         if done.stdout and "explain" in command:
             assert len(json.loads(done.stdout)["images"]) == 3
+
+
+def test_no_warnings_of_pillow(toy, tmp_path):
+    """Of a palette with transparency in bytes, and of EXIF that is damaged: both are read."""
+    images = [tmp_path / "palette.png", tmp_path / "exif.jpg"]
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    noise.quantize(4).save(images[0], transparency=b"\0\1\2\3")
+    noise.save(images[1], exif=b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0")
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for path in images:
+        command = [sys.executable, "-c", code, "explain", toy.path, path, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        loading = f"from finercam_rt.images import load_image; load_image({str(path)!r})"
+        by_itself = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True)
+        assert "UserWarning" in by_itself.stderr, "else this tests nothing"
 
 
 def test_inspect(finercam, make_toy):
