@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from finercam_rt import device_arrays
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.files import system_reason
 from finercam_rt.manifest import GREY, RGB
 from finercam_rt.pixels import MODES, Pixels
@@ -140,7 +140,7 @@ def _from_stream(stream: BinaryIO, name: str, channels: int) -> tuple[Pixels, in
         try:
             array = np.load(stream, allow_pickle=False)
         except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError and others on bad bytes
-            raise InputError(f"{name} is a damaged .npy file ({_reason(error)}).") from None
+            raise InputError(f"{name} is a damaged .npy file ({one_line(error)}).") from None
         return _from_array(array, name, channels), _UPRIGHT
     with open_image(stream, name) as image:
         return _from_image(image, name, channels)
@@ -162,7 +162,7 @@ def _read(stream: Any, name: str) -> bytes:
             stream.seek(0)
         content = stream.read()
     except Exception as error:  # whatever the object raises: OSError, ValueError for a closed file, a library's own
-        raise InputError(f"{name} cannot be read ({_reason(error)}).") from None
+        raise InputError(f"{name} cannot be read ({one_line(error)}).") from None
     if not isinstance(content, bytes):
         raise InputError(f"{name} gives {type(content).__name__} when read; open it in binary mode.")
     return content
@@ -187,7 +187,7 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
             "in Python, raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from None
     except Exception as error:  # a plugin met bytes that it did not expect
-        raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
+        raise InputError(f"{name} is a damaged image ({one_line(error)}).") from None
     if image is None:
         raise InputError(_unidentified(stream, name))
     return image
@@ -296,7 +296,7 @@ def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Imag
     except InputError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and others on bad bytes
-        raise InputError(f"{name} is truncated or damaged ({_reason(error)}).") from None
+        raise InputError(f"{name} is truncated or damaged ({one_line(error)}).") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -318,7 +318,3 @@ def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
             "to 8 bits as the model's training data were."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

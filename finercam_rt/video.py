@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.files import system_reason
 from finercam_rt.images import identified, open_image, upright
 
@@ -63,7 +63,7 @@ def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
             except EOFError:
                 return
             except Exception as error:  # Pillow's plugins raise many kinds on bad bytes
-                raise InputError(f"{name}: frame {index} is damaged ({' '.join(str(error).split())}).") from None
+                raise InputError(f"{name}: frame {index} is damaged ({one_line(error)}).") from None
             frame = upright(image, f"{name}: frame {index}")[0]
             yield frame.copy() if frame is image else frame
 
@@ -90,11 +90,9 @@ def _video(file: Path) -> Iterator[Image.Image]:
                 index += 1
     except av.error.FFmpegError as error:
         if index == 0:
-            raise InputError(f"{file} is neither an image nor a video that can be read ({_reason(error)}).") from None
-        raise InputError(f"{file}: frame {index} is damaged ({_reason(error)}).") from None
+            raise InputError(
+                f"{file} is neither an image nor a video that can be read ({one_line(system_reason(error))})."
+            ) from None
+        raise InputError(f"{file}: frame {index} is damaged ({one_line(system_reason(error))}).") from None
     if index == 0:
         raise InputError(f"{file} has no frames.")
-
-
-def _reason(error: Any) -> str:
-    return " ".join(str(error.strerror or error).split()).rstrip(".")

@@ -99,6 +99,21 @@ def test_frames_are_images_of_their_own(clip):
         assert np.array_equal(image, frame(k))
 
 
+@pytest.mark.parametrize(("said", "quoted"), [("broken\n  data.", "broken data"), ("", "OSError")])
+def test_a_damaged_frame_is_one_sentence(clip, monkeypatch, said, quoted):
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    def seek(self, index):
+        if index == 2:
+            raise OSError(said)
+        whole(self, index)
+
+    whole = WebPImageFile.seek
+    monkeypatch.setattr(WebPImageFile, "seek", seek)
+    with pytest.raises(InputError, match=rf"frame 2 is damaged \({quoted}\)\.$"):
+        list(frames(clip))
+
+
 def test_without_frames_the_first_one_is_explained(finercam, toy, clip, tmp_path):
     assert finercam("explain", toy.path, clip, "-o", tmp_path / "out", "--references", "none").code == 0
     (record,) = document(tmp_path / "out")["images"]
