@@ -247,7 +247,7 @@ def test_a_sheet_does_not_draw_what_its_logits_forbid(make_toy, tmp_path):
     style, record = Style("turbo", 0.5, "crop", None), whole.record(0)
 
     def sheet(name: str, **changes: Any) -> np.ndarray:
-        path = write_sheet(tmp_path, name, dataclasses.replace(whole, **changes), 0, record, style)
+        path = write_sheet(tmp_path, name, dataclasses.replace(whole, **changes), 0, record, style, None)
         return np.asarray(Image.open(tmp_path / path))
 
     without = whole.saliency_map.copy()

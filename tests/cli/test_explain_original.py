@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finercam_rt import Engine, InputError, frames
+from finercam_rt import Engine, InputError, frames, original
 from finercam_rt.cli import pictures
 
 SIZE = (60, 100)
@@ -53,8 +53,11 @@ def test_original_coordinates(finercam, toy, photographs, tmp_path):
         assert np.isnan(saved).any()
 
 
-def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path):
-    """The sheet's panels are the whole photograph, but not in the size of a camera's."""
+def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path, monkeypatch):
+    """The sheet's panels are the whole photograph, but not in the size of a camera's; it is loaded once for all."""
+    loaded = []
+    load = original.load_photograph
+    monkeypatch.setattr(original, "load_photograph", lambda *source: loaded.append(source) or load(*source))
     path = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)).save(path)
     out = tmp_path / "out"
@@ -62,6 +65,7 @@ def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path)
     assert finercam("explain", make_toy(contrasts=2).path, path, *arguments).code == 0
     assert Image.open(out / "wide.contrast-2.overlay.png").size == (900, 300)
     assert Image.open(out / "wide.contrasts.png").width == 3 * 96 + 2 * 12 + 2 * 16
+    assert len(loaded) == 1
 
 
 def test_frames(finercam, toy, clip, tmp_path):
@@ -216,14 +220,14 @@ def test_a_video_without_pyav(finercam, toy, tmp_path, monkeypatch):
 
 def test_an_original_that_vanishes_is_one_images_error(finercam, toy, photographs, tmp_path, monkeypatch):
     """A file that is deleted between reading and drawing: the others are drawn, and nothing of it is written."""
-    write = pictures.write_pictures
+    load = pictures.load_original
 
-    def vanishing(folder, stem, *rest):
-        if stem == "b":
+    def vanishing(explanation, row, style):
+        if explanation.names[row].endswith("b.png"):
             (photographs / "b.png").unlink()
-        return write(folder, stem, *rest)
+        return load(explanation, row, style)
 
-    monkeypatch.setattr("finercam_rt.cli.explain.write_pictures", vanishing)
+    monkeypatch.setattr("finercam_rt.cli.explain.load_original", vanishing)
     out = tmp_path / "out"
     arguments = ("-o", out, "--coordinates", "original", "--references", "none")
     ran = finercam("explain", toy.path, photographs, *arguments)

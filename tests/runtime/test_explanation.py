@@ -59,6 +59,17 @@ def test_overlay_shows_the_map_where_it_is():
     assert (np.diff(drawn[:, 20, 0].astype(int)) >= 0).all()
 
 
+def test_overlay_of_the_crop_takes_its_pixels_as_they_are(monkeypatch):
+    """Not by way of an image of Pillow's; of any strides, and grey as well."""
+    images = np.random.default_rng(1).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
+    wanted = explanation(images=images).overlay(0)
+    grey = explanation(images=np.repeat(images[..., :1], 3, axis=3)).overlay(0)
+    monkeypatch.setattr("finercam_rt.explanation.Image.fromarray", lambda pixels: pytest.fail("converted"))
+    turned = np.ascontiguousarray(images[:, ::-1, ::-1])[:, ::-1, ::-1]
+    assert np.array_equal(explanation(images=turned).overlay(0), wanted)
+    assert np.array_equal(explanation(images=images[..., :1]).overlay(0), grey)
+
+
 def test_overlay_blends():
     e = explanation()
     half, full = (np.asarray(e.overlay(0, opacity=o)).astype(float) for o in (0.5, 1.0))
