@@ -229,23 +229,25 @@ class Explanation:
         if self.originals is not None:
             photograph["original"] = self.originals[i].record()
         if self.contrasts is None:
-            return {**photograph, **self._contrast_record(i, shares)}
-        each = [self.contrast(p)._contrast_record(i, shares) for p in range(self.contrasts)]
+            return {**photograph, **self._contrast_record((i,), shares)}
+        each = [self._contrast_record((i, p), shares) for p in range(self.contrasts)]
         return {**photograph, "contrasts": each}
 
-    def _contrast_record(self, i: int, shares: NDArray[np.float32]) -> dict[str, Any]:
-        references = [self._class_record(i, int(index), shares) for index in self.references[i] if index >= 0]
-        target = self._class_record(i, int(self.target[i]), shares)
+    def _contrast_record(self, at: tuple[int, ...], shares: NDArray[np.float32]) -> dict[str, Any]:
+        """Of photograph i: `at` is (i,), or (i, p) with several contrasts."""
+        i, status = at[0], self.status[at[0]]
+        references = [self._class_record(i, int(index), shares) for index in self.references[at] if index >= 0]
+        target = self._class_record(i, int(self.target[at]), shares)
         margin = None
         if references:
-            margin = _finite(self.logits[i, self.target[i]] - max(self.logits[i, r["index"]] for r in references))
-        raw = self.saliency_map[i]
+            margin = _finite(self.logits[i, target["index"]] - max(self.logits[i, r["index"]] for r in references))
+        raw = self.saliency_map[at]
         return {
             "target": target,
             "references": references,
             "logit_margin": margin,
-            "alpha": float(self.alpha[i]),
-            "status": self.status[i],
+            "alpha": float(self.alpha[at]),
+            "status": status if len(at) == 1 else status[at[1]],
             "saliency_map": {"shape": list(raw.shape), "min": _finite(raw.min()), "max": _finite(raw.max())},
         }
 

@@ -164,6 +164,18 @@ def test_a_record_takes_the_softmax_once(make_toy, monkeypatch):
         assert item["probability"] == float(whole.probabilities[1, item["index"]])
 
 
+def test_a_record_looks_at_one_image_alone(make_toy, monkeypatch):
+    """Not, for each of its contrasts, at all of them."""
+    rng = np.random.default_rng(0)
+    whole = Engine(make_toy(contrasts=4).path).explain(list(rng.integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)))
+    expected = [[whole.contrast(p).record(i) for p in range(4)] for i in range(3)]
+    monkeypatch.setattr(Explanation, "contrast", lambda self, p: pytest.fail("all images"))
+    for i, parts in enumerate(expected):
+        record = whole.record(i)
+        contrasts = record.pop("contrasts")
+        assert [record | part for part in contrasts] == parts
+
+
 def test_record_is_json_whatever_the_numbers():
     e = explanation()
     text = json.dumps([e.record(i) for i in range(3)], allow_nan=False)
