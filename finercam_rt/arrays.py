@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 
 _FRAMEWORKS = ("torch", "cupy", "numba", "pycuda")
 """Whose arrays are asked for in their own way, and given back."""
@@ -34,7 +34,7 @@ def to_numpy(array: Any, name: str) -> NDArray[Any]:
         if array.__dlpack_device__()[0] in _CPU_DEVICES:
             return np.from_dlpack(array)
     except Exception as error:  # each framework has its own types: BufferError, RuntimeError, TypeError
-        raise InputError(f"{name} cannot be read by DLPack ({' '.join(str(error).split()).rstrip('.')}).") from None
+        raise InputError(f"{name} cannot be read by DLPack ({one_line(error)}).") from None
     raise InputError(f"{name} is on another device than the engine, which computes on the CPU; move it there.")
 
 

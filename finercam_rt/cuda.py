@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt import _core
-from finercam_rt.errors import BackendError, DeviceMemoryError
+from finercam_rt.errors import BackendError, DeviceMemoryError, one_line
 
 DEFAULT_STREAMS = (0, 1, 2)
 """Handles of the default streams: 0, CUDA's legacy one and the one of each thread. None of them can be captured."""
@@ -280,7 +280,7 @@ def open_device(device: str) -> Device:
 
 def as_backend_error(error: Exception, during: str) -> BackendError:
     """A CUDA error as a sentence; `during` names the operation, such as "a run of 8 images"."""
-    text = " ".join(str(error).split()).removeprefix("[cuda] ").rstrip(".")
+    text = one_line(error).removeprefix("[cuda] ")
     size = getattr(error, "bytes", None)
     if size is not None:
         return DeviceMemoryError(

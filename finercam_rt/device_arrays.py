@@ -20,7 +20,7 @@ from finercam_rt import arrays, cuda
 from finercam_rt.arrays import framework_of
 from finercam_rt.backends.device_results import Place
 from finercam_rt.cuda import Device
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.owned_array import OwnedArray, dtype_name
 
 _UINT8 = np.dtype(np.uint8)
@@ -79,7 +79,7 @@ def read(array: Any, name: str) -> DeviceArray:
             array.block_until_ready()
         found = array.__cuda_array_interface__
     except Exception as error:  # each framework has its own types
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error)
         raise InputError(f"{name} cannot be read on its device ({reason}); give a plain array.") from None
     shape, strides, dtype = tuple(found["shape"]), found.get("strides"), _dtype(found["typestr"])
     contiguous = strides is None or _is_dense(shape, strides, dtype.itemsize)

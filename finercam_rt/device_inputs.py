@@ -56,25 +56,36 @@ class PixelMemory:
         return known
 
 
-class PixelPool(threading.local):
+class _Free(threading.local):
     """A thread's memories that are not in use: there is more than one where a source of photographs explains others."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self) -> None:
         """Called once for each thread that uses it."""
+        self.memories: list[PixelMemory] = []
+
+
+class PixelPool:
+    """The memories that are not in use, of each thread its own."""
+
+    def __init__(self, device: Device) -> None:
+        """Of a GPU."""
         self.device = device
-        self._free: list[PixelMemory] = []
+        self._free: _Free | None = _Free()
 
     def take(self) -> PixelMemory:
-        """The one that was used last, or a new one."""
-        return self._free.pop() if self._free else PixelMemory(self.device)
+        """The one that this thread used last, or a new one."""
+        free = self._free
+        return free.memories.pop() if free is not None and free.memories else PixelMemory(self.device)
 
     def give(self, memory: PixelMemory) -> None:
         """Back; no run of it is under way."""
-        self._free.append(memory)
+        free = self._free
+        if free is not None:
+            free.memories.append(memory)
 
     def close(self) -> None:
-        """Give this thread's memory back to the GPU."""
-        self._free.clear()
+        """Give the memory of all threads back to the GPU, and what is in use as soon as it is not."""
+        self._free = None
 
 
 class _Photograph(NamedTuple):

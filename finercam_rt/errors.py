@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def one_line(error: BaseException | str) -> str:
+    """What it says, for a sentence of ours: on one line and without its full stop; its type where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 class FinerCAMError(Exception):
     """Base of every error that finercam_rt raises on purpose; the command line prints it and exits with 2."""
 

@@ -18,7 +18,7 @@ from finercam_rt.geometry import CROP, ORIGINAL, Geometry, check_coordinates
 from finercam_rt.ops import Box
 from finercam_rt.ops.rendering import checked_size
 from finercam_rt.original import Original
-from finercam_rt.pixels import as_photograph
+from finercam_rt.pixels import as_rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,7 @@ class Explanation:
         size: tuple[int, int] | None = None,
         coordinates: str = CROP,
         value_range: tuple[float, float] | None = None,
+        photograph: Image.Image | None = None,
     ) -> Image.Image:
         """Photograph i under its map: round(opacity * colour + (1 - opacity) * photograph), an RGB image.
 
@@ -128,6 +129,8 @@ class Explanation:
             coordinates: "crop", what the model saw, or "original", the whole photograph, which is loaded again.
             value_range: (low, high), the raw values drawn as the ends of the colour map, for pictures to be compared,
                 such as the frames of a video; None is each map's own least and greatest.
+            photograph: with coordinates "original", what `originals[i].load()` gave, so that several maps of it load it
+                once; None loads it.
 
         Raises:
             InputError: no such photograph, colour map or opacity, or the explanation carries no photographs; an
@@ -135,14 +138,14 @@ class Explanation:
         """
         self._check_one_contrast()
         i = self._checked(i)
-        photograph = self._photograph(i, coordinates)
+        pixels = self._photograph(i, coordinates, photograph)
         shape, box = self._frame(i, size, coordinates)
-        if shape != (photograph.height, photograph.width):
-            photograph = photograph.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+        if shape != pixels.shape[:2]:
+            pixels = np.asarray(Image.fromarray(pixels).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
         rendered = ops.render(
             self._drawable(i),
             shape,
-            images=np.asarray(photograph)[None],
+            images=pixels[None],
             colormap=colormap,
             opacity=opacity,
             box=box,
@@ -226,23 +229,25 @@ class Explanation:
         if self.originals is not None:
             photograph["original"] = self.originals[i].record()
         if self.contrasts is None:
-            return {**photograph, **self._contrast_record(i, shares)}
-        each = [self.contrast(p)._contrast_record(i, shares) for p in range(self.contrasts)]
+            return {**photograph, **self._contrast_record((i,), shares)}
+        each = [self._contrast_record((i, p), shares) for p in range(self.contrasts)]
         return {**photograph, "contrasts": each}
 
-    def _contrast_record(self, i: int, shares: NDArray[np.float32]) -> dict[str, Any]:
-        references = [self._class_record(i, int(index), shares) for index in self.references[i] if index >= 0]
-        target = self._class_record(i, int(self.target[i]), shares)
+    def _contrast_record(self, at: tuple[int, ...], shares: NDArray[np.float32]) -> dict[str, Any]:
+        """Of photograph i: `at` is (i,), or (i, p) with several contrasts."""
+        i, status = at[0], self.status[at[0]]
+        references = [self._class_record(i, int(index), shares) for index in self.references[at] if index >= 0]
+        target = self._class_record(i, int(self.target[at]), shares)
         margin = None
         if references:
-            margin = _finite(self.logits[i, self.target[i]] - max(self.logits[i, r["index"]] for r in references))
-        raw = self.saliency_map[i]
+            margin = _finite(self.logits[i, target["index"]] - max(self.logits[i, r["index"]] for r in references))
+        raw = self.saliency_map[at]
         return {
             "target": target,
             "references": references,
             "logit_margin": margin,
-            "alpha": float(self.alpha[i]),
-            "status": self.status[i],
+            "alpha": float(self.alpha[at]),
+            "status": status if len(at) == 1 else status[at[1]],
             "saliency_map": {"shape": list(raw.shape), "min": _finite(raw.min()), "max": _finite(raw.max())},
         }
 
@@ -264,13 +269,14 @@ class Explanation:
             raise InputError("this explanation knows no originals; use the crop's coordinates.")
         return self.originals[i]
 
-    def _photograph(self, i: int, coordinates: str) -> Image.Image:
+    def _photograph(self, i: int, coordinates: str, loaded: Image.Image | None) -> NDArray[np.uint8]:
+        """(H,W,3)."""
         check_coordinates(coordinates)
         if coordinates == ORIGINAL:
-            return self._original(i).load()
+            return np.asarray(self._original(i).load() if loaded is None else loaded)
         if self.images is None:
             raise InputError("this explanation carries no photographs; draw the map alone with heatmap().")
-        return as_photograph(self.images[i])
+        return as_rgb(self.images[i])
 
     def _frame(self, i: int, size: tuple[int, int] | None, coordinates: str) -> tuple[tuple[int, int], Box | None]:
         """(height, width) of a picture, and where the map lies in it."""

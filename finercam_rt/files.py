@@ -110,17 +110,22 @@ def json_bytes(text: str) -> bytes:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content appears at `path` in one step, when the block ends without an error; folders are made.
 
+    A link stays one: what it points to is written.
+
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or what is there is a folder, a device or a pipe.
     """
-    # a name of its own: other threads, and other machines, whose processes may have the same number, write there too
-    part = path.with_name(f".finercam-{secrets.token_hex(8)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} cannot be written: it is not a regular file; give the name of one.")
+        file = Path(os.path.realpath(path))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # a name of its own: other threads, and other machines, whose processes may have the same number, write too
+        part = file.with_name(f".finercam-{secrets.token_hex(8)}.part")
         try:
             with part.open("xb") as stream:
                 yield stream
-            os.replace(part, path)
+            os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:

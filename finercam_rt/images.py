@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
-import threading
-import warnings
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from finercam_rt import device_arrays
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.files import system_reason
 from finercam_rt.manifest import GREY, RGB
 from finercam_rt.pixels import MODES, Pixels
@@ -32,9 +31,17 @@ IMAGE_SUFFIXES = frozenset(
 ARRAY_SUFFIXES = frozenset({".npy"})
 """What does where a folder has no photographs, for engines of other channels than theirs."""
 
-# catch_warnings swaps a process-wide list; the lock keeps two of our threads from restoring it in the wrong order.
-_WARNINGS_LOCK = threading.Lock()
 _UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation, as ImageOps.exif_transpose, which also writes the EXIF anew and fails there on odd tags."""
 _URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+://|data:")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _LONGEST_NAME = 200
@@ -133,7 +140,7 @@ def _from_stream(stream: BinaryIO, name: str, channels: int) -> tuple[Pixels, in
         try:
             array = np.load(stream, allow_pickle=False)
         except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError and others on bad bytes
-            raise InputError(f"{name} is a damaged .npy file ({_reason(error)}).") from None
+            raise InputError(f"{name} is a damaged .npy file ({one_line(error)}).") from None
         return _from_array(array, name, channels), _UPRIGHT
     with open_image(stream, name) as image:
         return _from_image(image, name, channels)
@@ -155,7 +162,7 @@ def _read(stream: Any, name: str) -> bytes:
             stream.seek(0)
         content = stream.read()
     except Exception as error:  # whatever the object raises: OSError, ValueError for a closed file, a library's own
-        raise InputError(f"{name} cannot be read ({_reason(error)}).") from None
+        raise InputError(f"{name} cannot be read ({one_line(error)}).") from None
     if not isinstance(content, bytes):
         raise InputError(f"{name} gives {type(content).__name__} when read; open it in binary mode.")
     return content
@@ -169,19 +176,41 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
     """
     if _is_heif(stream):
         _register_heif(name)
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with _WARNINGS_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(stream)
+        image = identified(stream)
+        if image is not None and limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb; scale it down, "
-            "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"{name} has more than {limit} pixels, which may be a decompression bomb; scale the file down first, or, "
+            "in Python, raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from None
-    except UnidentifiedImageError:
-        raise InputError(_unidentified(stream, name)) from None
     except Exception as error:  # a plugin met bytes that it did not expect
-        raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
+        raise InputError(f"{name} is a damaged image ({one_line(error)}).") from None
+    if image is None:
+        raise InputError(_unidentified(stream, name))
+    return image
+
+
+def identified(stream: BinaryIO) -> Image.Image | None:
+    """As Image.open, whatever the number of pixels; None where it is no image.
+
+    Image.open warns of many pixels, and warnings are turned off for all threads of the process, the caller's too.
+    """
+    start = _start(stream)
+    for load_plugins in (Image.preinit, Image.init):  # the usual formats, then all
+        load_plugins()
+        for format_ in tuple(Image.ID):
+            factory, accept = Image.OPEN[format_]
+            try:
+                accepted = accept is None or accept(start)
+                if accepted and not isinstance(accepted, str):  # a text says what is missing to read the format
+                    stream.seek(0)
+                    return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # how plugins say that it is not theirs
+                continue
+    return None
 
 
 def _start(stream: BinaryIO) -> bytes:
@@ -258,7 +287,7 @@ def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Imag
         image.load()
         orientation = _orientation(image)
         if orientation != _UPRIGHT:
-            image = ImageOps.exif_transpose(image)
+            image = image.transpose(_TURNS[orientation])
         if image.mode.startswith("I"):
             return _from_deep_grey(image, name).convert(mode), orientation
         if image.mode == "F":
@@ -267,15 +296,15 @@ def upright(image: Image.Image, name: str, mode: str = MODES[RGB]) -> tuple[Imag
     except InputError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error and others on bad bytes
-        raise InputError(f"{name} is truncated or damaged ({_reason(error)}).") from None
+        raise InputError(f"{name} is truncated or damaged ({one_line(error)}).") from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+        found = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+        return int(found) if found in _TURNS else _UPRIGHT
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation; the pixels are fine
         return _UPRIGHT
-    return found if 1 <= found <= 8 else _UPRIGHT
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
@@ -289,7 +318,3 @@ def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
             "to 8 bits as the model's training data were."
         )
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

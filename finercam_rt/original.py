@@ -15,7 +15,8 @@ from finercam_rt.pixels import as_photograph, channels_of, checksum, size_of
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """What is kept of a photograph besides the crop: a path, or a reference to the caller's object; never a copy.
+    """What is kept of a photograph besides the crop: a path, a reference to the caller's array, image or bytes, or what
+    an open file, a bytearray or a memoryview held; never a copy of the pixels.
 
     source: what it can be loaded from again. position: its number among the images, for errors. geometry: where the
     crop lies in it. orientation: the EXIF orientation in which its pixels are stored, 1 (upright) to 8. channels: of

@@ -79,8 +79,9 @@ class Photographs:
         self, sources: Iterator[ImageSource], contrast: ContrastArrays, size: int, skip_errors: bool
     ) -> Iterator[Batch]:
         """The batches of `sources`; a contrast of one row is that of all images."""
-        inputs, start, ended = self.inputs(size), 0, False
+        start, ended = 0, False
         try:
+            inputs = self._inputs(size)
             while not ended:
                 began = time.perf_counter()
                 loaded = load_batch(sources, start, size, inputs, self.manifest.input.view_shape, skip_errors)
@@ -94,6 +95,12 @@ class Photographs:
             close = getattr(sources, "close", None)
             if close is not None:
                 close()
+
+    def _inputs(self, size: int) -> RunInputs:
+        try:
+            return self.inputs(size)
+        except (MemoryError, ValueError):  # the latter of more than NumPy can count
+            raise InputError(f"{size} images a run do not fit into memory; give a smaller batch size.") from None
 
     def _batch(
         self,

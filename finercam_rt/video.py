@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.files import system_reason
-from finercam_rt.images import open_image, upright
+from finercam_rt.images import identified, open_image, upright
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
 """What counts as a video, in lower case, when a folder is searched for frames."""
@@ -48,13 +48,11 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 def _is_image(stream: Any) -> bool:
     try:
-        with Image.open(stream) as image:
-            # Pillow knows the first bytes of MPEG, and nothing else of it
-            return image.format != "MPEG"
-    except UnidentifiedImageError:
-        return False
+        image = identified(stream)
     except Exception:  # an image, and something is the matter with it: open_image says what
         return True
+    # Pillow knows the first bytes of MPEG, and nothing else of it
+    return image is not None and image.format != "MPEG"
 
 
 def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
@@ -65,7 +63,7 @@ def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
             except EOFError:
                 return
             except Exception as error:  # Pillow's plugins raise many kinds on bad bytes
-                raise InputError(f"{name}: frame {index} is damaged ({' '.join(str(error).split())}).") from None
+                raise InputError(f"{name}: frame {index} is damaged ({one_line(error)}).") from None
             frame = upright(image, f"{name}: frame {index}")[0]
             yield frame.copy() if frame is image else frame
 
@@ -97,11 +95,9 @@ def _video(file: Path) -> Iterator[Image.Image]:
                 index += 1
     except av.error.FFmpegError as error:
         if index == 0:
-            raise InputError(f"{file} is neither an image nor a video that can be read ({_reason(error)}).") from None
-        raise InputError(f"{file}: frame {index} is damaged ({_reason(error)}).") from None
+            raise InputError(
+                f"{file} is neither an image nor a video that can be read ({one_line(system_reason(error))})."
+            ) from None
+        raise InputError(f"{file}: frame {index} is damaged ({one_line(system_reason(error))}).") from None
     if index == 0:
         raise InputError(f"{file} has no frames.")
-
-
-def _reason(error: Any) -> str:
-    return " ".join(str(error.strerror or error).split()).rstrip(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finercam_rt.backends.interface import Value
+from finercam_rt.errors import one_line
 
 ONLY_FATAL = 4
 """The log level of sessions: what is wrong comes as an exception too."""
@@ -18,6 +19,6 @@ def value_of(value: Any) -> Value:
 
 def reason_of(error: Exception) -> str:
     """ONNX Runtime's message on one line, without its "[ONNXRuntimeError] : 1 : FAIL : " and its source path."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     text = text.rsplit(" : ", 1)[-1] if text.startswith("[ONNXRuntimeError]") else text
     return text[:300].rstrip(". ") or type(error).__name__

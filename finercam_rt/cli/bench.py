@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         shape = (args.batch, *engine.manifest.input.shape)
         try:
             images = np.random.default_rng(0).standard_normal(shape, np.float32)
-        except MemoryError:
+        except (MemoryError, ValueError):  # the latter of more than NumPy can count
             raise InputError(f"--batch is {args.batch}, which does not fit into memory; give fewer images.") from None
         with engine.device_times() as times:
             seconds, cpu, first = measure(lambda: engine(images), args.warmup_ms / 1e3, args.duration, args.iterations)

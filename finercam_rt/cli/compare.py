@@ -14,7 +14,7 @@ import numpy as np
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.cli.runtime import add_runtime, runtime_of
-from finercam_rt.comparison import Agreement, compare_explained, mean_agreement
+from finercam_rt.comparison import OK, Agreement, compare_explained, mean_agreement
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
 from finercam_rt.errors import InputError
@@ -24,7 +24,7 @@ from finercam_rt.images import load_image
 from finercam_rt.manifest import METHODS, RGB
 from finercam_rt.pixels import MODES
 
-_BELOW = 1
+_ALL_DONE, _SOME_FAILED = 0, 1
 _MEASURES = Agreement._fields
 
 _EPILOG = """\
@@ -33,10 +33,11 @@ explanations of A, so that they differ by the map alone, and the difference come
 `finercam evaluate` that needs nothing but a map: rd@X, cd@X, deletion, insertion, average_drop, complexity, road.
 
 The maps compared are those of the class that A predicts against the references that A chooses, so that they differ by
-the engines alone. An image without a map in one of the engines (its status is not "ok") is listed and not averaged.
+the engines alone. An image without a map in one of the engines (its status is not "ok") has a line on stderr and is not
+averaged; where the other engine has one, the engines disagree, and every --min fails.
 
-exit codes: 0 compared; 1 compared, and below a --min; 2 nothing done: a wrong argument, a missing file, engines that
-cannot be compared, or no image that both could explain.
+exit codes: 0 compared; 1 compared, and below a --min, or an image could not be read: each has a line on stderr;
+2 nothing done: a wrong argument, a missing file, engines that cannot be compared, or no image that both could explain.
 """
 
 
@@ -108,16 +109,24 @@ def run(args: argparse.Namespace) -> int:
             if images < 2:
                 interval = "one image, so without an interval"
             print(f"{name:16} A {of['a']:.4f}, B {of['b']:.4f}, difference {mean:+.4f} ({interval})")
-    failed = [
-        name
-        for name in (*_MEASURES, "class_agreement")
-        if (least := getattr(args, f"min_{name}")) is not None and means[name] < least
-    ]
-    for name in failed:
-        print(
-            f"finercam: the mean {name} is {means[name]:.4f}, below {getattr(args, f'min_{name}'):g}.", file=sys.stderr
-        )
-    return _BELOW if failed else 0
+    unread = any("error" in record for record in records)
+    return _SOME_FAILED if _fails(args, means, records) or unread else _ALL_DONE
+
+
+def _fails(args: argparse.Namespace, means: dict[str, float], records: list[dict[str, Any]]) -> bool:
+    """Whether a --min fails; a line for each that does."""
+    alone = sum(OK in record["status"] for record in records if "error" not in record and "cosine" not in record)
+    failed = False
+    for name in (*_MEASURES, "class_agreement"):
+        least = getattr(args, f"min_{name}")
+        if least is None or (means[name] >= least and not alone):
+            continue
+        failed = True
+        reason = f"the mean {name} is {means[name]:.4f}, below {least:g}"
+        if means[name] >= least:
+            reason = f"the mean {name} is without {alone} of {len(records)} images, of which one engine alone has a map"
+        print(f"finercam: {reason}.", file=sys.stderr)
+    return failed
 
 
 def _check_comparable(a: Engine, b: Engine) -> None:
@@ -154,6 +163,10 @@ def _compare_all(
                 records.append(record)
                 if "error" in record:
                     bar.write(f"finercam: {record['error']}", sys.stderr)
+                elif "cosine" not in record:
+                    first, second = record["status"]
+                    line = f"finercam: {record['image']}: A's map is {first} and B's is {second}: it is not averaged."
+                    bar.write(line, sys.stderr)
                 bar.advance()
     return records
 

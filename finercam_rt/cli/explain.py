@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from finercam_rt import colormaps
 from finercam_rt.classes import Classes, ClassSpec
 from finercam_rt.cli.files import find_photographs
-from finercam_rt.cli.pictures import NotDrawnError, Style, write_pictures, write_sheet
+from finercam_rt.cli.pictures import Earlier, NotDrawnError, Style, load_original, write_pictures, write_sheet
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.contrast import Contrast, top_classes, why_not
@@ -212,6 +212,7 @@ def _explain_all(
     records: list[dict[str, Any]] = []
     errors: list[str] = []
     seconds = {"prepare": 0.0, "run": 0.0, "write": 0.0}
+    earlier = None if args.output is None else Earlier(args.output)
     for batch, item_at in batches:
         began = time.perf_counter()
         rows = {position: row for row, position in enumerate(batch.indices)}
@@ -221,7 +222,7 @@ def _explain_all(
                 if error is not None:
                     raise NotDrawnError(str(error))
                 assert batch.explanation is not None
-                records.append(_one(batch.explanation, rows[position], item, args, bar))
+                records.append(_one(batch.explanation, rows[position], item, args, bar, earlier))
             except NotDrawnError as failure:
                 records.append({**item.record(), "error": str(failure)})
                 errors.append(f"finercam: {failure}")
@@ -236,12 +237,17 @@ def _explain_all(
     return records, seconds
 
 
-def _one(explanation: Explanation, row: int, item: _Item, args: argparse.Namespace, bar: Progress) -> dict[str, Any]:
+def _one(
+    explanation: Explanation, row: int, item: _Item, args: argparse.Namespace, bar: Progress, earlier: Earlier | None
+) -> dict[str, Any]:
     """Write one image's files, print its line, and return its record."""
     record: dict[str, Any] = {**explanation.record(row), **item.record(), "files": None, "error": None}
     style = Style(args.colormap, args.opacity, args.coordinates, None if args.range is None else tuple(args.range))
-    if args.output is not None:
+    original = None
+    if earlier is not None:
+        original = load_original(explanation, row, style)
         (args.output / RECORDS).unlink(missing_ok=True)  # of an earlier run, whose pictures are replaced from here on
+        earlier.remove(item.stem)
     parts = [(record, explanation, item.stem)]
     if explanation.contrasts is not None:
         parts = [
@@ -250,7 +256,7 @@ def _one(explanation: Explanation, row: int, item: _Item, args: argparse.Namespa
         ]
     for part, one, stem in parts:
         if args.output is not None:
-            part["files"] = write_pictures(args.output, stem, one, row, style)
+            part["files"] = write_pictures(args.output, stem, one, row, style, original)
         if one.status[row] != "ok":
             bar.write(
                 f"finercam: warning: {_label(record)}: its map explains nothing "
@@ -261,7 +267,7 @@ def _one(explanation: Explanation, row: int, item: _Item, args: argparse.Namespa
             several = "" if explanation.contrasts is None else f", alpha {part['alpha']:g}"
             bar.write(_line({**record, **part}, explanation.classes, several))
     if explanation.contrasts is not None and args.output is not None:
-        record["files"] = {"contrasts": write_sheet(args.output, item.stem, explanation, row, record, style)}
+        record["files"] = {"contrasts": write_sheet(args.output, item.stem, explanation, row, record, style, original)}
     return record
 
 

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,10 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
     130: interrupted. 141: the reader of the output went away before the end.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     # file names need not be text, nor class names in the encoding of the terminal
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # of Pillow, about photographs that are read all the same
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
@@ -39,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except FinerCAMError as error:
         print(f"finercam: {error}", file=sys.stderr)
+        return _MISTAKE
+    except MemoryError:
+        print(
+            "finercam: this takes more memory than there is; ask for less at once, such as a smaller batch.",
+            file=sys.stderr,
+        )
         return _MISTAKE
     except KeyboardInterrupt:
         print("finercam: interrupted.", file=sys.stderr)

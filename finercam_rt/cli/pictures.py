@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ _PNG_LEVEL = 1
 _LONGEST_NAME = 255
 _SHEET_ZOOM = 2
 """Pixels of a sheet's panel at most for each of the model's input: an original of a camera would make it huge."""
+_SEVERAL = re.compile(
+    r"(.+?)(?:\.contrasts\.png|(?:\.contrast-\d+(?:\.layer-.+)?|\.layer-.+)(?:\.overlay\.png|\.heatmap\.png|\.npy))"
+)
+"""The name of an image, and what is added to it for its contrasts and layers."""
 
 
 class NotDrawnError(Exception):
@@ -37,12 +42,52 @@ class Style(NamedTuple):
     value_range: tuple[float, float] | None
 
 
-def write_pictures(folder: Path, stem: str, explanation: Explanation, row: int, style: Style) -> dict[str, Any]:
+class Earlier:
+    """What earlier runs wrote of contrasts and layers: another question may have fewer, and would leave the others."""
+
+    def __init__(self, folder: Path) -> None:
+        """In a folder and those below it, each of which is looked through once."""
+        self._folder = folder
+        self._known: dict[Path, dict[str, list[Path]]] = {}
+
+    def remove(self, stem: str) -> None:
+        """Delete those of one image, which is written anew."""
+        name = self._folder / stem
+        for path in self._of(name.parent).pop(name.name, ()):
+            path.unlink(missing_ok=True)
+
+    def _of(self, folder: Path) -> dict[str, list[Path]]:
+        known = self._known.get(folder)
+        if known is None:
+            known = self._known[folder] = {}
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if found := _SEVERAL.fullmatch(path.name):
+                    known.setdefault(found[1], []).append(path)
+        return known
+
+
+def load_original(explanation: Explanation, row: int, style: Style) -> Image.Image | None:
+    """The photograph that the pictures of one image show, for all of them at once; None where they show the crop.
+
+    Raises:
+        NotDrawnError: it is gone, or has changed.
+    """
+    if style.coordinates == CROP:
+        return None
+    assert explanation.originals is not None
+    try:
+        return explanation.originals[row].load()
+    except InputError as error:
+        raise NotDrawnError(str(error)) from None
+
+
+def write_pictures(
+    folder: Path, stem: str, explanation: Explanation, row: int, style: Style, original: Image.Image | None
+) -> dict[str, Any]:
     """Write the pictures and the map of one image and contrast; their paths within the folder.
 
     Raises:
-        NotDrawnError: the original is gone, has changed or is too large, or its name too long; nothing of it was
-            written.
+        NotDrawnError: the original is too large, or its name too long; nothing of it was written.
         InputError: a file cannot be written.
     """
     paths: dict[str, Any] = {key: f"{stem}{suffix}" for key, suffix in _SUFFIXES.items()}
@@ -50,7 +95,7 @@ def write_pictures(folder: Path, stem: str, explanation: Explanation, row: int, 
         _check_name(path)
     colormap, opacity, coordinates, value_range = style
     try:
-        overlay = explanation.overlay(row, colormap, opacity, None, coordinates, value_range)
+        overlay = explanation.overlay(row, colormap, opacity, None, coordinates, value_range, original)
         heatmap = explanation.heatmap(row, colormap, None, coordinates, value_range)
     except InputError as error:
         raise NotDrawnError(str(error)) from None
@@ -61,14 +106,20 @@ def write_pictures(folder: Path, stem: str, explanation: Explanation, row: int, 
         np.save(stream, explanation.saliency_map[row] if in_crop else explanation.saliency_at(row, coordinates))
     if explanation.layer_maps:
         paths["layers"] = {
-            layer: write_pictures(folder, f"{stem}.layer-{layer}", explanation.layer(layer), row, style)
+            layer: write_pictures(folder, f"{stem}.layer-{layer}", explanation.layer(layer), row, style, original)
             for layer in explanation.layer_maps
         }
     return paths
 
 
 def write_sheet(
-    folder: Path, stem: str, explanation: Explanation, row: int, record: dict[str, Any], style: Style
+    folder: Path,
+    stem: str,
+    explanation: Explanation,
+    row: int,
+    record: dict[str, Any],
+    style: Style,
+    original: Image.Image | None,
 ) -> str:
     """Write all contrasts of one image side by side; the picture's path within the folder."""
     classes = explanation.classes
@@ -83,17 +134,11 @@ def write_sheet(
         legend.append(f"{p + 1}: why {target}, against {against}, alpha {part['alpha']:g}")
     assert explanation.images is not None
     photograph, box = as_rgb(explanation.images[row]), None
-    if style.coordinates != CROP:
-        assert explanation.originals is not None
-        original = explanation.originals[row]
-        try:
-            whole = original.load()
-        except InputError as error:
-            raise NotDrawnError(str(error)) from None
-        shrink = min(1.0, _SHEET_ZOOM * max(explanation.size) / max(whole.size))
-        width, height = (max(1, round(edge * shrink)) for edge in whole.size)
-        photograph = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
-        box = original.geometry.resized((height, width)).box
+    if original is not None:
+        shrink = min(1.0, _SHEET_ZOOM * max(explanation.size) / max(original.size))
+        width, height = (max(1, round(edge * shrink)) for edge in original.size)
+        photograph = np.asarray(original.resize((width, height), Image.Resampling.BICUBIC))
+        box = explanation.geometry(row).resized((height, width)).box
     path = f"{stem}.contrasts.png"
     _check_name(path)
     sheet = figure(photograph, maps, legend, style.colormap, style.opacity, box, style.value_range)

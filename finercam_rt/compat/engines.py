@@ -22,7 +22,7 @@ from finercam_rt.compat.reshape import Reading
 from finercam_rt.compat.state import ModelState
 from finercam_rt.compat.targets import SCORES
 from finercam_rt.engine import Engine
-from finercam_rt.errors import FinerCAMError, InputError
+from finercam_rt.errors import FinerCAMError, InputError, one_line
 from finercam_rt.export.channels import counted
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
@@ -248,10 +248,9 @@ def _examine(model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:
     except FinerCAMError:
         raise
     except Exception as error:
-        detail = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"the model does not run on images of {shape[1]}x{shape[2]} and {counted(shape[0])} ({detail}); give those "
-            "that it takes."
+            f"the model does not run on images of {shape[1]}x{shape[2]} and {counted(shape[0])} ({one_line(error)}); "
+            "give those that it takes."
         ) from error
     return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from finercam_rt.arrangement import Arrangement
-from finercam_rt.errors import InputError
+from finercam_rt.errors import InputError, one_line
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.reading import (
     ImageShape,
@@ -59,8 +59,7 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, imag
     try:
         found = transform(index.clone())
     except Exception as error:
-        detail = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{about} fails ({detail}); make it fit that shape, or leave it out.") from error
+        raise InputError(f"{about} fails ({one_line(error)}); make it fit that shape, or leave it out.") from error
     if not isinstance(found, torch.Tensor) or found.ndim != 4 or len(found) != images:
         given = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(f"{about} gives {given} and not (N,C,h,w); correct it, or leave it out.")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from finercam_rt.errors import InputError, WrongTypeError
+from finercam_rt.errors import InputError, WrongTypeError, one_line
 
 SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "logits": lambda logits: logits,
@@ -122,9 +122,8 @@ def _gradient(target: TargetFunction, row: torch.Tensor) -> torch.Tensor:
     try:
         value = target(scores)
     except Exception as error:
-        detail = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"the target {_named(target)} fails on the scores of {len(row)} classes ({detail}); correct it."
+            f"the target {_named(target)} fails on the scores of {len(row)} classes ({one_line(error)}); correct it."
         ) from error
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         given = f"{value.numel()} values" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

@@ -16,7 +16,7 @@ from finercam_rt.classes import Classes
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.labels import LabelFinder
 from finercam_rt.evaluation.table import TableRow, read_table
-from finercam_rt.files import files_below, kind_of
+from finercam_rt.files import files_below, kind_of, system_reason
 from finercam_rt.images import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from finercam_rt.ops import Box
 
@@ -134,7 +134,7 @@ def read_label_mapping(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
+        raise InputError(f"{path} cannot be read ({system_reason(error)}).") from None
     try:
         mapping = json.loads(text)
     except ValueError:

@@ -103,8 +103,10 @@ class Partial:
                 return 0
             try:
                 asked = json.loads(first)["question"]
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self._path} is damaged; give --fresh to begin anew, or another folder.") from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                asked = None
+            if not isinstance(asked, dict):
+                raise InputError(f"{self._path} is damaged; give --fresh to begin anew, or another folder.")
             changed = [key for key in question if asked.get(key) != json.loads(json.dumps(question[key]))]
             if changed:
                 raise InputError(

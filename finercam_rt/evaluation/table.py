@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finercam_rt.errors import InputError
+from finercam_rt.files import system_reason
 from finercam_rt.ops import Box
 
 _EDGES = ("x0", "y0", "x1", "y1")
@@ -63,7 +64,7 @@ def read_table(file: Path, label_column: str | None) -> list[TableRow]:
     except UnicodeDecodeError:
         raise InputError(f"{file} is not text in UTF-8; give a folder of images, or a table saved as such.") from None
     except (OSError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as CSV ({error}).") from None
+        raise InputError(f"{file} cannot be read as CSV ({system_reason(error)}).") from None
     if not rows:
         raise InputError(f"{file} has no rows.")
     edges = [edge for one in rows.values() for box in one.boxes for edge in box]

@@ -56,6 +56,7 @@ def test_runs_for_the_duration_asked_for(finercam: Callable[..., Any], toy: Any)
         ("--duration", "nan", "0 or more"),
         ("--duration", "inf", "0 or more"),
         ("--batch", 10**10, "fewer images"),
+        ("--batch", 10**20, "fewer images"),
     ],
 )
 def test_refuses_a_number_out_of_range(

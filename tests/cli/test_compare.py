@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finercam_rt.comparison import compare_maps
 
@@ -72,8 +73,31 @@ def test_a_bad_image_is_listed_and_the_others_go_on(
     (photographs / "broken.jpg").write_text("hello")
     toy = make_toy()
     ran = finercam("compare", toy.path, toy.path, "--images", photographs, "--json")
-    assert ran.code == 0
+    assert ran.code == 1, "as of `explain` and `evaluate`"
     assert [r["image"] for r in json.loads(ran.out)["images"] if "error" in r] == [str(photographs / "broken.jpg")]
+    assert "broken.jpg is not an image" in ran.err
+
+
+def test_a_map_of_one_engine_alone_is_a_disagreement(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path
+) -> None:
+    """B cannot tell bright values apart; a map that neither has says nothing about them."""
+    a, b = make_toy("a.onnx").path, make_toy("b.onnx", clip=0.6).path
+    bright = np.random.default_rng(4).integers(200, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(bright).save(photographs / "bright.png")
+    Image.new("RGB", (60, 40)).save(photographs / "flat.png")
+    asked = ("--images", photographs, "--min-cosine", "-1", "--min-class-agreement", "0")
+    for first, second, status in ((a, b, "A's map is ok and B's is constant"), (b, a, "is constant and B's is ok")):
+        ran = finercam("compare", first, second, *asked)
+        assert ran.code == 1
+        assert f"finercam: {photographs / 'bright.png'}: " in ran.err
+        assert status in ran.err
+        for name in ("cosine", "class_agreement"):
+            assert f"the mean {name} is without 1 of 7 images, of which one engine alone has a map.\n" in ran.err
+        assert finercam("compare", first, second, *asked[:2]).code == 0, "no --min, and all could be read"
+    ran = finercam("compare", a, a, *asked)
+    assert ran.code == 0
+    assert f"finercam: {photographs / 'flat.png'}: A's map is no_positive_evidence and B's" in ran.err
 
 
 def test_mistakes(

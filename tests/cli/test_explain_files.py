@@ -204,6 +204,25 @@ def test_a_second_run_does_not_explain_the_sheets(finercam, make_toy, photograph
     assert "b.contrasts.png" in tree(photographs)
 
 
+def test_fewer_contrasts_than_before(finercam, make_toy, photographs, tmp_path):
+    """None is left of the former question, and what is another image's, or not ours, stays."""
+    toy, out = make_toy(contrasts=3), tmp_path / "out"
+    assert finercam("explain", toy.path, photographs, "-o", out).code == 0
+    before = tree(out)
+    suffixes = (".overlay.png", ".heatmap.png", ".npy")
+    kept = {"b.contrast-3.txt", "b.jpg.contrast-3.npy", "b.npy", "deep/b.contrast-3.npy", "b.layers.npy"}
+    for name in (*kept, *(f"b.contrast-12.layer-a.b{suffix}" for suffix in suffixes), "b.layer-conv.npy"):
+        (out / name).touch()
+    question = ("--why-not", "jay, blue jay", "kite")
+    assert finercam("explain", toy.path, photographs / "b.png", "-o", out, *question).code == 0
+    assert tree(out) == (before | kept) - {f"b.contrast-3{suffix}" for suffix in suffixes}
+    assert finercam("explain", toy.path, photographs, "-o", out, *question).code == 0
+    assert tree(out) == {name for name in before if ".contrast-3" not in name} | kept
+    one = make_toy("one.onnx")
+    assert finercam("explain", one.path, photographs, "-o", out).code == 0
+    assert not [name for name in tree(out) - kept if ".contrast" in name]
+
+
 def test_a_reference_that_is_the_class_of_a_rank(finercam, make_toy, photographs):
     """The sentence names the rank that clashes, which need not be the first."""
     toy, path = make_toy(contrasts=3), photographs / "a.jpg"
@@ -228,7 +247,7 @@ def test_a_sheet_does_not_draw_what_its_logits_forbid(make_toy, tmp_path):
     style, record = Style("turbo", 0.5, "crop", None), whole.record(0)
 
     def sheet(name: str, **changes: Any) -> np.ndarray:
-        path = write_sheet(tmp_path, name, dataclasses.replace(whole, **changes), 0, record, style)
+        path = write_sheet(tmp_path, name, dataclasses.replace(whole, **changes), 0, record, style, None)
         return np.asarray(Image.open(tmp_path / path))
 
     without = whole.saliency_map.copy()

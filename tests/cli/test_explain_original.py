@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finercam_rt import Engine, InputError, frames
+from finercam_rt import Engine, InputError, frames, original
 from finercam_rt.cli import pictures
 
 SIZE = (60, 100)
@@ -53,8 +53,11 @@ def test_original_coordinates(finercam, toy, photographs, tmp_path):
         assert np.isnan(saved).any()
 
 
-def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path):
-    """The sheet's panels are the whole photograph, but not in the size of a camera's."""
+def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path, monkeypatch):
+    """The sheet's panels are the whole photograph, but not in the size of a camera's; it is loaded once for all."""
+    loaded = []
+    load = original.load_photograph
+    monkeypatch.setattr(original, "load_photograph", lambda *source: loaded.append(source) or load(*source))
     path = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 900, 3), dtype=np.uint8)).save(path)
     out = tmp_path / "out"
@@ -62,6 +65,7 @@ def test_several_contrasts_of_the_whole_photograph(finercam, make_toy, tmp_path)
     assert finercam("explain", make_toy(contrasts=2).path, path, *arguments).code == 0
     assert Image.open(out / "wide.contrast-2.overlay.png").size == (900, 300)
     assert Image.open(out / "wide.contrasts.png").width == 3 * 96 + 2 * 12 + 2 * 16
+    assert len(loaded) == 1
 
 
 def test_frames(finercam, toy, clip, tmp_path):
@@ -85,11 +89,33 @@ def test_frames(finercam, toy, clip, tmp_path):
     assert not (every / "clip.frame-000001.overlay.png").exists()
 
 
+@pytest.mark.parametrize("size", [10**10, 10**20])
+def test_a_batch_of_frames_that_does_not_fit(finercam, toy, clip, size):
+    """How many there are is not known, so that memory for as many as are asked for is taken."""
+    ran = finercam("explain", toy.path, clip, "--json", "--frames", "--batch-size", size)
+    ran.refused(f"{size} images a run do not fit into memory; give a smaller batch size")
+
+
 def test_frames_are_images_of_their_own(clip):
     """So that a batch of them can be held."""
     for k, image in enumerate(list(frames(clip))):
         assert image.mode == "RGB"
         assert np.array_equal(image, frame(k))
+
+
+@pytest.mark.parametrize(("said", "quoted"), [("broken\n  data.", "broken data"), ("", "OSError")])
+def test_a_damaged_frame_is_one_sentence(clip, monkeypatch, said, quoted):
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    def seek(self, index):
+        if index == 2:
+            raise OSError(said)
+        whole(self, index)
+
+    whole = WebPImageFile.seek
+    monkeypatch.setattr(WebPImageFile, "seek", seek)
+    with pytest.raises(InputError, match=rf"frame 2 is damaged \({quoted}\)\.$"):
+        list(frames(clip))
 
 
 def test_without_frames_the_first_one_is_explained(finercam, toy, clip, tmp_path):
@@ -194,14 +220,14 @@ def test_a_video_without_pyav(finercam, toy, tmp_path, monkeypatch):
 
 def test_an_original_that_vanishes_is_one_images_error(finercam, toy, photographs, tmp_path, monkeypatch):
     """A file that is deleted between reading and drawing: the others are drawn, and nothing of it is written."""
-    write = pictures.write_pictures
+    load = pictures.load_original
 
-    def vanishing(folder, stem, *rest):
-        if stem == "b":
+    def vanishing(explanation, row, style):
+        if explanation.names[row].endswith("b.png"):
             (photographs / "b.png").unlink()
-        return write(folder, stem, *rest)
+        return load(explanation, row, style)
 
-    monkeypatch.setattr("finercam_rt.cli.explain.write_pictures", vanishing)
+    monkeypatch.setattr("finercam_rt.cli.explain.load_original", vanishing)
     out = tmp_path / "out"
     arguments = ("-o", out, "--coordinates", "original", "--references", "none")
     ran = finercam("explain", toy.path, photographs, *arguments)

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import finercam_rt
 from finercam_rt.cli import main as main_module
@@ -51,6 +53,55 @@ def test_interrupt(finercam, toy, monkeypatch):
     ran = finercam("inspect", toy.path)
     assert ran.code == 130
     assert ran.err == "finercam: interrupted.\n"
+
+
+def test_too_little_memory(finercam, toy, monkeypatch):
+    from finercam_rt.cli import inspect
+
+    def fails(path):
+        raise MemoryError("Unable to allocate 561. GiB\nfor an array")
+
+    monkeypatch.setattr(inspect, "read_manifest", fails)
+    finercam("inspect", toy.path).refused("takes more memory than there is; ask for less at once")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(toy, tmp_path, closed):
+    """What would have been printed goes nowhere, and not into a file that got its number."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / name)
+    (tmp_path / "c.png").write_text("no image")
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    images = f"{tmp_path}/a.png {tmp_path}/b.png {tmp_path}/c.png"
+    for command, expected in (
+        (f"inspect {toy.path}", 0),
+        (f"explain {toy.path} {images} --json", 1),
+        (f"inspect {tmp_path}/none.onnx", 2),
+    ):
+        done = subprocess.run(
+            f"{sys.executable} -c '{code}' {command} {closed}", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == expected, done
+        assert "Traceback" not in done.stderr
+        assert bool(done.stdout) == (closed == "2>&-" and expected < 2)
+        if done.stdout and "explain" in command:
+            assert len(json.loads(done.stdout)["images"]) == 3
+
+
+def test_no_warnings_of_pillow(toy, tmp_path):
+    """Of a palette with transparency in bytes, and of EXIF that is damaged: both are read."""
+    images = [tmp_path / "palette.png", tmp_path / "exif.jpg"]
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    noise.quantize(4).save(images[0], transparency=b"\0\1\2\3")
+    noise.save(images[1], exif=b"Exif\0\0II*\0\x08\0\0\0\2\0\x12\1\3\0\1\0\0\0\6\0\0\0")
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for path in images:
+        command = [sys.executable, "-c", code, "explain", toy.path, path, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        loading = f"from finercam_rt.images import load_image; load_image({str(path)!r})"
+        by_itself = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True)
+        assert "UserWarning" in by_itself.stderr, "else this tests nothing"
 
 
 def test_inspect(finercam, make_toy):

@@ -17,6 +17,7 @@ from finercam_rt.errors import InputError
 from finercam_rt.evaluation.annotations import object_mask
 from finercam_rt.evaluation.dataset import UNKNOWN_CLASS, read_dataset, read_label_mapping
 from finercam_rt.evaluation.labels import LabelFinder
+from finercam_rt.evaluation.table import read_table
 from finercam_rt.geometry import Geometry
 
 CLASSES = Classes(
@@ -175,6 +176,12 @@ def test_paths_that_cannot_be_looked_at(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="cannot be read") as error:
         read_dataset(tmp_path / name, CLASSES)
     assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("read", [read_label_mapping, lambda path: read_table(path, None)], ids=["labels", "table"])
+def test_the_system_is_quoted_without_its_number(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    with pytest.raises(InputError, match=r"cannot be read[a-zA-Z ]* \(Is a directory\)\.$"):
+        read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(

@@ -44,6 +44,8 @@ def test_undefined_without_a_mask_or_a_map(make_batch, box, name):
     masks[3] = False
     assert np.isnan(measure(make_batch, name, maps, masks)).tolist() == [True, False, True, True]
     assert np.isnan(measure(make_batch, name, maps, None)).all()
+    for row in (0, 2, 3):  # a batch of nothing else
+        assert np.isnan(measure(make_batch, name, maps[row : row + 1], masks[row : row + 1])).all()
 
 
 def test_equal_to_quantus(make_batch, box):

@@ -39,3 +39,12 @@ def test_a_damaged_line_is_measured_again(tmp_path: Path, damage: bytes) -> None
         assert list(again.read()) == [{"batch": 0}]
         again.append({"batch": 1})
         assert [record["batch"] for record in again.read()] == [0, 1]
+
+
+@pytest.mark.parametrize("first", ['{"question": 3}', '{"question": null}', "[]", "{}", "[" * 100_000, "\0"])
+def test_a_first_line_that_is_no_question(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "unfinished.jsonl"
+    path.write_text(f"{first}\n")
+    with pytest.raises(InputError, match=r"unfinished\.jsonl is damaged; give --fresh to begin anew"):
+        Partial(path, {"data": "x"}, fresh=False)
+    assert path.read_text() == f"{first}\n"

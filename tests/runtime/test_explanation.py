@@ -59,6 +59,17 @@ def test_overlay_shows_the_map_where_it_is():
     assert (np.diff(drawn[:, 20, 0].astype(int)) >= 0).all()
 
 
+def test_overlay_of_the_crop_takes_its_pixels_as_they_are(monkeypatch):
+    """Not by way of an image of Pillow's; of any strides, and grey as well."""
+    images = np.random.default_rng(1).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
+    wanted = explanation(images=images).overlay(0)
+    grey = explanation(images=np.repeat(images[..., :1], 3, axis=3)).overlay(0)
+    monkeypatch.setattr("finercam_rt.explanation.Image.fromarray", lambda pixels: pytest.fail("converted"))
+    turned = np.ascontiguousarray(images[:, ::-1, ::-1])[:, ::-1, ::-1]
+    assert np.array_equal(explanation(images=turned).overlay(0), wanted)
+    assert np.array_equal(explanation(images=images[..., :1]).overlay(0), grey)
+
+
 def test_overlay_blends():
     e = explanation()
     half, full = (np.asarray(e.overlay(0, opacity=o)).astype(float) for o in (0.5, 1.0))
@@ -151,6 +162,18 @@ def test_a_record_takes_the_softmax_once(make_toy, monkeypatch):
     assert len(classes) == 1 + 5 + 5 * 3
     for item in classes:
         assert item["probability"] == float(whole.probabilities[1, item["index"]])
+
+
+def test_a_record_looks_at_one_image_alone(make_toy, monkeypatch):
+    """Not, for each of its contrasts, at all of them."""
+    rng = np.random.default_rng(0)
+    whole = Engine(make_toy(contrasts=4).path).explain(list(rng.integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)))
+    expected = [[whole.contrast(p).record(i) for p in range(4)] for i in range(3)]
+    monkeypatch.setattr(Explanation, "contrast", lambda self, p: pytest.fail("all images"))
+    for i, parts in enumerate(expected):
+        record = whole.record(i)
+        contrasts = record.pop("contrasts")
+        assert [record | part for part in contrasts] == parts
 
 
 def test_record_is_json_whatever_the_numbers():

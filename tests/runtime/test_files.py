@@ -70,6 +70,34 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
         pass
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """Of links to links, too, and where the file is not there yet."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to(Path("there") / "file")
+    for content in (b"new", b"again"):
+        with atomic_write(tmp_path / "first") as stream:
+            stream.write(content)
+        assert (tmp_path / "there" / "file").read_bytes() == content
+        assert os.readlink(tmp_path / "first") == "second"
+        assert os.listdir(tmp_path / "there") == ["file"]
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    """As a device would be, which root may replace; a pipe also behind the link that /dev/stdout is."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "folder").mkdir()
+    read, write = os.pipe()
+    for path in (tmp_path / "pipe", tmp_path / "link", tmp_path / "folder", Path(f"/dev/fd/{write}")):
+        with pytest.raises(InputError, match=f"{path} cannot be written: it is not a regular file"), atomic_write(path):
+            pytest.fail("nothing is written")
+    os.close(read)
+    os.close(write)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
+
+
 def test_what_a_path_is(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "to file").symlink_to("file")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from finercam_rt.errors import InputError
-from finercam_rt.images import load_image, load_photograph
+from finercam_rt.images import load_image, load_photograph, open_image
 from finercam_rt.pixels import checksum
 
 RGB = np.random.default_rng(3).integers(0, 256, (21, 34, 3), dtype=np.uint8)
@@ -98,6 +99,30 @@ def test_exif_orientation(tmp_path, orientation):
     assert np.abs(loaded - np.asarray(upright)).max() < 16
 
 
+def tagged(orientation: int | str, resolution: bytes = b"") -> bytes:
+    """A JPEG with EXIF of the orientation and, as Pillow would not write it, an entry of XResolution."""
+    kind, value = (3, struct.pack("<HH", orientation, 0)) if isinstance(orientation, int) else (2, b"6\0\0\0")
+    entries = [struct.pack("<HHI", 0x0112, kind, 1 if kind == 3 else 2) + value] + [resolution] * bool(resolution)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    return encoded(Image.fromarray(RGB), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [*range(10), "6"])
+def test_turned_as_pillow_does(orientation):
+    """Also where the tag is none of the eight, or a text."""
+    content = tagged(orientation)
+    assert np.array_equal(load_image(content), ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize(
+    "resolution",
+    [struct.pack("<HHI", 0x011A, 2, 3) + b"72\0\0", struct.pack("<HHIi", 0x011A, 9, 1, -72)],
+    ids=["text", "negative"],
+)
+def test_odd_tags_beside_the_orientation(resolution):
+    assert load_image(tagged(6, resolution)).size == (21, 34)
+
+
 def test_exif_that_cannot_be_parsed_is_ignored(tmp_path):
     path = tmp_path / "bad_exif.jpg"
     photograph().save(path, exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
@@ -148,7 +173,32 @@ def test_decompression_bomb(tmp_path, monkeypatch, limit, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     text = refused(path)
     assert "decompression bomb" in text
-    assert str(limit) in text
+    assert f"more than {limit} pixels" in text
+    assert "scale the file down first, or, in Python, raise PIL.Image.MAX_IMAGE_PIXELS" in text
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "TIFF", "GIF", "PCX"])
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_no_one_elses_warnings(monkeypatch, recwarn, format_, action):
+    """They are the whole process's: not changed while an image is opened, and of no meaning for what is refused."""
+    content, seen = encoded(Image.fromarray(RGB), format_), []
+
+    class Stream(io.BytesIO):
+        def read(self, *size):
+            seen.append(list(warnings.filters))
+            return super().read(*size)
+
+    warnings.simplefilter(action)
+    for limit in (None, RGB.size // 3):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert open_image(Stream(content), "x").format == format_
+    for limit in (RGB.size // 3 - 1, 2):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(InputError, match="decompression bomb"):
+            open_image(Stream(content), "x")
+    assert seen
+    assert all(filters == list(warnings.filters) for filters in seen)
     assert len(recwarn) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -207,6 +208,31 @@ def test_arrays_on_the_gpu_that_are_refused(make_toy, gpu):
     lanczos = Engine(gpu.plan(make_toy("lanczos.onnx", manifest=spec(interpolation="lanczos")).path))
     with pytest.raises(InputError, match="resizes by lanczos, which is done on the host; give a NumPy array"):
         lanczos.explain([DeviceTensor(gpu.device, photograph((32, 48), 0))])
+
+
+def test_the_memory_of_other_threads_comes_back(toy, gpu):
+    """Also of one that has taken a batch and will run no other."""
+    engine = Engine(gpu.plan(toy.path))
+    explained, closed = threading.Event(), threading.Event()
+    batches = engine.explain_batches([photograph(SIZES[k], k) for k in range(2)], batch_size=1)
+    next(batches)
+
+    def work() -> None:
+        engine.explain([photograph((500, 400), 0)])
+        explained.set()
+        closed.wait()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    explained.wait()
+    assert gpu.device.used() > 0
+    engine.close()
+    batches.close()
+    gc.collect()
+    used = gpu.device.used()
+    closed.set()
+    worker.join()
+    assert used == 0
 
 
 def test_the_memory_comes_back(toy, gpu):

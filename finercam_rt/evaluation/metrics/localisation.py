@@ -47,6 +47,7 @@ class PointingGame:
         result = np.full(len(saliency), np.nan)
         if batch.masks is not None:
             rows = np.flatnonzero(drawable(saliency) & batch.masks.any(axis=(1, 2)))
-            peaks = saliency[rows].reshape(len(rows), -1).argmax(axis=1)
-            result[rows] = batch.masks[rows].reshape(len(rows), -1)[np.arange(len(rows)), peaks]
+            # flattened before the rows are taken: of none of them reshape cannot tell how many pixels a map has
+            peaks = saliency.reshape(len(saliency), -1)[rows].argmax(axis=1)
+            result[rows] = batch.masks.reshape(len(saliency), -1)[rows, peaks]
         return {"pointing_game": result}
