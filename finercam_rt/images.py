@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finercam_rt import device_arrays
 from finercam_rt.errors import InputError, one_line
@@ -178,39 +177,19 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
         _register_heif(name)
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        image = identified(stream)
-        if image is not None and limit is not None and image.width * image.height > limit:
+        image = Image.open(stream)
+        if limit is not None and image.width * image.height > limit:  # of which Pillow only warns
             raise Image.DecompressionBombError
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(
             f"{name} has more than {limit} pixels, which may be a decompression bomb; scale the file down first, or, "
             "in Python, raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from None
+    except UnidentifiedImageError:
+        raise InputError(_unidentified(stream, name)) from None
     except Exception as error:  # a plugin met bytes that it did not expect
-        raise InputError(f"{name} is a damaged image ({one_line(error)}).") from None
-    if image is None:
-        raise InputError(_unidentified(stream, name))
+        raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
     return image
-
-
-def identified(stream: BinaryIO) -> Image.Image | None:
-    """As Image.open, whatever the number of pixels; None where it is no image.
-
-    Image.open warns of many pixels, and warnings are turned off for all threads of the process, the caller's too.
-    """
-    start = _start(stream)
-    for load_plugins in (Image.preinit, Image.init):  # the usual formats, then all
-        load_plugins()
-        for format_ in tuple(Image.ID):
-            factory, accept = Image.OPEN[format_]
-            try:
-                accepted = accept is None or accept(start)
-                if accepted and not isinstance(accepted, str):  # a text says what is missing to read the format
-                    stream.seek(0)
-                    return factory(stream, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):  # how plugins say that it is not theirs
-                continue
-    return None
 
 
 def _start(stream: BinaryIO) -> bytes:

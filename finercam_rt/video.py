@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from finercam_rt.errors import InputError, one_line
 from finercam_rt.files import system_reason
-from finercam_rt.images import identified, open_image, upright
+from finercam_rt.images import open_image, upright
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
 """What counts as a video, in lower case, when a folder is searched for frames."""
@@ -48,11 +48,13 @@ def frames(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 def _is_image(stream: Any) -> bool:
     try:
-        image = identified(stream)
+        with Image.open(stream) as image:
+            # Pillow knows the first bytes of MPEG, and nothing else of it
+            return image.format != "MPEG"
+    except UnidentifiedImageError:
+        return False
     except Exception:  # an image, and something is the matter with it: open_image says what
         return True
-    # Pillow knows the first bytes of MPEG, and nothing else of it
-    return image is not None and image.format != "MPEG"
 
 
 def _animation(stream: Any, name: str) -> Iterator[Image.Image]:
