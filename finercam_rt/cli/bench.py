@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from finercam_rt.engine import Engine
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.manifest import METHODS, Manifest
+from finercam_rt.packages import versions_of
 from finercam_rt.processor import processor
 from finercam_rt.threads import physical_cores_granted
 
@@ -215,12 +215,6 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """When and where a figure was measured: UTC time, processor, cores, memory, system, versions of `packages`."""
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": processor(),
@@ -228,7 +222,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         "physical_cores_granted": physical_cores_granted(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions_of(packages)},
     }
 
 
