@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from importlib import metadata
 
 
 def can_be_imported(module: str) -> bool:
@@ -18,6 +17,8 @@ def can_be_imported(module: str) -> bool:
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Of those that are installed, by name."""
+    from importlib import metadata  # slow to import, and only records ask
+
     found = {}
     for name in packages:
         try:

@@ -73,9 +73,12 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         prog="finercam",
         description="Compile an image classifier with its Finer-CAM explanation into one graph, and run it.",
     )
-    parser.add_argument("--version", action="version", version=f"finercam {finercam_rt.__version__}")
+    named = bool(arguments) and arguments[0] in COMMANDS
+    # slow to look up, and no question behind a command
+    version = "" if named else f"finercam {finercam_rt.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported; all of them where the user asks what there is.
-    for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+    for name in arguments[:1] if named else COMMANDS:
         importlib.import_module(f"finercam_rt.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser

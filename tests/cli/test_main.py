@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -17,6 +18,14 @@ def test_version(finercam):
     ran = finercam("--version")
     assert ran.code == 0
     assert ran.out == f"finercam {finercam_rt.__version__}\n"
+
+
+def test_the_version_is_an_attribute_like_others():
+    from finercam_rt import __version__
+
+    assert __version__ == metadata.version("finercam-rt")
+    assert "__version__" in dir(finercam_rt)
+    assert not hasattr(finercam_rt, "nonsense")
 
 
 def test_help_names_every_command(finercam):
