@@ -25,7 +25,7 @@ from finercam_rt.errors import InputError
 from finercam_rt.manifest import METHODS, Manifest
 from finercam_rt.packages import versions_of
 from finercam_rt.processor import processor
-from finercam_rt.threads import physical_cores_granted
+from finercam_rt.threads import physical_cores_granted, threads_granted
 
 SCHEMA = 1
 """The version of the JSON record."""
@@ -95,13 +95,12 @@ def run(args: argparse.Namespace) -> int:
         ("batch", args.batch, 1),
         ("warmup-ms", args.warmup_ms, 0),
         ("iterations", args.iterations, 1),
-        ("threads", args.threads, 1),
     ):
-        if value is not None and value < least:
+        if value < least:
             raise InputError(f"--{name} is {value}; give at least {least}.")
     if not 0 <= args.duration < float("inf"):
         raise InputError(f"--duration is {args.duration:g}; give a number of seconds, 0 or more.")
-    threads = physical_cores_granted() if args.threads is None else args.threads
+    threads = threads_granted(args.threads)
     began = time.perf_counter()
     embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
     with Engine(
