@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
@@ -20,18 +20,29 @@ COMMANDS = ("export", "embed-text", "build", "explain", "inspect", "compare", "e
 _MISTAKE, _INTERRUPTED, _NO_READER = 2, 130, 141
 
 
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """File names need not be text, nor class names in the encoding of the terminal: both streams take them."""
+    streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    for stream, _ in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it writes what is left, and the reader may have gone
+            for stream, errors in streams:
+                stream.reconfigure(errors=errors)
+
+
+@_any_text()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
     130: interrupted. 141: the reader of the output went away before the end.
     """
-    # file names need not be text, nor class names in the encoding of the terminal
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = _parser(arguments).parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         with _log_on_stderr():
             code: int = args.run(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -48,6 +49,14 @@ def test_wrong_command_lines_exit_with_2(finercam, arguments):
     assert ran.code == 2
     assert "error:" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_the_streams_are_left_as_they_were(finercam, toy, monkeypatch):
+    """Within a command they take any text."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert finercam("inspect", toy.path).code == 0
+    assert out.errors == "strict"
 
 
 def test_interrupt(finercam, toy, monkeypatch):
