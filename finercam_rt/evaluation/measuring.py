@@ -143,7 +143,7 @@ class Measurer:
         self, place: int, engine: EngineRows, found: Photographs, start: int, record: dict[str, Any]
     ) -> None:
         images = record["images"]
-        logits = engine.forward(found.inputs)
+        logits = engine.classifier.logits(found.inputs)
         target = logits.argmax(axis=1).astype(np.int64)
         predicted = target
         if self._by_label:
@@ -154,11 +154,11 @@ class Measurer:
             images=found.inputs,
             logits=logits,
             target=target,
-            forward=engine.forward,
+            forward=engine.classifier.logits,
             masks=found.masks,
             indices=start + found.places,
             pool=self._pools[engine.engine.manifest.input],
-            forward_size=engine.forward_size,
+            forward_size=engine.classifier.batch_size,
         )
         confidence = batch.probabilities[np.arange(len(target)), target]
         for row, number in enumerate(found.places.tolist()):
