@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch
 from finercam_rt.evaluation.metrics import metrics_by_name
 from finercam_rt.evaluation.sources import resized
 from finercam_rt.evaluation.statistics import Bootstrap, Interval
@@ -55,7 +55,7 @@ class Fidelity:
         for row, photograph in enumerate(photographs):
             self._preprocess(load_image(photograph, row, spec.channels), images[row], view, f"image {row}")
         forward, size = self._classifier.logits, self._classifier.batch_size
-        batch = Batch(images, forward(images), target, forward, forward_size=size)
+        batch = MeasuredBatch(images, forward(images), target, forward, forward_size=size)
         records: list[dict[str, list[float]]] = [{} for _ in photographs]
         maps = [resized(np.ascontiguousarray(of), spec.size) for of in (first, second)]
         for metric in self._metrics:

@@ -20,7 +20,7 @@ DEFAULT_MEMORY = 5 << 19
 kind makes of so many and not of more: 16 at once take 20 % longer an image."""
 
 
-class Explained(NamedTuple):
+class ClassifierAnswer(NamedTuple):
     """What the engine says of the images themselves, a row each.
 
     logits (N,K), the engine's own raw map (N,h,w), target (N,), references (N,R) as used; activations
@@ -77,7 +77,7 @@ class Classifier:
         *,
         activations: bool = False,
         gradients: bool = False,
-    ) -> list[Explained]:
+    ) -> list[ClassifierAnswer]:
         """`explained` for several contrasts; activations in the first alone, since they are the same for all.
 
         Raises:
@@ -104,7 +104,7 @@ class Classifier:
         *,
         activations: bool = False,
         gradients: bool = False,
-    ) -> Explained:
+    ) -> ClassifierAnswer:
         """Logits, resolved classes, and activations and pooled gradients where they are wanted.
 
         Raises:
@@ -121,7 +121,7 @@ class Classifier:
             rows = slice(start, start + count)
             part = self._run(run, _rows(target, rows, len(run)), _rows(references, rows, len(run)), alpha)
             parts.append(
-                Explained(
+                ClassifierAnswer(
                     part.logits[:count],
                     part.saliency_map[:count],
                     part.target[:count],
@@ -135,7 +135,7 @@ class Classifier:
         if len(parts) == 1:
             return parts[0]
         columns = zip(*(part[:-1] for part in parts), strict=True)
-        return Explained._make([*(joined(values) for values in columns), alpha])
+        return ClassifierAnswer._make([*(joined(values) for values in columns), alpha])
 
     def _run(self, images: Floats, target: Classes | None, references: Classes | None, alpha: float) -> Any:
         """The engine's outputs, without the axis of contrasts."""
