@@ -24,7 +24,7 @@ from finercam_rt.tail import Tail as Tail
 from finercam_rt.video import frames as frames
 
 __version__: str
-"""Read when it is asked for: importlib.metadata, which knows it, is an eighth of the package's import."""
+"""Read when it is asked for: importlib.metadata, which knows it, is a tenth of the package's import."""
 
 __all__ = [
     "BackendError",
