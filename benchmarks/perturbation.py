@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from finercam_rt import Engine, Tail, ops
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.comparison import compare_maps
-from finercam_rt.evaluation.batch import Batch
+from finercam_rt.evaluation.batch import MeasuredBatch
 from finercam_rt.evaluation.metrics import MetricOptions, metrics_by_name
 from finercam_rt.evaluation.sources import resized
 from finercam_rt.images import load_image
@@ -229,7 +229,7 @@ def _channels(count: int) -> list[dict[str, Any]]:
             began = time.process_time()
             maps[k] = ScoreCam(engine, channels=k).explain(images)
             seconds = (time.process_time() - began) / count
-            batch = Batch(images, maps[k].logits, maps[k].target, engine.logits)
+            batch = MeasuredBatch(images, maps[k].logits, maps[k].target, engine.logits)
             drop = metric.measure(batch, resized(maps[k].saliency_map, images.shape[2:]))["rd@5"]
             pairs = zip(maps[k].saliency_map, maps[None].saliency_map, strict=True)
             agreement = [compare_maps(a, b, images.shape[2:]) for a, b in pairs]

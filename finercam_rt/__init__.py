@@ -1,6 +1,6 @@
 """An image classifier and its Finer-CAM explanation in one graph, run without PyTorch."""
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from finercam_rt import ops as ops
 from finercam_rt.contrast import Contrast as Contrast
@@ -23,7 +23,8 @@ from finercam_rt.photographs import Batch as Batch
 from finercam_rt.tail import Tail as Tail
 from finercam_rt.video import frames as frames
 
-__version__ = _version("finercam-rt")
+__version__: str
+"""Read when it is asked for: importlib.metadata, which knows it, is a tenth of the package's import."""
 
 __all__ = [
     "BackendError",
@@ -48,3 +49,18 @@ __all__ = [
     "top_classes",
     "why_not",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker any name would be an attribute
+
+    def __getattr__(name: str) -> str:
+        """The version."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("finercam-rt")
+
+    def __dir__() -> list[str]:
+        """All names, the version's among them."""
+        return sorted({*globals(), "__version__"})

@@ -22,7 +22,7 @@ class Agreement(NamedTuple):
     top_overlap: float
 
 
-class Explained(Protocol):
+class Comparable(Protocol):
     """What is compared, one row an image: logits (N,K), raw maps (N,h,w) and the maps' status; an Explanation is."""
 
     @property
@@ -38,7 +38,7 @@ class Explained(Protocol):
         """Of each map."""
 
 
-def compare_explained(a: Explained, b: Explained, size: tuple[int, int]) -> list[dict[str, Any]]:
+def compare_explained(a: Comparable, b: Comparable, size: tuple[int, int]) -> list[dict[str, Any]]:
     """A record an image: same_class (predicted), logit_error, status of both; where both are ok map_error, `Agreement`.
 
     The errors are |b - a| / |a|, L2 norms over the logits and over the raw map. Both must have explained the same

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from finercam_rt import arrays, device_arrays
 from finercam_rt.backends.device_results import ResultLayout
+from finercam_rt.backends.interface import classes_of
 from finercam_rt.backends.protocol import DeviceBackend, HostImages, Wanted
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.cuda import DEFAULT_STREAMS
 from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.errors import InputError
 from finercam_rt.loading import check_batch
-from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, EMBEDDINGS, GRADIENTS, Manifest
+from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, Manifest
 from finercam_rt.outputs import Outputs, joined
 
 
@@ -101,7 +102,7 @@ def run_on_host(
         )
     asked, several = _asked(contrast, manifest)
     wanted = Wanted(method, with_taps)
-    layout = backend.results(count, _classes(constants), wanted, None)
+    layout = backend.results(count, classes_of(constants), wanted, None)
     results = backend.run_on_host(images, asked, constants, wanted, layout)
     return _outputs(layout.arrays(results, several), manifest)
 
@@ -139,7 +140,7 @@ def _run(
             "where it replays a graph of its own."
         )
     count = found.shape[0]
-    layout = backend.results(count, _classes(constants), wanted, names)
+    layout = backend.results(count, classes_of(constants), wanted, names)
     made = device_arrays.allocate(batch, layout.bytes, backend.gpu, caller, current=current)
     backend.run_on_device(found.address, count, asked, constants, wanted, caller, layout, made.address)
     if arrays.frees_early(batch):
@@ -153,11 +154,6 @@ def _asked(contrast: ContrastArrays, manifest: Manifest) -> tuple[ContrastArrays
         return contrast, None
     several = contrast.target.shape[1]
     return contrast.padded(manifest.contrasts), None if several == manifest.contrasts else several
-
-
-def _classes(constants: Mapping[str, NDArray[Any]]) -> int:
-    """K where the classes are an input, else 0."""
-    return len(constants[EMBEDDINGS]) if EMBEDDINGS in constants else 0
 
 
 def _outputs(results: Mapping[str, Any], manifest: Manifest) -> Outputs:

@@ -188,7 +188,7 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise InputError(_unidentified(stream, name)) from None
     except Exception as error:  # a plugin met bytes that it did not expect
-        raise InputError(f"{name} is a damaged image ({_reason(error)}).") from None
+        raise InputError(f"{name} is a damaged image ({one_line(error)}).") from None
     return image
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from finercam_rt.errors import InputError
 from finercam_rt.explanation import status_of
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, METHODS, Manifest
 from finercam_rt.padding import padded
+
+T = TypeVar("T")
 
 
 class Outputs(NamedTuple):
@@ -206,6 +208,8 @@ def _run_once(
 
 def conflicts(contrast: ContrastArrays, outputs: Outputs) -> list[int]:
     """The images with a target, which the graph chose, that is one of the references that the caller gave."""
+    if (contrast.references < 0).all():  # none was given, a twentieth of the time
+        return []
     same = _same_class(contrast, outputs)
     # Logits that are not finite make the predicted class an accident.
     same &= outputs.status != ops.Status.NON_FINITE
@@ -230,17 +234,18 @@ def rows_not_finite(values: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     return ~finite
 
 
-def joined(parts: list[Outputs]) -> Outputs:
-    """The rows of all, in order."""
-    first = parts[0]
-    fields = {
-        name: None if values is None else np.concatenate([getattr(part, name) for part in parts])
-        for name, values in first._asdict().items()
-        if name not in ("layer_maps", "carried")
-    }
-    maps = {name: np.concatenate([part.layer_maps[name] for part in parts]) for name in first.layer_maps}
-    carried = tuple(np.concatenate(values) for values in zip(*(part.carried for part in parts), strict=True))
-    return Outputs(**fields, layer_maps=maps, carried=carried)
+def joined(parts: Sequence[T]) -> T:
+    """The rows of all, in order: of arrays, and of what is in tuples and dictionaries; None stays None."""
+    rows: Sequence[Any] = parts
+    first: Any = rows[0]
+    found: Any = None
+    if isinstance(first, dict):
+        found = {name: joined([part[name] for part in rows]) for name in first}
+    elif isinstance(first, tuple):
+        found = getattr(first, "_make", tuple)([joined(column) for column in zip(*rows, strict=True)])
+    elif first is not None:
+        found = np.concatenate(rows)
+    return cast("T", found)
 
 
 def _same_class(contrast: ContrastArrays, outputs: Outputs) -> NDArray[np.bool_]:

@@ -105,7 +105,7 @@ def resized_size(size: tuple[int, int], spec: InputSpec, scale: tuple[int, ...])
 
 
 def _crop(image: NDArray[np.uint8], view: NDArray[np.uint8], top: int, left: int, fill: tuple[int, ...]) -> None:
-    """Copy of `image` (h,w,C) what begins at (top, left) into `view` (H,W,3), and `fill` where it reaches beyond."""
+    """Copy of `image` (h,w,C) what begins at (top, left) into `view` (H,W,C), and `fill` where it reaches beyond."""
     rows = slice(max(top, 0), min(top + view.shape[0], image.shape[0]))
     columns = slice(max(left, 0), min(left + view.shape[1], image.shape[1]))
     source = image[rows, columns]

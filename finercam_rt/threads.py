@@ -32,7 +32,9 @@ def threads_granted(asked: int | None) -> int:
     if asked is None:
         return physical_cores_granted()
     if not 1 <= asked <= MOST_THREADS:
-        raise BackendError(f"threads is {asked}; give 1 to {MOST_THREADS}, or None for the physical cores.")
+        raise BackendError(
+            f"the number of threads is {asked}; give 1 to {MOST_THREADS}, or leave it out for the physical cores."
+        )
     return asked
 
 

@@ -172,7 +172,7 @@ def test_csrc_includes(path):
 def test_importing_the_package_is_light():
     heavy = (
         "('torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx_bindings', "
-        "'tqdm', 'scipy', 'matplotlib', 'jinja2', 'finercam_rt.export', 'finercam_rt.compat')"
+        "'tqdm', 'scipy', 'matplotlib', 'jinja2', 'finercam_rt.export', 'finercam_rt.compat', 'importlib.metadata')"
     )
     code = f"import sys, finercam_rt, finercam_rt.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from torch import nn
 from finercam_rt import Engine
 from finercam_rt.contrast import UNUSED
 from finercam_rt.evaluation import evaluate
-from finercam_rt.evaluation.batch import Batch, nearest_class
+from finercam_rt.evaluation.batch import MeasuredBatch, nearest_class
 from finercam_rt.evaluation.metrics.localisation import EnergyInMask
 from finercam_rt.evaluation.perturbation import CLASSLESS, PerturbationOptions, perturbation_source
 from finercam_rt.evaluation.seeds import parse_seed
@@ -218,7 +218,9 @@ class Source:
 def energy(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> Values:
     """(N,) the share of each raw map (N,h,w) that lies in its mask (N,H,W); NaN of a map that says nothing."""
     logits = np.zeros((len(maps), 1), np.float32)
-    batch = Batch(np.zeros((len(maps), 3, 1, 1), np.float32), logits, np.zeros(len(maps), np.int64), _none, masks=masks)
+    batch = MeasuredBatch(
+        np.zeros((len(maps), 3, 1, 1), np.float32), logits, np.zeros(len(maps), np.int64), _none, masks=masks
+    )
     return EnergyInMask().measure(batch, resized(maps, masks.shape[1:]))["energy"]
 
 

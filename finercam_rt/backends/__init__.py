@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from finercam_rt.cuda import device_index
 from finercam_rt.engine_file import is_plan
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import Manifest
+from finercam_rt.packages import can_be_imported
 from finercam_rt.threads import physical_cores_granted, threads_granted
 
 OF_GRAPHS = ("onnxruntime", "openvino")
@@ -170,11 +170,4 @@ def _pinned() -> str:
 
 def _installed() -> list[str]:
     """The runtimes of ONNX files that can be imported, without importing them, in the order of OF_GRAPHS."""
-    return [name for name in OF_GRAPHS if _can_be_imported(name)]
-
-
-def _can_be_imported(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # importing it has been blocked
-        return False
+    return [name for name in OF_GRAPHS if can_be_imported(name)]

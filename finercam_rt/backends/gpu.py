@@ -17,7 +17,7 @@ from finercam_rt.backends.device_finish import MAP, STATUS, Finish
 from finercam_rt.backends.device_results import Piece, ResultLayout
 from finercam_rt.backends.device_slot import DeviceSlot, Executor
 from finercam_rt.backends.device_slots import DeviceSlots
-from finercam_rt.backends.interface import Sizes, Value, checked_interface, fixed_batch
+from finercam_rt.backends.interface import Sizes, Value, checked_interface, classes_of, fixed_batch
 from finercam_rt.backends.protocol import HostImages, RunTimes, Wanted
 from finercam_rt.contrast import ContrastArrays
 from finercam_rt.cuda import Device
@@ -96,13 +96,13 @@ class GpuBackend:
             wanted, names = wanted or Wanted(self._manifest.method, True), None
         else:
             wanted, names = Wanted(self._manifest.method, True), tuple(self._interface.outputs)
-        layout = self.results(len(images), _classes_of(feeds), wanted, names)
+        layout = self.results(len(images), classes_of(feeds), wanted, names)
         return layout.arrays(self.run_on_host(images, contrast, feeds, wanted, layout))
 
     def logits(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """See Backend.logits. The graph computes the rest too; it is not copied."""
         images, wanted = feeds["images"], Wanted(self._manifest.method, False)
-        layout = self.results(len(images), _classes_of(feeds), wanted, ("logits",))
+        layout = self.results(len(images), classes_of(feeds), wanted, ("logits",))
         return layout.arrays(self.run_on_host(images, None, feeds, wanted, layout))["logits"]
 
     def record_times(self, times: list[RunTimes] | None) -> None:
@@ -294,12 +294,6 @@ class GpuBackend:
             if getattr(lost, "fatal", False):
                 self._lost = cuda.as_backend_error(lost, str(error).rstrip("."))
                 raise self._lost from None
-
-
-def _classes_of(constants: Mapping[str, NDArray[Any]]) -> int:
-    """K where the classes are an input, else 0."""
-    embeddings = constants.get(EMBEDDINGS)
-    return 0 if embeddings is None else len(embeddings)
 
 
 def _of_sizes(values: Values, sizes: Sizes) -> Values:

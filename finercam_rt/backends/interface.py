@@ -57,8 +57,13 @@ class Sizes(NamedTuple):
 
 def sizes_of(feeds: Mapping[str, NDArray[Any]]) -> Sizes:
     """The sizes of the run that these inputs ask for."""
+    return Sizes(len(feeds["images"]), classes_of(feeds))
+
+
+def classes_of(feeds: Mapping[str, NDArray[Any]]) -> int:
+    """K where the classes are an input, else 0."""
     embeddings = feeds.get(EMBEDDINGS)
-    return Sizes(len(feeds["images"]), 0 if embeddings is None else len(embeddings))
+    return 0 if embeddings is None else len(embeddings)
 
 
 def expected_interface(manifest: Manifest) -> Interface:

@@ -26,7 +26,7 @@ class Filling(Protocol):
         """Some of them."""
 
     def fill(self, stream: Any, images: int) -> None:
-        """Queue what makes them, (N,3,H,W) float32, at an address."""
+        """Queue what makes them, (N,C,H,W) float32, at an address."""
 
 
 HostImages: TypeAlias = "NDArray[np.float32] | Filling"
@@ -138,7 +138,7 @@ class DeviceBackend(Backend, Protocol):
         """A run of arrays of the host: the results as `layout` has them, in new memory.
 
         Args:
-            images: (N,3,H,W), contiguous, or what makes them; at most `largest`.
+            images: (N,C,H,W), contiguous, or what makes them; at most `largest`.
             contrast: of as many, with as many contrasts as the graph; None where only logits are read.
             constants: the inputs that are the same for many runs.
             wanted: as `results` was asked.

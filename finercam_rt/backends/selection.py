@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +195,8 @@ def _key(path: Path, manifest: Manifest, names: Iterable[str], threads: int) -> 
 
 def _version(module: str) -> str:
     """The version of what provides this module, without importing it."""
+    from importlib import metadata  # slow to import, and not every backend is chosen
+
     try:
         return metadata.version(module)
     except metadata.PackageNotFoundError:  # it comes in a package of another name, such as onnxruntime-gpu

@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from finercam_rt.engine import Engine
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.manifest import METHODS, Manifest
+from finercam_rt.packages import versions_of
 from finercam_rt.processor import processor
-from finercam_rt.threads import physical_cores_granted
+from finercam_rt.threads import physical_cores_granted, threads_granted
 
 SCHEMA = 1
 """The version of the JSON record."""
@@ -95,13 +95,12 @@ def run(args: argparse.Namespace) -> int:
         ("batch", args.batch, 1),
         ("warmup-ms", args.warmup_ms, 0),
         ("iterations", args.iterations, 1),
-        ("threads", args.threads, 1),
     ):
-        if value is not None and value < least:
+        if value < least:
             raise InputError(f"--{name} is {value}; give at least {least}.")
     if not 0 <= args.duration < float("inf"):
         raise InputError(f"--duration is {args.duration:g}; give a number of seconds, 0 or more.")
-    threads = physical_cores_granted() if args.threads is None else args.threads
+    threads = threads_granted(args.threads)
     began = time.perf_counter()
     embeddings = args.class_embeddings or _random_classes(read_manifest(args.engine))
     with Engine(
@@ -215,12 +214,6 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """When and where a figure was measured: UTC time, processor, cores, memory, system, versions of `packages`."""
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": processor(),
@@ -228,7 +221,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         "physical_cores_granted": physical_cores_granted(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions_of(packages)},
     }
 
 

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             compute=args.compute,
             class_embeddings=args.class_embeddings,
             tails=args.tail,
-            command=_command(sys.argv[1:]),
+            command=_command(args.arguments),
             on_progress=on_progress,
             on_step=on_step,
         )

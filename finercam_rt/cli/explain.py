@@ -134,8 +134,6 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("there is nowhere to write to; give -o OUT, or --json for the records on stdout.")
     if not 0 <= args.opacity <= 1:
         raise InputError(f"the opacity is {args.opacity:g}; give a number from 0 to 1.")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"the number of threads is {args.threads}; give at least 1.")
     if args.range is not None and not 0 <= args.range[0] < args.range[1] < math.inf:
         low, high = args.range
         raise InputError(f"the range is {low:g} to {high:g}; give two raw values, 0 <= LOW < HIGH.")

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
@@ -21,23 +21,36 @@ COMMANDS = ("export", "embed-text", "build", "explain", "inspect", "compare", "e
 _MISTAKE, _INTERRUPTED, _NO_READER = 2, 130, 141
 
 
+@contextmanager
+def _own_process() -> Iterator[None]:
+    """Streams that are there and take any text, and no warnings of Pillow's about photographs that are read all the
+    same; for a caller in Python all is as it was behind it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: >&-
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    # file names need not be text, nor class names in the encoding of the terminal
+    streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    for stream, _ in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        with suppress(OSError):  # it writes what is left, and the reader may have gone
+            for stream, errors in streams:
+                stream.reconfigure(errors=errors)
+
+
+@_own_process()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
     130: interrupted. 141: the reader of the output went away before the end.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell: >&-
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    # file names need not be text, nor class names in the encoding of the terminal
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    # of Pillow, about photographs that are read all the same
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = _parser(arguments).parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         with _log_on_stderr():
             code: int = args.run(args)
@@ -85,9 +98,12 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         prog="finercam",
         description="Compile an image classifier with its Finer-CAM explanation into one graph, and run it.",
     )
-    parser.add_argument("--version", action="version", version=f"finercam {finercam_rt.__version__}")
+    named = bool(arguments) and arguments[0] in COMMANDS
+    # slow to look up, and no question behind a command
+    version = "" if named else f"finercam {finercam_rt.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is asked for is imported; all of them where the user asks what there is.
-    for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+    for name in arguments[:1] if named else COMMANDS:
         importlib.import_module(f"finercam_rt.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from finercam_rt.resizing import bilinear
 
 EPSILON = 1e-7
 """What pytorch-grad-cam adds to the largest value before it divides by it."""
@@ -34,13 +35,6 @@ def resized(maps: Maps, size: tuple[int, int]) -> Maps:
     """(N,h,w) to (N,H,W), bilinear with half-pixel centres, edges clamped, no antialiasing (cv2.resize)."""
     for axis, wanted in ((1, size[0]), (2, size[1])):
         if maps.shape[axis] != wanted:
-            matrix = _interpolation(maps.shape[axis], wanted)
+            matrix = bilinear(maps.shape[axis], wanted)
             maps = matrix @ maps if axis == 1 else maps @ matrix.T
     return maps
-
-
-@lru_cache(maxsize=32)
-def _interpolation(size: int, wanted: int) -> Maps:
-    """The matrix (wanted,size) of resizing along one axis."""
-    centres = np.clip((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0, size - 1)
-    return np.asarray(np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))), np.float32)

@@ -35,8 +35,8 @@ class Explain(Protocol):
     def __call__(self, images: Floats, target: NDArray[np.int64] | None, *, shared: bool = False) -> Explained:
         """Explain (M,C,H,W) images, for these classes (M,) or for those predicted. Any number of images.
 
-        shared: whether every method is asked about this very array, which the batch keeps (`Batch.once`), so that
-        methods may share their runs.
+        shared: whether every method is asked about this very array, which the batch keeps (`MeasuredBatch.once`), so
+        that methods may share their runs.
         """
 
 
@@ -52,7 +52,7 @@ class Pool(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class MeasuredBatch:
     """Images with what the classifier says of them, the same for every map that is measured.
 
     images: (N,C,H,W) float32, as the classifier takes them. logits: (N,K). target: (N,) int64, the class explained.
@@ -80,7 +80,7 @@ class Batch:
         if not len(self.indices):
             object.__setattr__(self, "indices", np.arange(len(self.images), dtype=np.int64))
 
-    def explained_by(self, explain: Explain) -> Batch:
+    def explained_by(self, explain: Explain) -> MeasuredBatch:
         """The same batch for the maps of one method; what was computed for the images is shared."""
         return replace(self, explain=explain, _made_of_map={})
 
@@ -127,9 +127,9 @@ class Metric(Protocol):
 
     @property
     def needs_explain(self) -> bool:
-        """Whether it asks `Batch.explain` for maps of other images, which costs as much as explaining those."""
+        """Whether it asks `MeasuredBatch.explain` for maps of other images, which costs as much as explaining those."""
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """Each column's (N,) float64, NaN where it is not defined for that image.
 
         saliency: (N,H,W) float32, the raw maps after ReLU, resized bilinearly to the input.

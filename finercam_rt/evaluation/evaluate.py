@@ -108,7 +108,7 @@ def evaluate(
     question = replace(question or Question(), **asked)
     started = now()
     paths = [engines] if isinstance(engines, (str, os.PathLike)) else list(engines)
-    _check(question, paths, batch_size, threads)
+    _check(question, paths, batch_size)
     if out is not None:
         check_output_folder(Path(out))
         _check_report()
@@ -201,7 +201,7 @@ def _measure_all(
         report(stop)
 
 
-def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: int | None) -> None:
+def _check(question: Question, paths: Sequence[Any], batch_size: int) -> None:
     if not paths:
         raise InputError("there is no engine to evaluate; give at least one.")
     if question.target not in TARGETS:
@@ -210,7 +210,6 @@ def _check(question: Question, paths: Sequence[Any], batch_size: int, threads: i
         raise InputError("the label is to be explained, but the data are taken without labels; leave one of them out.")
     for name, value in (
         ("batch size", batch_size),
-        ("number of threads", threads),
         ("number of channels", question.channels),
         ("number of masks", question.masks),
     ):

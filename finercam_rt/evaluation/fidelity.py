@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch
 from finercam_rt.evaluation.metrics import metrics_by_name
-from finercam_rt.evaluation.sources import EngineRows, resized
+from finercam_rt.evaluation.sources import resized
 from finercam_rt.evaluation.statistics import Bootstrap, Interval
 from finercam_rt.images import load_image
+from finercam_rt.methods.classifier import Classifier
 from finercam_rt.pixels import Pixels
 from finercam_rt.preprocess import Preprocessor
 
@@ -31,7 +32,7 @@ class Fidelity:
         Raises:
             InputError: an unknown metric, or one that needs more than a map: other maps, boxes or masks.
         """
-        self._preprocess, self._forward = Preprocessor(engine.manifest.input), EngineRows(engine, [])
+        self._preprocess, self._classifier = Preprocessor(engine.manifest.input), Classifier(engine)
         self._metrics = metrics_by_name(metrics)
         self.higher_is_better = {c: metric.higher_is_better[c] for metric in self._metrics for c in metric.columns}
         for metric in self._metrics:
@@ -53,8 +54,8 @@ class Fidelity:
         images, view = np.empty((len(photographs), *spec.shape), np.float32), np.empty(spec.view_shape, np.uint8)
         for row, photograph in enumerate(photographs):
             self._preprocess(load_image(photograph, row, spec.channels), images[row], view, f"image {row}")
-        run = self._forward
-        batch = Batch(images, run.forward(images), target, run.forward, forward_size=run.forward_size)
+        forward, size = self._classifier.logits, self._classifier.batch_size
+        batch = MeasuredBatch(images, forward(images), target, forward, forward_size=size)
         records: list[dict[str, list[float]]] = [{} for _ in photographs]
         maps = [resized(np.ascontiguousarray(of), spec.size) for of in (first, second)]
         for metric in self._metrics:

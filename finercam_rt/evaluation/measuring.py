@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from finercam_rt import ops
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.annotations import object_mask
-from finercam_rt.evaluation.batch import Batch, Explained, Floats, Metric
+from finercam_rt.evaluation.batch import Explained, Floats, MeasuredBatch, Metric
 from finercam_rt.evaluation.dataset import Dataset, Sample
 from finercam_rt.evaluation.metrics.curves import PerturbationCurve
 from finercam_rt.evaluation.rows import Row
@@ -26,7 +26,7 @@ _DIGITS = 9
 """Of a stored figure: more than float32 carries."""
 
 
-class Photographs(NamedTuple):
+class LoadedPhotographs(NamedTuple):
     """Those that could be read, a row each: inputs (n,C,H,W) float32, views (n,H,W,C) uint8, masks (n,H,W) or None.
 
     places: (n,) their numbers among the samples asked for; errors: number to sentence of the others.
@@ -39,7 +39,7 @@ class Photographs(NamedTuple):
     errors: dict[int, str]
 
 
-def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> Photographs:
+def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> LoadedPhotographs:
     """Read photographs and their annotations as an engine takes them."""
     spec = preprocess.spec
     inputs, views = (
@@ -63,7 +63,7 @@ def load_photographs(samples: Sequence[Sample], preprocess: Preprocessor) -> Pho
             places.append(number)
     there = len(places)
     annotated = any(sample.annotated for sample in samples)
-    return Photographs(
+    return LoadedPhotographs(
         inputs[:there], views[:there], masks[:there] if annotated else None, np.array(places, np.int64), errors
     )
 
@@ -140,25 +140,25 @@ class Measurer:
         return record
 
     def _measure_engine(
-        self, place: int, engine: EngineRows, found: Photographs, start: int, record: dict[str, Any]
+        self, place: int, engine: EngineRows, found: LoadedPhotographs, start: int, record: dict[str, Any]
     ) -> None:
         images = record["images"]
-        logits = engine.forward(found.inputs)
+        logits = engine.classifier.logits(found.inputs)
         target = logits.argmax(axis=1).astype(np.int64)
         predicted = target
         if self._by_label:
             target = self._pools[engine.engine.manifest.input].labels[start + found.places]
         finite = np.asarray(np.isfinite(logits).all(axis=1) & np.isfinite(found.inputs).all(axis=(1, 2, 3)))
         logits = np.where(finite[:, None], logits, 0)
-        batch = Batch(
+        batch = MeasuredBatch(
             images=found.inputs,
             logits=logits,
             target=target,
-            forward=engine.forward,
+            forward=engine.classifier.logits,
             masks=found.masks,
             indices=start + found.places,
             pool=self._pools[engine.engine.manifest.input],
-            forward_size=engine.forward_size,
+            forward_size=engine.classifier.batch_size,
         )
         confidence = batch.probabilities[np.arange(len(target)), target]
         for row, number in enumerate(found.places.tolist()):
@@ -181,7 +181,7 @@ class Measurer:
 
     def _values(
         self,
-        batch: Batch,
+        batch: MeasuredBatch,
         engine: EngineRows,
         row: Row,
         saliency: Floats,

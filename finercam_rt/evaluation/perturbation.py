@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.engine import Engine
-from finercam_rt.evaluation.batch import Batch, Floats, Values
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values
 from finercam_rt.evaluation.metrics import MetricOptions
 from finercam_rt.evaluation.metrics.road import Road
 from finercam_rt.manifest import Manifest
@@ -86,7 +86,7 @@ def _metacam(engine: Engine, seed: int, on_progress: OnProgress | None) -> MetaC
     def score(images: Floats, target: NDArray[np.int64], maps: Floats) -> Values:
         # one noise for all images, so that a map does not depend on its image's place in the batch
         places = np.zeros(len(images), np.int64)
-        batch = Batch(images, classifier.logits(images), target, classifier.logits, indices=places)
+        batch = MeasuredBatch(images, classifier.logits(images), target, classifier.logits, indices=places)
         return road.measure(batch, maps)["road"]
 
     return MetaCam([EngineSource(engine, name) for name in names], score, on_progress=on_progress)

@@ -7,13 +7,13 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from finercam_rt.engine import Engine
 from finercam_rt.evaluation.dataset import Dataset
 from finercam_rt.files import sha256_of
+from finercam_rt.packages import versions_of
 
 _PACKAGES = ("finercam-rt", "numpy", "pillow", "onnxruntime", "openvino", "scipy", "scikit-image")
 
@@ -61,20 +61,10 @@ def produced_by(engines: Sequence[dict[str, Any]], dataset: Dataset, options: Ma
             "sha256": dataset.sha256,
         },
         **options,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions_of(_PACKAGES)},
     }
 
 
 def now() -> str:
     """UTC time to the second, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,9 +18,9 @@ from finercam_rt.evaluation.perturbation import PERTURBATION, PerturbationOption
 from finercam_rt.evaluation.rows import Row
 from finercam_rt.evaluation.seeds import Seed
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, GRADIENTS, OBJECTIVES
-from finercam_rt.methods.classifier import DEFAULT_MEMORY
+from finercam_rt.methods.classifier import Classifier
 from finercam_rt.methods.protocol import Asked
-from finercam_rt.outputs import Drawing, Outputs
+from finercam_rt.outputs import Drawing, Outputs, joined
 from finercam_rt.padding import padded
 from finercam_rt.tail import Tail
 
@@ -53,8 +52,8 @@ class EngineRows:
     """One engine and the rows that it serves: predictions, and maps of images for given classes.
 
     Methods that are drawn from the same activations and gradients share the run that made them, an engine of P
-    contrasts computes P seeds a run, and the seeds of a method that perturbs images share those runs. forward_size: how
-    many images the engine is best given at once.
+    contrasts computes P seeds a run, and the seeds of a method that perturbs images share those runs. classifier: the
+    engine, asked for logits.
     """
 
     def __init__(
@@ -67,16 +66,12 @@ class EngineRows:
     ) -> None:
         """Take the rows, all of this engine, its tail where ablationcam is among them, and how images are perturbed."""
         self.engine = engine
-        self.forward_size = engine.fixed_batch or max(1, DEFAULT_MEMORY // (math.prod(engine.manifest.input.shape) * 4))
+        self.classifier = Classifier(engine)
         self._rows = tuple(rows)
         self._sources = {
             name: perturbation_source(name, engine, tail, options, on_step and partial(on_step, name))
             for name in dict.fromkeys(row.method for row in rows if row.method in PERTURBATION)
         }
-
-    def forward(self, images: Floats) -> Floats:
-        """(M,K) logits of (M,C,H,W) images."""
-        return np.concatenate([self.engine.logits(part)[:count] for part, count in self._runs(images)])
 
     def maps(
         self,
@@ -111,7 +106,7 @@ class EngineRows:
 
     def explain(self, rows: Sequence[Row], images: Floats, target: NDArray[np.int64] | None) -> Answers:
         """Some rows' maps of other images, for these classes or the predicted ones."""
-        logits = self.forward(images)
+        logits = self.classifier.logits(images)
         classes = logits.argmax(axis=1).astype(np.int64) if target is None else np.asarray(target, np.int64)
         found = {maps.row: maps.saliency_map for maps in self.maps(images, classes, logits, rows)}
         return Answers(found, logits, classes)
@@ -150,7 +145,7 @@ class EngineRows:
         self, images: Floats, target: NDArray[np.int64], nearest: NDArray[np.int64], seeds: Sequence[Seed]
     ) -> Outputs:
         parts, start = [], 0
-        for part, count in self._runs(images):
+        for part, count in self.classifier.runs(images):
             classes, near = (padded(values[start : start + count], len(part)) for values in (target, nearest))
             if self.engine.manifest.contrasts == 1:
                 (seed,) = seeds
@@ -159,7 +154,7 @@ class EngineRows:
                 found = self.engine(part, contrasts=_contrasts(classes, near, seeds))
             parts.append(_first(found, count))
             start += count
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _drawn(self, method: str, outputs: Outputs) -> Floats:
         engine = self.engine
@@ -171,12 +166,6 @@ class EngineRows:
             (CHANNEL_WEIGHTS, outputs.channel_weights),
         )
         return Drawing(engine.manifest, method).map_of({name: values for name, values in taps if values is not None})
-
-    def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
-        """The images in runs, and how many of each run are images."""
-        for start in range(0, len(images), self.forward_size):
-            part = images[start : start + self.forward_size]
-            yield part if self.engine.fixed_batch is None else padded(part, self.forward_size), len(part)
 
 
 def resized(maps: Floats, size: tuple[int, ...]) -> Floats:
@@ -238,14 +227,6 @@ def _contrast(outputs: Outputs, place: int) -> Outputs:
 
 
 def _first(outputs: Outputs, count: int) -> Outputs:
-    """Of the first images alone, without the maps of single layers."""
+    """Of the first images alone, without the maps of single layers and what a tail reads."""
     fields = [values[:count] if isinstance(values, np.ndarray) else values for values in outputs]
-    return Outputs._make(fields)._replace(layer_maps={})
-
-
-def _joined(parts: Sequence[Outputs]) -> Outputs:
-    """One after the other."""
-    columns = zip(*parts, strict=True)
-    return Outputs._make(
-        np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0] for values in columns
-    )
+    return Outputs._make(fields)._replace(layer_maps={}, carried=())

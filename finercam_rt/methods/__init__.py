@@ -5,6 +5,7 @@ from finercam_rt.methods.channels import SubsetError as SubsetError
 from finercam_rt.methods.channels import subset_error as subset_error
 from finercam_rt.methods.engine_source import EngineSource as EngineSource
 from finercam_rt.methods.meta import MetaCam as MetaCam
+from finercam_rt.methods.meta import ResidualEffects as ResidualEffects
 from finercam_rt.methods.mutual_information import MiCam as MiCam
 from finercam_rt.methods.mutual_information import MiGrad as MiGrad
 from finercam_rt.methods.protocol import Asked as Asked

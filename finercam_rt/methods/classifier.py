@@ -12,6 +12,7 @@ from finercam_rt.contrast import Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps
+from finercam_rt.outputs import joined
 from finercam_rt.padding import padded
 
 DEFAULT_MEMORY = 5 << 19
@@ -19,7 +20,7 @@ DEFAULT_MEMORY = 5 << 19
 kind makes of so many and not of more: 16 at once take 20 % longer an image."""
 
 
-class Explained(NamedTuple):
+class ClassifierAnswer(NamedTuple):
     """What the engine says of the images themselves, a row each.
 
     logits (N,K), the engine's own raw map (N,h,w), target (N,), references (N,R) as used; activations
@@ -66,7 +67,7 @@ class Classifier:
 
     def logits(self, images: Floats) -> Floats:
         """(M,K) of (M,C,H,W)."""
-        return np.concatenate([self.engine.logits(run)[:count] for run, count in self._runs(images)])
+        return np.concatenate([self.engine.logits(run)[:count] for run, count in self.runs(images)])
 
     def explained_each(
         self,
@@ -76,7 +77,7 @@ class Classifier:
         *,
         activations: bool = False,
         gradients: bool = False,
-    ) -> list[Explained]:
+    ) -> list[ClassifierAnswer]:
         """`explained` for several contrasts; activations in the first alone, since they are the same for all.
 
         Raises:
@@ -103,7 +104,7 @@ class Classifier:
         *,
         activations: bool = False,
         gradients: bool = False,
-    ) -> Explained:
+    ) -> ClassifierAnswer:
         """Logits, resolved classes, and activations and pooled gradients where they are wanted.
 
         Raises:
@@ -116,11 +117,11 @@ class Classifier:
             )
         images = np.ascontiguousarray(images)
         parts = []
-        for start, (run, count) in zip(range(0, len(images), self.batch_size), self._runs(images), strict=True):
+        for start, (run, count) in zip(range(0, len(images), self.batch_size), self.runs(images), strict=True):
             rows = slice(start, start + count)
             part = self._run(run, _rows(target, rows, len(run)), _rows(references, rows, len(run)), alpha)
             parts.append(
-                Explained(
+                ClassifierAnswer(
                     part.logits[:count],
                     part.saliency_map[:count],
                     part.target[:count],
@@ -134,7 +135,7 @@ class Classifier:
         if len(parts) == 1:
             return parts[0]
         columns = zip(*(part[:-1] for part in parts), strict=True)
-        return Explained._make([*(_joined(values) for values in columns), alpha])
+        return ClassifierAnswer._make([*(joined(values) for values in columns), alpha])
 
     def _run(self, images: Floats, target: Classes | None, references: Classes | None, alpha: float) -> Any:
         """The engine's outputs, without the axis of contrasts."""
@@ -175,7 +176,7 @@ class Classifier:
             return weights
         return np.asarray(self.feature_maps(outputs.gradients).mean(axis=(2, 3)), np.float32)
 
-    def _runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
+    def runs(self, images: Floats) -> Iterator[tuple[Floats, int]]:
         """The images in runs of the batch size, or of the size that the engine takes, and how many of each count."""
         size = self.batch_size
         for start in range(0, len(images), size):
@@ -186,13 +187,6 @@ class Classifier:
 def _rows(values: Any, rows: slice, count: int) -> Any:
     """Some rows, the last repeated up to `count` of them."""
     return None if values is None else padded(np.asarray(values)[rows], count)
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """One after the other: arrays, tuples of arrays, or nothing."""
-    if isinstance(parts[0], tuple):
-        return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
-    return None if parts[0] is None else np.concatenate(parts)
 
 
 def _given(references: Classes | None) -> list[int] | None:

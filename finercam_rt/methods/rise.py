@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
 from finercam_rt.methods.classifier import DEFAULT_MEMORY, Classifier
 from finercam_rt.methods.objective import objective_values
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps, OnProgress, Together
+from finercam_rt.resizing import bilinear
 
 DEFAULT_MASKS = 1000
 DEFAULT_CELLS = 7
@@ -111,12 +111,4 @@ class _Axis:
         """Of an image of `length` pixels: one cell more than fits, which the random crop takes away."""
         cell = math.ceil(length / cells)
         pixels = (cells + 1) * cell
-        return cls(cell, length, _bilinear(cells + 1, pixels))
-
-
-def _bilinear(source: int, target: int) -> Floats:
-    """(target, source): row t holds the weights of output cell t; half-pixel centres, edges clamped."""
-    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-    distance = np.abs(position[:, None] - np.arange(source))
-    weights: NDArray[np.float64] = np.maximum(1 - distance, 0)
-    return weights.astype(np.float32)
+        return cls(cell, length, bilinear(cells + 1, pixels))

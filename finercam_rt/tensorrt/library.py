@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from typing import Any, NamedTuple
 
 from finercam_rt import _core
 from finercam_rt.errors import BackendError
+from finercam_rt.packages import can_be_imported
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
 FLAVOURS = (TENSORRT, RTX)
@@ -74,7 +74,7 @@ def import_flavour(flavour: str) -> Library:
     Raises:
         BackendError: it is not installed, does not load, or is too old.
     """
-    names = [name for name in _MODULES[flavour] if _can_be_imported(name)]
+    names = [name for name in _MODULES[flavour] if can_be_imported(name)]
     if not names:
         raise BackendError(f"{flavour} is not installed; {_INSTALL[flavour]}.")
     name = names[0]
@@ -93,7 +93,7 @@ def import_flavour(flavour: str) -> Library:
 
 def is_installed(flavour: str) -> bool:
     """Whether it could be imported, without importing it."""
-    return any(_can_be_imported(name) for name in _MODULES[flavour])
+    return any(can_be_imported(name) for name in _MODULES[flavour])
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -125,11 +125,3 @@ def targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
                 "build with TensorRT on a machine with that GPU."
             )
     return tuple(dict.fromkeys(asked)) or tuple(name for name in known if int(name[2:]) >= _OLDEST_IN_RTX)
-
-
-def _can_be_imported(name: str) -> bool:
-    try:
-        spec = importlib.util.find_spec(name)
-        return spec is not None and spec.origin is not None  # else a folder of that name
-    except ValueError:  # importing it has been blocked
-        return False

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from finercam_rt import _core
 from finercam_rt.errors import BackendError
 from finercam_rt.manifest import ACTIVATIONS, CHANNEL_WEIGHTS, LayerInfo, Manifest, TapsInfo
+from finercam_rt.ops import KERNEL_METHODS
 from finercam_rt.tensorrt.api import PluginModule, PluginNetwork, Tensor
 from finercam_rt.tensorrt.library import RTX, Library
 
@@ -23,8 +24,6 @@ MAP_KERNELS = (AUTO, PLUGIN)
 
 ID, KERNEL = "finercam::cam", "finercam_cam"
 """Of the plug-in for TensorRT, and of the kernel in each PTX (csrc/kernels/cam_plugin.cu)."""
-METHODS = ("gradcam", "gradcam++", "xgradcam", "fem", "layercam", "hirescam", "gradcamelementwise")
-"""Those that have a kernel."""
 PTX = Path(_core.__file__).parent / "ptx"
 """METHOD.ptx, and channel_weights.ptx; there where the package was built with CUDA."""
 
@@ -86,10 +85,10 @@ def map_plugin(graph: Path, manifest: Manifest, library: Library) -> MapPlugin:
             f"{graph} draws its map in the graph, and the kernel takes what a map is drawn from; export it with "
             "--head taps, or leave --map-kernel out."
         )
-    if manifest.method not in METHODS:
+    if manifest.method not in KERNEL_METHODS:
         raise BackendError(
-            f"{graph}: there is no kernel for the method {manifest.method}, only for {', '.join(METHODS)}; leave "
-            "--map-kernel out."
+            f"{graph}: there is no kernel for the method {manifest.method}, only for {', '.join(KERNEL_METHODS)}; "
+            "leave --map-kernel out."
         )
     name = manifest.method if manifest.taps.gradients else CHANNEL_WEIGHTS
     plugin = MapPlugin(name, manifest.layers[0], manifest.taps, manifest.contrasts)

@@ -6,9 +6,10 @@ import os
 import shlex
 from pathlib import Path
 
+from finercam_rt.backends.interface import Sizes, expected_interface
 from finercam_rt.errors import BackendError, InputError
 from finercam_rt.files import atomic_write, kind_of, sha256_of
-from finercam_rt.manifest import EMBEDDINGS, Manifest
+from finercam_rt.manifest import Manifest
 from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.build import check_precision
 from finercam_rt.tensorrt.builder import BuildOptions
@@ -80,7 +81,8 @@ def trtexec_options(manifest: Manifest, options: BuildOptions, timing_cache: Pat
     """What trtexec is to do beside reading and writing: what `builder.build` asks of the library, in its words."""
     chosen = ["--skipInference", "--maxAuxStreams=0"]
     for bound, position in (("min", 0), ("opt", 1), ("max", 2)):
-        shapes = input_shapes(manifest, options.batch[position], options.classes[position])
+        sizes = Sizes(options.batch[position], options.classes[position])
+        shapes = {name: sizes.of(shape) for name, (_, shape) in expected_interface(manifest).inputs.items()}
         listed = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
         chosen.append(f"--{bound}Shapes={listed}")
     if not options.tf32:
@@ -94,17 +96,3 @@ def trtexec_options(manifest: Manifest, options: BuildOptions, timing_cache: Pat
     if timing_cache is not None:
         chosen.append(f"--timingCacheFile={timing_cache}")
     return chosen
-
-
-def input_shapes(manifest: Manifest, batch: int, classes: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every input of a graph for so many images, and so many classes of a zero-shot model."""
-    lead = (batch,) if manifest.contrasts == 1 else (batch, manifest.contrasts)
-    shapes: dict[str, tuple[int, ...]] = {
-        "images": (batch, *manifest.input.shape),
-        "target": lead,
-        "references": (*lead, manifest.references),
-        "alpha": lead,
-    }
-    if manifest.zero_shot is not None:
-        shapes[EMBEDDINGS] = (classes, manifest.zero_shot.embedding_dim)
-    return shapes

@@ -51,7 +51,6 @@ def test_runs_for_the_duration_asked_for(finercam: Callable[..., Any], toy: Any)
         ("--batch", 0, "at least 1"),
         ("--warmup-ms", -1, "at least 0"),
         ("--iterations", 0, "at least 1"),
-        ("--threads", 0, "at least 1"),
         ("--duration", -1, "0 or more"),
         ("--duration", "nan", "0 or more"),
         ("--duration", "inf", "0 or more"),
@@ -63,6 +62,11 @@ def test_refuses_a_number_out_of_range(
     finercam: Callable[..., Any], toy: Any, option: str, value: object, says: str
 ) -> None:
     finercam("bench", toy.path, option, value).refused(option, says)
+
+
+@pytest.mark.parametrize("threads", [0, 5000])
+def test_refuses_a_number_of_threads(finercam: Callable[..., Any], toy: Any, threads: int) -> None:
+    finercam("bench", toy.path, "--threads", threads).refused(f"number of threads is {threads}; give 1 to 1024")
 
 
 def test_refuses_what_is_not_an_engine(finercam: Callable[..., Any], tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_what_is_written_and_printed(
 
     document = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in document["rows"]] == [f"gradcam {seed}" for seed in seeds]
+    assert document["run"]["command"].startswith("finercam evaluate toy.onnx --data birds --seeds plain")
     assert document["images_asked"] == 12
     assert document["images_measured"] == 10
     assert document["left_out"]["counts"] == {"unknown class": 1, "unreadable": 1}
@@ -230,7 +231,8 @@ def test_mistakes(finercam: Callable[..., Any], make_toy: Callable[..., Any], bi
     run("--fill", "grey").refused("use one of zero, blur, mean")
     run("--limit", "0").refused("the limit is 0")
     run("--labels", tmp_path / "none").refused("no such file")
-    run("--threads", "0").refused("number of threads is 0")
+    run("--threads", "0").refused("number of threads is 0; give 1 to 1024")
+    run("--threads", "5000").refused("number of threads is 5000; give 1 to 1024")
     run("--channels", "0").refused("number of channels is 0")
     run("--target", "label", "--unlabelled").refused("leave one of them out")
     finercam("evaluate", tmp_path / "none.onnx", "--data", birds, "-o", out).refused("no such file")

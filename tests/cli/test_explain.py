@@ -140,8 +140,8 @@ def test_nothing_half_written(finercam, toy, photographs, tmp_path, monkeypatch)
         (["--alpha", "nan"], ["alpha is nan"]),
         (["--alpha", "inf"], ["alpha is inf"]),
         (["--batch-size", "0"], ["batch size is 0"]),
-        (["--threads", "0"], ["threads is 0"]),
-        (["--threads", "100000000000"], ["threads is 100000000000; give 1 to 1024"]),
+        (["--threads", "0"], ["number of threads is 0; give 1 to 1024, or leave it out"]),
+        (["--threads", "100000000000"], ["number of threads is 100000000000; give 1 to 1024"]),
         (["--opacity", "1.5"], ["opacity is 1.5"]),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -19,6 +21,14 @@ def test_version(finercam):
     ran = finercam("--version")
     assert ran.code == 0
     assert ran.out == f"finercam {finercam_rt.__version__}\n"
+
+
+def test_the_version_is_an_attribute_like_others():
+    from finercam_rt import __version__
+
+    assert __version__ == metadata.version("finercam-rt")
+    assert "__version__" in dir(finercam_rt)
+    assert not hasattr(finercam_rt, "nonsense")
 
 
 def test_help_names_every_command(finercam):
@@ -41,6 +51,14 @@ def test_wrong_command_lines_exit_with_2(finercam, arguments):
     assert ran.code == 2
     assert "error:" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_the_streams_are_left_as_they_were(finercam, toy, monkeypatch):
+    """Within a command they take any text."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert finercam("inspect", toy.path).code == 0
+    assert out.errors == "strict"
 
 
 def test_interrupt(finercam, toy, monkeypatch):

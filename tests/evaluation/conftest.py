@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from finercam_rt.evaluation.batch import Batch
+from finercam_rt.evaluation.batch import MeasuredBatch
 
 SIZE = 24
 WING, TAIL, BODY = (np.s_[4:10, 4:10], np.s_[14:20, 14:20], np.s_[2:22, 2:22])
@@ -16,16 +16,18 @@ both."""
 
 
 @pytest.fixture
-def make_batch() -> Callable[..., Batch]:
+def make_batch() -> Callable[..., MeasuredBatch]:
     """A batch of images (N,3,H,W); `forward` sums the channels unless another is given; the target is class 0."""
 
-    def make(images: np.ndarray, forward: Callable | None = None, target: np.ndarray | None = None, **fields) -> Batch:
+    def make(
+        images: np.ndarray, forward: Callable | None = None, target: np.ndarray | None = None, **fields
+    ) -> MeasuredBatch:
         def sums(images: np.ndarray) -> np.ndarray:
             return images.sum(axis=(2, 3))
 
         run = forward or sums
         target = np.zeros(len(images), np.int64) if target is None else target
-        return Batch(images, run(images), target, run, **fields)
+        return MeasuredBatch(images, run(images), target, run, **fields)
 
     return make
 
@@ -47,7 +49,7 @@ def planted_maps() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def planted_batch(make_batch) -> Batch:
+def planted_batch(make_batch) -> MeasuredBatch:
     """One bright noisy image that the planted classifier takes for class 0."""
     images = 1 + 0.2 * np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE))
     images[:, :, WING[0], WING[1]] += 1

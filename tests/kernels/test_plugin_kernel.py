@@ -11,6 +11,7 @@ import pytest
 
 from finercam_rt import _core
 from finercam_rt.manifest import LayerInfo, TapsInfo
+from finercam_rt.ops import KERNEL_METHODS
 from finercam_rt.tensorrt import plugin
 from finercam_rt.tensorrt.plugin import KERNEL, MapPlugin
 
@@ -88,7 +89,7 @@ def ptx() -> dict[str, str]:
 
 def test_each_method_has_its_ptx(ptx):
     assert set(ptx) == set(METHODS)
-    assert set(METHODS) == {"channel_weights", *plugin.METHODS}
+    assert set(METHODS) == {"channel_weights", *KERNEL_METHODS}
     assert len(set(ptx.values())) == len(METHODS)
 
 

@@ -383,3 +383,10 @@ def test_checksum_tells_photographs_apart():
     assert checksum(image) == checksum(image.copy())
     assert checksum(image) != checksum(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     assert checksum(Image.fromarray(RGB)) != checksum(Image.fromarray(RGB + 1))
+
+
+@pytest.mark.parametrize("height", [1, 100, 128, 129, 375, 1080])
+def test_checksum_of_an_array_reads_the_same_rows(height):
+    array = np.random.default_rng(height).integers(0, 256, (height, 7, 3), dtype=np.uint8)
+    assert checksum(array) == checksum(Image.fromarray(array))
+    assert checksum(np.asfortranarray(array)) == checksum(array)

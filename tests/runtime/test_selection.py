@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_anything_that_may_change_the_answer_is_measured_anew(world, monkeypatch
     world.choose()
     monkeypatch.setattr(selection, "processor", lambda: "another")
     world.choose()
-    monkeypatch.setattr(selection.metadata, "version", lambda name: "99")
+    monkeypatch.setattr(metadata, "version", lambda name: "99")
     world.choose()
     assert world.measured == 5
     world.choose()

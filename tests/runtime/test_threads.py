@@ -83,9 +83,9 @@ def test_without_sysfs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("threads", [0, -1, 1025, 10**11])
 def test_numbers_of_threads_that_are_refused(toy, backend_name, threads):
     """More than a machine has is a slip of the finger, and more than an int has would be a runtime's own error."""
-    with pytest.raises(BackendError, match=f"threads is {threads}; give 1 to 1024, or None"):
+    with pytest.raises(BackendError, match=f"number of threads is {threads}; give 1 to 1024, or leave"):
         Engine(toy.path, threads=threads)
-    with pytest.raises(BackendError, match=f"threads is {threads}; give 1 to 1024, or None"):
+    with pytest.raises(BackendError, match=f"number of threads is {threads}; give 1 to 1024, or leave"):
         open_graph(toy.path, backend="onnxruntime", threads=threads)
 
 

@@ -299,7 +299,7 @@ def test_which_runtime(monkeypatch):
 def test_a_library_that_is_missing_broken_or_old(monkeypatch):
     with pytest.raises(BackendError, match=r"tensorrt is not installed; install it"):
         library.import_flavour("tensorrt")
-    monkeypatch.setattr(library, "_can_be_imported", lambda name: True)
+    monkeypatch.setattr(library, "can_be_imported", lambda name: True)
 
     def broken(name: str) -> None:
         raise OSError("libnvinfer.so.11: cannot open shared object file")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Values
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values
 from finercam_rt.evaluation.metrics.options import MetricOptions
 from finercam_rt.evaluation.metrics.perturbed import (
     counts,
@@ -48,7 +48,7 @@ class ConfidenceDrop:
         """A larger drop is better."""
         return dict.fromkeys(self.columns, True)
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """-1 to 1 for CD, -2 to 2 for RD; NaN for a map that says nothing or a target of probability zero."""
         rows = measurable(batch, saliency)
         if not len(rows):

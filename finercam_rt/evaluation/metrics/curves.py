@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.evaluation.batch import Batch, Floats, Values
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values
 from finercam_rt.evaluation.metrics.options import INDEX, MetricOptions
 from finercam_rt.evaluation.metrics.perturbed import (
     Confidences,
@@ -50,12 +50,12 @@ class PerturbationCurve:
         """Deletion is better the smaller, insertion the larger."""
         return {self.name: self.name == INSERTION}
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """0 to 1; NaN for a map that says nothing or a target of probability zero."""
         curve = self.curves(batch, saliency).values[self.name]
         return {self.name: np.asarray((curve[:, 1:] + curve[:, :-1]).sum(axis=1) / (2 * self._steps))}
 
-    def curves(self, batch: Batch, saliency: Floats) -> Curves:
+    def curves(self, batch: MeasuredBatch, saliency: Floats) -> Curves:
         """p*_c under the metric's name; of deletion also "confidence_drop" and "relative_drop", CD and RD.
 
         What `measure` computed for the same array is not computed again.
@@ -64,7 +64,7 @@ class PerturbationCurve:
             saliency, ("curves", self.name, self._fill, self._steps), lambda: self._make(batch, saliency)
         )
 
-    def _make(self, batch: Batch, saliency: Floats) -> Curves:
+    def _make(self, batch: MeasuredBatch, saliency: Floats) -> Curves:
         rows, count = measurable(batch, saliency), len(saliency)
         share = np.linspace(0, 1, self._steps + 1)
         if not len(rows):

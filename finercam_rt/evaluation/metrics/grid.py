@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Pool, Values, drawable
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Pool, Values, drawable
 from finercam_rt.evaluation.metrics.options import MetricOptions
 
 
@@ -44,7 +44,7 @@ class GridPointingGame:
         """A map that knows nothing of the tiles has 1 / tiles."""
         return {self.name: True}
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """0 to 1; NaN where the target is not the known class, or the grid's map says nothing."""
         if batch.explain is None:
             raise InputError("the grid pointing game asks the method for other maps; give the batch its `explain`.")
@@ -57,7 +57,7 @@ class GridPointingGame:
             result[grids.rows[said]] = (values * grids.tiles[said]).sum(axis=(1, 2)) / values.sum(axis=(1, 2))
         return {self.name: result}
 
-    def _grids(self, batch: Batch) -> Grids:
+    def _grids(self, batch: MeasuredBatch) -> Grids:
         pool = batch.pool
         present = np.empty(0, np.int64) if pool is None else np.unique(pool.labels[pool.labels >= 0])
         needed = self._side**2
@@ -78,7 +78,7 @@ class GridPointingGame:
         return Grids(images, tiles, rows)
 
     def _grid(
-        self, batch: Batch, pool: Pool, row: int, present: NDArray[np.int64]
+        self, batch: MeasuredBatch, pool: Pool, row: int, present: NDArray[np.int64]
     ) -> tuple[Floats, NDArray[np.bool_]] | None:
         """The grid of one image and its tile; None where all photographs of one of the other classes are damaged."""
         random = np.random.default_rng([self._seed, int(batch.indices[row])])

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values, drawable
 
 
 class EnergyInMask:
@@ -21,7 +21,7 @@ class EnergyInMask:
     higher_is_better: ClassVar[Mapping[str, bool]] = {"energy": True}
     needs_explain = False
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """The share of each map that its mask holds, 0 to 1."""
         result = np.full(len(saliency), np.nan)
         if batch.masks is not None:
@@ -42,7 +42,7 @@ class PointingGame:
     higher_is_better: ClassVar[Mapping[str, bool]] = {"pointing_game": True}
     needs_explain = False
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """1 or 0 for each map."""
         result = np.full(len(saliency), np.nan)
         if batch.masks is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values, drawable
 from finercam_rt.evaluation.metrics.perturbed import (
     confidences,
     measurable,
@@ -36,7 +36,7 @@ class Complexity:
         """Simpler is better."""
         return {"complexity": False}
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """0 to 1."""
         rows = np.flatnonzero(drawable(saliency))
         return {"complexity": spread(complexity(normalised(saliency[rows])), rows, len(saliency))}
@@ -65,7 +65,7 @@ class MaskedImage:
         """A drop is bad, the others are good."""
         return {column: _BETTER[column] for column in self.columns}
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """0 to 1; NaN for a map that says nothing, a target of probability zero, or a second map without a value."""
         rows = measurable(batch, saliency)
         if not len(rows):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values, drawable
 from finercam_rt.evaluation.metrics.options import MetricOptions
 from finercam_rt.manifest import RGB
 
@@ -48,7 +48,7 @@ class NoiseRobustness:
         """All are good."""
         return dict.fromkeys(self.columns, True)
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """0 to 1; a column is NaN where no copy speaks to it.
 
         So are all three where the map explains another class than the predicted one, or where it or the map of a noisy
@@ -74,7 +74,7 @@ class NoiseRobustness:
         result[_ROBUSTNESS] = result[_CONSISTENCY] * result[_RESPONSIVENESS]
         return result
 
-    def _copies(self, batch: Batch, row: int) -> Floats:
+    def _copies(self, batch: MeasuredBatch, row: int) -> Floats:
         def make() -> Floats:
             random = np.random.default_rng([self._seed, int(batch.indices[row])])
             image = batch.images[row]
@@ -84,7 +84,7 @@ class NoiseRobustness:
 
         return batch.once(("noisy copies", tuple(self._levels), self._seed, row), make)
 
-    def _segments(self, batch: Batch, row: int) -> NDArray[np.int64]:
+    def _segments(self, batch: MeasuredBatch, row: int) -> NDArray[np.int64]:
         return batch.once(("segments", row), lambda: quickshift_segments(batch.images[row]))
 
 

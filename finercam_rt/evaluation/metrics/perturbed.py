@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from finercam_rt import ops
 from finercam_rt.errors import InputError
-from finercam_rt.evaluation.batch import Batch, Floats, Values, drawable
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values, drawable
 from finercam_rt.evaluation.metrics.options import BLUR, MEAN, THRESHOLD
 from finercam_rt.methods.objective import softmax
 
@@ -24,23 +24,23 @@ class Confidences(NamedTuple):
     nearest: NDArray[np.float64]
 
 
-def measurable(batch: Batch, saliency: Floats) -> NDArray[np.intp]:
+def measurable(batch: MeasuredBatch, saliency: Floats) -> NDArray[np.intp]:
     """The images whose map says something and whose target has a probability to lose."""
     probability = target_probability(batch)
     return np.flatnonzero(drawable(saliency) & np.isfinite(probability) & (probability > 0))
 
 
-def target_probability(batch: Batch) -> Values:
+def target_probability(batch: MeasuredBatch) -> Values:
     """(N,) the probability of each image's target."""
     return np.asarray(batch.probabilities[np.arange(len(batch.target)), batch.target])
 
 
-def nearest_probability(batch: Batch) -> Values:
+def nearest_probability(batch: MeasuredBatch) -> Values:
     """(N,) the probability of the class nearest to each image's target."""
     return np.asarray(batch.probabilities[np.arange(len(batch.target)), batch.nearest])
 
 
-def ranks(batch: Batch, saliency: Floats) -> NDArray[np.int32]:
+def ranks(batch: MeasuredBatch, saliency: Floats) -> NDArray[np.int32]:
     """(n,H,W) the place of each pixel of the measurable maps, 0 the most salient; one sort a map for all metrics."""
     return batch.once_for(saliency, "ranks", lambda: ops.rank(rows_of(saliency, measurable(batch, saliency))))
 
@@ -64,13 +64,13 @@ def counts(saliency: Floats, shares: NDArray[np.float64], ties: str) -> NDArray[
     return np.asarray((flat[:, None] >= thresholds[:, :, None]).sum(axis=2), np.int64)
 
 
-def filled(batch: Batch, fill: str) -> Floats:
+def filled(batch: MeasuredBatch, fill: str) -> Floats:
     """(N,C,H,W): what the images are where all has been removed."""
     return batch.once(("filled", fill), lambda: _fill(batch.images, fill))
 
 
 def removed(
-    batch: Batch, saliency: Floats, number: NDArray[np.int64], fill: str, *, insert: bool = False
+    batch: MeasuredBatch, saliency: Floats, number: NDArray[np.int64], fill: str, *, insert: bool = False
 ) -> Confidences:
     """Confidences after the `number` (S,) or (n,S) most salient pixels became the fill; the n measurable images.
 
@@ -91,7 +91,7 @@ def removed(
     return Confidences(*(np.concatenate(values, axis=1) for values in zip(*parts, strict=True)))
 
 
-def confidences(batch: Batch, rows: NDArray[np.intp], logits: Floats) -> Confidences:
+def confidences(batch: MeasuredBatch, rows: NDArray[np.intp], logits: Floats) -> Confidences:
     """Probabilities of the targets and of the nearest classes of these images, logits (n,S,K)."""
     probability = softmax(logits)
     return Confidences(
@@ -99,7 +99,7 @@ def confidences(batch: Batch, rows: NDArray[np.intp], logits: Floats) -> Confide
     )
 
 
-def predict(batch: Batch, images: Floats) -> Floats:
+def predict(batch: MeasuredBatch, images: Floats) -> Floats:
     """(M,K) logits of any number of images."""
     size = batch.forward_size
     return np.concatenate([batch.forward(images[start : start + size]) for start in range(0, len(images), size)])

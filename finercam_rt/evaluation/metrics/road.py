@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finercam_rt.evaluation.batch import Batch, Floats, Values
+from finercam_rt.evaluation.batch import Floats, MeasuredBatch, Values
 from finercam_rt.evaluation.metrics.imputation import impute
 from finercam_rt.evaluation.metrics.options import THRESHOLD, MetricOptions
 from finercam_rt.evaluation.metrics.perturbed import (
@@ -47,7 +47,7 @@ class Road:
         """What is removed first should matter, what is removed last should not."""
         return {column: _BETTER[column] for column in self.columns}
 
-    def measure(self, batch: Batch, saliency: Floats) -> dict[str, Values]:
+    def measure(self, batch: MeasuredBatch, saliency: Floats) -> dict[str, Values]:
         """-1 to 1; NaN for a map that says nothing, a target of probability zero, or nothing left to impute from."""
         rows = measurable(batch, saliency)
         found = {column: np.full(len(saliency), np.nan) for column in _BETTER}
@@ -59,7 +59,7 @@ class Road:
         found["road"] = (found["road_lerf"] - found["road_morf"]) / 2
         return {column: found[column] for column in self.columns}
 
-    def _mean_drop(self, batch: Batch, saliency: Floats, row: int, place: int, *, least: bool) -> float:
+    def _mean_drop(self, batch: MeasuredBatch, saliency: Floats, row: int, place: int, *, least: bool) -> float:
         if self._options.ties == THRESHOLD:
             removed = at_percentiles(saliency[row], least=least)
         else:
@@ -72,7 +72,7 @@ class Road:
         after = confidences(batch, rows, predict(batch, copies)[None]).target[0]
         return float(after.mean() - target_probability(batch)[row])
 
-    def _noise(self, batch: Batch, row: int) -> Floats:
+    def _noise(self, batch: MeasuredBatch, row: int) -> Floats:
         def draw() -> Floats:
             random = np.random.default_rng([self._options.seed, int(batch.indices[row])])
             return NOISE * random.standard_normal(batch.images.shape[1:], dtype=np.float32)

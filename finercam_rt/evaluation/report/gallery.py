@@ -92,7 +92,7 @@ def _examples(
             continue
         target = results.target[places[found.places], number]
         references = [samples[at].references for at in readable]
-        logits = engine.forward(found.inputs)
+        logits = engine.classifier.logits(found.inputs)
         for maps in engine.maps(found.inputs, target, logits, references=references):
             m = results.rows.index(maps.row)
             drawn = ops.render(maps.saliency_map, shown.shape[1:3], images=shown, colormap="turbo")

@@ -15,7 +15,7 @@ _MEANINGS = {
     "adcc": "harmonic mean of coherency, 1 - complexity and 1 - average drop",
     "energy": "share of the map inside the boxes or the mask of the object",
     "pointing_game": "1 where the map's maximum lies inside the boxes or the mask, else 0",
-    "grid_pointing_game": "share of the map in the class's own photograph, among three of the classes most like it",
+    "grid_pointing_game": "share of the map in the class's own photograph, among those of the classes most like it",
     "road": "half of what the class's probability loses more by the most than by the least salient pixels",
     "road_morf": "change of the class's probability where the most salient pixels are filled from their neighbours",
     "road_lerf": "change of the class's probability where the least salient pixels are filled from their neighbours",
