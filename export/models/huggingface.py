@@ -38,7 +38,7 @@ def load_huggingface(name: str, request: ModelRequest) -> LoadedModel:
             f"hf:{name} cannot be downloaded ({type(error).__name__}: {first_line(error)}); check the name and the "
             "network, or give a folder."
         ) from error
-    return _named(load_folder(Path(folder), request), f"hf:{name}")
+    return replace(load_folder(Path(folder), request), name=f"hf:{name}")
 
 
 def load_folder(folder: Path, request: ModelRequest) -> LoadedModel:
@@ -46,12 +46,8 @@ def load_folder(folder: Path, request: ModelRequest) -> LoadedModel:
     config = _read_config(folder)
     name = f"hf:{folder.resolve().name}"
     if "architecture" in config and "model_type" not in config:
-        return _named(load_timm_folder(folder, config, request), name)
+        return replace(load_timm_folder(folder, config, request), name=name)
     return _load_transformers(folder, config, name, request)
-
-
-def _named(loaded: LoadedModel, name: str) -> LoadedModel:
-    return replace(loaded, name=name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
