@@ -12,6 +12,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import configured_size
 from finercam_rt.export.models.processors import input_of_processor
 from finercam_rt.export.models.request import SIZED, LoadedModel, ModelRequest, build, import_or_refuse
 from finercam_rt.export.models.timm_models import load_timm_folder
@@ -94,7 +95,7 @@ def _load_transformers(folder: Path, raw: dict[str, Any], name: str, request: Mo
     spec = input_of_processor(transformers, folder, config, request)
     if kind is transformers.AutoModel and request.linear_head is None:
         return LoadedModel(zero_shot_of_transformers(model.float(), folder), name, spec)
-    own_size = _own_size(config)
+    own_size = configured_size(config)
     resized = own_size is not None and spec.size != own_size and _takes(model, SIZED)
     return LoadedModel(model, name, spec, _classes(config), {SIZED: True} if resized else {})
 
@@ -156,14 +157,6 @@ def _classes(config: Any) -> tuple[str, ...] | None:
     if set(names) != set(range(count)) or all(names[i] == f"LABEL_{i}" for i in range(count)):
         return None
     return tuple(str(names[i]) for i in range(count))
-
-
-def _own_size(config: Any) -> tuple[int, int] | None:
-    """The image size that position embeddings were made for."""
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    return (int(size[0]), int(size[1])) if size else None
 
 
 def _takes(model: nn.Module, name: str) -> bool:
