@@ -14,7 +14,7 @@ import torch
 
 from finercam_rt.cli.main import main
 from finercam_rt.errors import ExportError
-from finercam_rt.export.refusal import check_seen
+from finercam_rt.export.refusal import check_logits
 
 from .conftest import check_untouched
 
@@ -287,12 +287,12 @@ def test_models_and_options(
 
 def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:
     images = torch.arange(24.0).reshape(2, 3, 2, 2)
-    check_seen(torch.nn.Flatten(), images)
-    check_seen(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
+    check_logits(torch.nn.Flatten(), images)
+    check_logits(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
     with pytest.raises(ExportError, match="trained"):
-        check_seen(torch.nn.Flatten(), 1 + 1e-9 * images.double())
+        check_logits(torch.nn.Flatten(), 1 + 1e-9 * images.double())
     with pytest.raises(ExportError, match="same for different"):  # numbers that are nearly zero
-        check_seen(torch.nn.Flatten(), 1e-41 * images)
+        check_logits(torch.nn.Flatten(), 1e-41 * images)
 
 
 def test_a_fixed_batch_is_refused_or_kept_dynamic(refused: Refused, user_module: str) -> None:
