@@ -19,7 +19,7 @@ from finercam_rt.export.models.weights import load_into, requested_weights
 def load_python(name: str, request: ModelRequest) -> LoadedModel:
     """A function of a module beside the user, or of an installed one."""
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise ExportError(f"'py:{name}' names no callable; give py:PACKAGE.MODULE:CALLABLE.")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it

@@ -110,6 +110,8 @@ def user_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A user's module, importable as refused_user_models."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "refused_user_models.py").write_text(USER_MODULE)
+    (folder / "refused_syntax.py").write_text("def load(:\n")
+    (folder / "refused_division.py").write_text("1 / 0\n")
     sys.path.insert(0, str(folder))
     yield "refused_user_models"
     sys.path.remove(str(folder))
@@ -156,6 +158,9 @@ def _matches(sentence: str, *parts: str) -> None:
         ("py:{module}", ("names no callable",)),
         ("py:{module}:CONSTANT", ("CONSTANT is not callable",)),
         ("py:no_such_module_here:load", ("no_such_module_here cannot be imported", "in this folder, or installed")),
+        ("py:.relative:load", ("'py:.relative:load' names no callable",)),
+        ("py:refused_syntax:load", ("refused_syntax cannot be imported (SyntaxError: ", "correct what fails")),
+        ("py:refused_division:load", ("refused_division cannot be imported (ZeroDivisionError: ",)),
         ("py:{module}:text", ("text gave a str; it must give a torch.nn.Module",)),
         ("py:{module}:failing", ("cannot be built", "the weights server is down")),
     ],
