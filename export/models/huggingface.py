@@ -128,7 +128,7 @@ def _with_weights(kind: Any, config: Any, folder: Path, name: str, request: Mode
     if weights is not None or request.random_weights:
         model = build(lambda: kind.from_config(config), name)
         if weights is not None:
-            load_into(model, weights.state, weights.path)
+            load_into(model, weights)
         else:
             fill_zero_weights(model)
         return model.eval()

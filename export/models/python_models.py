@@ -54,7 +54,7 @@ def _of_callable(function: Callable[..., Any], name: str, attribute: str, reques
     model = build(lambda: function(**arguments), name)
     weights = requested_weights(request)
     if weights is not None:
-        load_into(model, weights.state, weights.path)
+        load_into(model, weights)
     if model.training:
         raise ExportError(f"{attribute} returned a model in training mode; call .eval() in it.")
     spec = IMAGENET_INPUT if request.input_size is None else replace(IMAGENET_INPUT, size=request.input_size)
