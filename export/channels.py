@@ -1,4 +1,4 @@
-"""How many channels a model's images have: what it says, or what it runs on; and their mean and standard deviation."""
+"""What a model's images are: their size as it says it, their channels as it says or runs on; their mean and std."""
 
 from __future__ import annotations
 
@@ -98,6 +98,14 @@ def configured_channels(config: Any) -> int | None:
     """What a configuration of transformers says, where it does."""
     found = getattr(getattr(config, "vision_config", config), "num_channels", None)
     return found if isinstance(found, int) and found > 0 else None
+
+
+def configured_size(config: Any) -> tuple[int, int] | None:
+    """The image size (H,W) of a configuration of transformers, for which position embeddings were made."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if size else None
 
 
 def _of_first_convolution(model: object) -> int | None:

@@ -126,7 +126,7 @@ def _are_sigmoids(logits: torch.Tensor) -> bool:
 
 
 def _zero_shot(model: ZeroShot, example: torch.Tensor, request: ClassifierRequest) -> Classifier:
-    """It is images -> (N,D) already; a copy of it would still run the towers of the original."""
+    """It is images -> (N,D) already, and not copied: where `image` is a closure, a copy runs the original's tower."""
     if request.output is not None or request.inputs or request.binary:
         raise ExportError("a zero-shot model has one input and one output; leave --logits, --input and --binary out.")
     _check(model)

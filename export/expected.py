@@ -56,7 +56,7 @@ def run_eagerly(
     activations, logits = run_with_gradients(model, layers, copies)
     logits = logits[:count]
     if isinstance(model, ZeroShot) and class_embeddings is not None:
-        logits = model.logits_of(logits, torch.tensor(class_embeddings.values))
+        logits = model.logits_of(logits, torch.tensor(class_embeddings.values, dtype=logits.dtype))
     found, taps = [], []
     for target, references, alpha in contrasts:
         value = objective_value(logits, target.tolist(), references.tolist(), alpha.tolist(), manifest.objective)

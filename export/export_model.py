@@ -30,7 +30,7 @@ from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
 from finercam_rt.export.prove import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import check_precision, reduce, take_samples
-from finercam_rt.export.refusal import check_seen, refusing
+from finercam_rt.export.refusal import check_logits, refusing
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.undisturbed import undisturbed
 from finercam_rt.export.verify import verification_images, verify
@@ -165,7 +165,7 @@ def export_model(
     example = _example(input, images)
     samples = take_samples(precision, calibration, input, None if images is None else example)
     with refusing("looking for the target layer"):
-        check_seen(classifier.module, example[:2])
+        check_logits(classifier.module, example[:2])
         pooled = METHODS[method] == "pooled"
         layers = tuple(find_target_layer(classifier.module, name, example[:2], layout, pooled=pooled) for name in names)
     zero_shot = None

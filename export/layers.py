@@ -143,6 +143,12 @@ def _check_whole(model: nn.Module, layer: LayerInfo, example: torch.Tensor) -> N
 
 def _check_gradient(layer: LayerInfo, gradients: torch.Tensor, pooled: bool) -> None:
     found = positions(feature_map(gradients, layer), layer)
+    if not found.data.isfinite().all():
+        raise LayerError(
+            f"the derivative of the logits is not finite at layer {layer.name!r}, as in front of a square root or a "
+            "logarithm that is taken of zero",
+            "add an epsilon under the root, or choose another layer",
+        )
     if not found.data.abs().max() > 0:
         raise LayerError(
             f"the gradient at layer {layer.name!r} is zero at every position of its map, so nothing can be explained "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -216,15 +216,7 @@ def _orientations(reading: Reading) -> Iterator[Reading]:
         grid = (b, a) if columns and reading.layout != "tokens" else (a, b)
         for down in (False, True) if grid[0] > 1 else (False,):
             for across in (False, True) if grid[1] > 1 else (False,):
-                yield Reading(
-                    reading.layout,
-                    grid,
-                    reading.prefix_tokens,
-                    reading.suffix_tokens,
-                    columns,
-                    (down, across),
-                    reading.channels_first,
-                )
+                yield replace(reading, grid=grid, columns=columns, mirrored=(down, across))
 
 
 def _orders(grid: tuple[int, int]) -> Iterator[Order]:

@@ -72,7 +72,7 @@ def check_finite(logits: torch.Tensor) -> None:
         raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
 
 
-def check_seen(model: nn.Module, images: torch.Tensor) -> None:
+def check_logits(model: nn.Module, images: torch.Tensor) -> None:
     """Refuse a model that nothing of the images comes through, as of one whose weights were never trained, and one
     whose logits are not those of the image alone.
 

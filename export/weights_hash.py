@@ -21,5 +21,5 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
             digest.update(f"{key}|".encode())
             continue
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

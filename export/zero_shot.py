@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import configured_size
 from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.weights_hash import weights_sha256
 
@@ -90,32 +92,35 @@ def zero_shot_of_transformers(model: nn.Module, folder: Path) -> ZeroShot:
             f"{type(model).__name__} is not known to compare an image with texts by a scaled cosine, as "
             f"{', '.join(_TRANSFORMERS)} do; wrap it as finercam_rt.export.ZeroShot."
         )
-    trained = towers.config.vision_config.image_size
-    trained = (trained, trained) if isinstance(trained, int) else tuple(trained)
-
-    def image(images: torch.Tensor) -> torch.Tensor:
-        # of convolutions any size; of transformers the positions are resized as transformers does it
-        other = kind != "align" and tuple(images.shape[2:]) != trained
-        options = {"interpolate_pos_encoding": True} if other else {}
-        return _features(towers.get_image_features(pixel_values=images, **options))
-
-    def text(prompts: Sequence[str], tokenizer: Path | None) -> torch.Tensor:
-        return _features(towers.get_text_features(**_tokens(tokenizer or folder, towers.config, prompts)))
-
     scale = 1 / towers.temperature if kind == "align" else towers.logit_scale.exp()
     bias = getattr(towers, "logit_bias", None)
     return ZeroShot(
         model,
-        image,
+        functools.partial(_image_features, model),  # a copy of it is one of the model, which a closure's would not be
         logit_scale=float(scale.detach()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
         image_tower=("vision_model", "visual_projection"),
-        text=text,
+        text=functools.partial(_text_features, model, folder),
     )
 
 
 _TRANSFORMERS = ("clip", "siglip", "metaclip_2", "altclip", "chinese_clip", "align")
 """The values of model_type in config.json."""
+
+
+def _image_features(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """(N,D) of a model of transformers.
+
+    Of convolutions any size is right; of transformers the positions are resized as transformers does it.
+    """
+    resized = model.config.model_type != "align" and tuple(images.shape[2:]) != configured_size(model.config)
+    options = {"interpolate_pos_encoding": True} if resized else {}
+    return _features(model.get_image_features(pixel_values=images, **options))
+
+
+def _text_features(model: Any, folder: Path, prompts: Sequence[str], tokenizer: Path | None) -> torch.Tensor:
+    """(M,D) of a model of transformers; `folder` has its tokenizer where none is given."""
+    return _features(model.get_text_features(**_tokens(tokenizer or folder, model.config, prompts)))
 
 
 def _features(output: Any) -> torch.Tensor:

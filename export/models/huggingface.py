@@ -12,6 +12,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.channels import configured_size
 from finercam_rt.export.models.processors import input_of_processor
 from finercam_rt.export.models.request import SIZED, LoadedModel, ModelRequest, build, import_or_refuse
 from finercam_rt.export.models.timm_models import load_timm_folder
@@ -38,7 +39,7 @@ def load_huggingface(name: str, request: ModelRequest) -> LoadedModel:
             f"hf:{name} cannot be downloaded ({type(error).__name__}: {first_line(error)}); check the name and the "
             "network, or give a folder."
         ) from error
-    return _named(load_folder(Path(folder), request), f"hf:{name}")
+    return replace(load_folder(Path(folder), request), name=f"hf:{name}")
 
 
 def load_folder(folder: Path, request: ModelRequest) -> LoadedModel:
@@ -46,12 +47,8 @@ def load_folder(folder: Path, request: ModelRequest) -> LoadedModel:
     config = _read_config(folder)
     name = f"hf:{folder.resolve().name}"
     if "architecture" in config and "model_type" not in config:
-        return _named(load_timm_folder(folder, config, request), name)
+        return replace(load_timm_folder(folder, config, request), name=name)
     return _load_transformers(folder, config, name, request)
-
-
-def _named(loaded: LoadedModel, name: str) -> LoadedModel:
-    return replace(loaded, name=name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def _load_transformers(folder: Path, raw: dict[str, Any], name: str, request: Mo
     spec = input_of_processor(transformers, folder, config, request)
     if kind is transformers.AutoModel and request.linear_head is None:
         return LoadedModel(zero_shot_of_transformers(model.float(), folder), name, spec)
-    own_size = _own_size(config)
+    own_size = configured_size(config)
     resized = own_size is not None and spec.size != own_size and _takes(model, SIZED)
     return LoadedModel(model, name, spec, _classes(config), {SIZED: True} if resized else {})
 
@@ -131,7 +128,7 @@ def _with_weights(kind: Any, config: Any, folder: Path, name: str, request: Mode
     if weights is not None or request.random_weights:
         model = build(lambda: kind.from_config(config), name)
         if weights is not None:
-            load_into(model, weights.state, weights.path)
+            load_into(model, weights)
         else:
             fill_zero_weights(model)
         return model.eval()
@@ -160,14 +157,6 @@ def _classes(config: Any) -> tuple[str, ...] | None:
     if set(names) != set(range(count)) or all(names[i] == f"LABEL_{i}" for i in range(count)):
         return None
     return tuple(str(names[i]) for i in range(count))
-
-
-def _own_size(config: Any) -> tuple[int, int] | None:
-    """The image size that position embeddings were made for."""
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    return (int(size[0]), int(size[1])) if size else None
 
 
 def _takes(model: nn.Module, name: str) -> bool:

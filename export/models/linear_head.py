@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.channels import found_channels
+from finercam_rt.export.channels import configured_size, found_channels
 from finercam_rt.export.models.request import POOLS, SIZED, LoadedModel, ModelRequest
 from finercam_rt.export.models.weights import load_state_dict
 from finercam_rt.export.refusal import running
@@ -125,10 +125,9 @@ def _by_forward_features(backbone: nn.Module, images: torch.Tensor) -> Tokens:
 
 def _by_last_hidden_state(backbone: nn.Module, images: torch.Tensor) -> Tokens:
     config: Any = backbone.config
-    size = getattr(config, "image_size", None)
+    own = configured_size(config)
     takes_size = SIZED in inspect.signature(backbone.forward).parameters
-    own = (size, size) if isinstance(size, int) else size
-    sized = {SIZED: True} if takes_size and own and tuple(images.shape[2:]) != tuple(own) else {}
+    sized = {SIZED: True} if takes_size and own is not None and tuple(images.shape[2:]) != own else {}
     output = backbone(images, **sized).last_hidden_state
     patch = getattr(config, "patch_size", None)
     prefix = 0

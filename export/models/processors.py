@@ -13,7 +13,7 @@ from PIL import Image
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import first_line
-from finercam_rt.export.channels import configured_channels, counted
+from finercam_rt.export.channels import configured_channels, configured_size, counted
 from finercam_rt.export.export_model import IMAGENET_INPUT
 from finercam_rt.export.models.request import ModelRequest, crop_share
 from finercam_rt.export.quiet import quiet
@@ -42,9 +42,7 @@ def input_of_processor(transformers: Any, folder: Path, config: Any, request: Mo
                 f"{folder} has no preprocessor_config.json, which says how photographs are prepared; write it there "
                 "with the image processor's save_pretrained."
             )
-        size = getattr(getattr(config, "vision_config", config), "image_size", None) or IMAGENET_INPUT.size
-        pair = (size, size) if isinstance(size, int) else (size[0], size[1])
-        return replace(IMAGENET_INPUT, size=request.input_size or pair)
+        return replace(IMAGENET_INPUT, size=request.input_size or configured_size(config) or IMAGENET_INPUT.size)
     try:
         with quiet():
             processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)

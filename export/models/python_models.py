@@ -19,7 +19,7 @@ from finercam_rt.export.models.weights import load_into, requested_weights
 def load_python(name: str, request: ModelRequest) -> LoadedModel:
     """A function of a module beside the user, or of an installed one."""
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise ExportError(f"'py:{name}' names no callable; give py:PACKAGE.MODULE:CALLABLE.")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
@@ -54,7 +54,7 @@ def _of_callable(function: Callable[..., Any], name: str, attribute: str, reques
     model = build(lambda: function(**arguments), name)
     weights = requested_weights(request)
     if weights is not None:
-        load_into(model, weights.state, weights.path)
+        load_into(model, weights)
     if model.training:
         raise ExportError(f"{attribute} returned a model in training mode; call .eval() in it.")
     spec = IMAGENET_INPUT if request.input_size is None else replace(IMAGENET_INPUT, size=request.input_size)

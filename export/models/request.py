@@ -97,12 +97,17 @@ def import_or_refuse(name: str, advice: str) -> Any:
     """A module.
 
     Raises:
-        ExportError: it cannot be imported; the sentence ends with `advice`.
+        ExportError: it cannot be imported; where it is not found, the sentence ends with `advice`.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ExportError(f"{name} cannot be imported ({first_line(error)}); {advice}.".replace("?.", "?")) from None
+    except Exception as error:  # of the module's own code
+        raise ExportError(
+            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); correct what fails when it "
+            "is imported."
+        ) from error
 
 
 def crop_share(crop: int, resize: int) -> float:

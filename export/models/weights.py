@@ -56,7 +56,7 @@ def weights_of(folder: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .pth, .pt or .safetensors checkpoint by name, on the CPU.
 
-    A state dict inside a training checkpoint is found under its usual keys; wrappers' prefixes are removed.
+    A state dict inside a training checkpoint is found under its usual keys.
 
     Raises:
         ExportError: no such file, not a checkpoint, damaged, or one that holds code instead of tensors.
@@ -86,8 +86,6 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         (content,) = found.values()
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ExportError(f"{path}: holds no state dict of tensors; save model.state_dict() and give that.")
-    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in content)), ""):
-        content = {key[len(prefix) :]: value for key, value in content.items()}
     return dict(content)
 
 
@@ -133,19 +131,23 @@ def with_weights(
             state = _without_head(model, state)
         if not _fits(model, state):
             state = _converted(convert, model, state)
-        load_into(model, state, weights.path)
+        load_into(model, Weights(state, weights.path))
     if request.random_weights:
         fill_zero_weights(model)
     return model.eval()
 
 
 def _of_model(model: nn.Module, weights: Weights) -> Weights:
-    """Those weights that a training module has under the one name that it gave the model, such as "net."
+    """Those weights under the model's own names: without the prefixes of wrappers, and of a training module those under
+    the one name that it gave the model, such as "net."
 
     Raises:
         ExportError: it has several models of these layers, as a student and its teacher.
     """
-    needed = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    own = model.state_dict()
+    while prefix := _wrapping(weights.state, own):
+        weights = _below(prefix, weights)
+    needed = [key for key in own if not key.endswith("num_batches_tracked")]
     if not needed or needed[0] in weights.state:
         return weights
     ends = [key.removesuffix(needed[0]) for key in weights.state if key.endswith(f".{needed[0]}")]
@@ -156,8 +158,19 @@ def _of_model(model: nn.Module, weights: Weights) -> Weights:
         raise ExportError(
             f"{weights.path}: holds several such models, {_listed(prefixes)}; save the state dict of one."
         )
-    length = len(prefixes[0])
-    return Weights({k[length:]: v for k, v in weights.state.items() if k.startswith(prefixes[0])}, weights.path)
+    return _below(prefixes[0], weights)
+
+
+def _wrapping(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
+    """The wrapper's prefix that all keys have, where the model has no such names itself; else nothing."""
+    if not state or any(key in own for key in state):
+        return ""
+    return next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), "")
+
+
+def _below(prefix: str, weights: Weights) -> Weights:
+    state = {key[len(prefix) :]: value for key, value in weights.state.items() if key.startswith(prefix)}
+    return Weights(state, weights.path)
 
 
 def _fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
@@ -177,10 +190,15 @@ def _converted(convert: Convert, model: nn.Module, state: dict[str, torch.Tensor
 
 def _without_head(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A backbone has no use for the classifier that it was published with."""
+    prefixes = tuple(f"{head}." for head in _heads(model))
+    return {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """The classifier's layers, where timm says them: of a distilled model there are two."""
     config: Any = getattr(model, "pretrained_cfg", {})
     heads = config.get("classifier") or ()
-    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    return {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
+    return (heads,) if isinstance(heads, str) else tuple(heads)
 
 
 def fill_zero_weights(model: nn.Module) -> None:
@@ -194,9 +212,9 @@ def fill_zero_weights(model: nn.Module) -> None:
 
 def _stored_classes(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
     """The checkpoint's number of classes, where it is another one than the model's."""
-    config: Any = getattr(model, "pretrained_cfg", {})
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    head = config.get("classifier") or (linear[-1] if linear else None)  # timm says which layer it is
+    # where nobody says which layer it is, the last one: of SqueezeNet a convolution
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    head = next(iter((*_heads(model), *layers[-1:])), None)
     weight = state.get(f"{head}.weight")
     own = model.state_dict().get(f"{head}.weight")
     if weight is None or (own is not None and own.shape[0] == weight.shape[0]):
@@ -213,12 +231,14 @@ def _stored_channels(model: nn.Module, state: dict[str, torch.Tensor]) -> int | 
     return weight.shape[1] * first[1].groups
 
 
-def load_into(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Put all weights of a checkpoint into the model.
+def load_into(model: nn.Module, weights: Weights) -> None:
+    """Put all weights of a checkpoint into the model, whatever wrapped it when they were saved.
 
     Raises:
-        ExportError: there are others, or some are missing, or of another shape; the message names the first.
+        ExportError: they are of several such models, or there are others, or some are missing, or of another shape; the
+            message names the first.
     """
+    state, path = _of_model(model, weights).state, weights.path
     own = model.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]

@@ -72,10 +72,7 @@ class AblationCam(Together):
         chosen = largest_variance(features, self._channels)
         maps = np.empty((len(asked), len(images), *features.shape[2:]), np.float32)
         for row, kept in enumerate(chosen):
-            contrasts = [
-                (*one.contrast(row), contrast.objective or self._objective)
-                for one, contrast in zip(found, asked, strict=True)
-            ]
+            contrasts = self._classifier.contrasts(found, asked, row, self._objective)
             carried = [values[row] for values in first.carried]
             whole = self._tail.logits(*_repeated(first.activations[row], carried, 1))
             values = np.empty((len(asked), len(kept)))

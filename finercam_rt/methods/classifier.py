@@ -11,6 +11,7 @@ import numpy as np
 from finercam_rt.contrast import Contrast
 from finercam_rt.engine import Engine
 from finercam_rt.errors import InputError
+from finercam_rt.methods.objective import Objective
 from finercam_rt.methods.protocol import Asked, Classes, Floats, Maps
 from finercam_rt.outputs import joined
 from finercam_rt.padding import padded
@@ -93,6 +94,13 @@ class Classifier:
                 gradients=gradients,
             )
             for place, contrast in enumerate(asked)
+        ]
+
+    @staticmethod
+    def contrasts(found: Sequence[Explained], asked: Sequence[Asked], row: int, objective: str) -> list[Objective]:
+        """One image's contrasts as `objective_values` takes them; `objective` is that of those which name none."""
+        return [
+            (*one.contrast(row), contrast.objective or objective) for one, contrast in zip(found, asked, strict=True)
         ]
 
     def explained(

@@ -76,10 +76,7 @@ class ScoreCam(Together):
         maps = np.empty((len(asked), len(images), *features.shape[2:]), np.float32)
         for row, kept in enumerate(chosen):
             activations = np.ascontiguousarray(features[row, kept])
-            contrasts = [
-                (*one.contrast(row), contrast.objective or self._objective)
-                for one, contrast in zip(found, asked, strict=True)
-            ]
+            contrasts = self._classifier.contrasts(found, asked, row, self._objective)
             done = row * len(kept), len(images) * len(kept)
             for place, scores in enumerate(self._scores(images[row], activations, contrasts, done)):
                 weights = softmax(scores) if self._form == LIBRARY else scores - self._baseline(contrasts[place])

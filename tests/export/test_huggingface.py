@@ -286,6 +286,13 @@ def test_a_backbone_is_not_given_a_random_head(saved: Any, tmp_path: Path) -> No
     _refused(r"weights lack 'classifier\.bias' and 1 others that a ViTForImageClassification has", f"hf:{tmp_path}")
 
 
+def test_a_checkpoint_of_a_training_module(saved: Any, tmp_path: Path) -> None:
+    state = {key: torch.full_like(value, 0.5) for key, value in _loaded(saved("resnet")).model.state_dict().items()}
+    torch.save({"state_dict": {f"net_a.{key}": value for key, value in state.items()}}, tmp_path / "x.pth")
+    loaded = _loaded(saved("resnet"), checkpoint=tmp_path / "x.pth")
+    torch.testing.assert_close(dict(loaded.model.state_dict()), state)
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

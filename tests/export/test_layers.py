@@ -382,3 +382,23 @@ class _Tokens(nn.Module):
 def test_auto_finds_the_last_block_where_sums_have_no_name(of_class: bool, expected: tuple[Any, ...]) -> None:
     torch.manual_seed(0)
     assert _found(_Tokens(of_class), size=(64, 96)) == expected
+
+
+class _Deviation(nn.Module):
+    """Pools by the standard deviation, whose derivative is not finite for a channel that is zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.features, self.head = nn.Conv2d(3, 12, 8, 8), nn.ReLU(), nn.Linear(12, 5)
+        with torch.no_grad():
+            self.stem.bias[4] = -100
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(self.stem(x)).var((2, 3)).sqrt())
+
+
+def test_a_gradient_that_is_not_finite_is_not_called_zero() -> None:
+    torch.manual_seed(0)
+    says = r"the derivative of the logits is not finite at layer 'features', .* add an epsilon .* such as 'stem'"
+    with pytest.raises(ExportError, match=says):
+        _found(_Deviation(), "features", (64, 64))

@@ -14,7 +14,7 @@ import torch
 
 from finercam_rt.cli.main import main
 from finercam_rt.errors import ExportError
-from finercam_rt.export.refusal import check_seen
+from finercam_rt.export.refusal import check_logits
 
 from .conftest import check_untouched
 
@@ -110,6 +110,8 @@ def user_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A user's module, importable as refused_user_models."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "refused_user_models.py").write_text(USER_MODULE)
+    (folder / "refused_syntax.py").write_text("def load(:\n")
+    (folder / "refused_division.py").write_text("1 / 0\n")
     sys.path.insert(0, str(folder))
     yield "refused_user_models"
     sys.path.remove(str(folder))
@@ -156,6 +158,9 @@ def _matches(sentence: str, *parts: str) -> None:
         ("py:{module}", ("names no callable",)),
         ("py:{module}:CONSTANT", ("CONSTANT is not callable",)),
         ("py:no_such_module_here:load", ("no_such_module_here cannot be imported", "in this folder, or installed")),
+        ("py:.relative:load", ("'py:.relative:load' names no callable",)),
+        ("py:refused_syntax:load", ("refused_syntax cannot be imported (SyntaxError: ", "correct what fails")),
+        ("py:refused_division:load", ("refused_division cannot be imported (ZeroDivisionError: ",)),
         ("py:{module}:text", ("text gave a str; it must give a torch.nn.Module",)),
         ("py:{module}:failing", ("cannot be built", "the weights server is down")),
     ],
@@ -287,12 +292,12 @@ def test_models_and_options(
 
 def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:
     images = torch.arange(24.0).reshape(2, 3, 2, 2)
-    check_seen(torch.nn.Flatten(), images)
-    check_seen(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
+    check_logits(torch.nn.Flatten(), images)
+    check_logits(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
     with pytest.raises(ExportError, match="trained"):
-        check_seen(torch.nn.Flatten(), 1 + 1e-9 * images.double())
+        check_logits(torch.nn.Flatten(), 1 + 1e-9 * images.double())
     with pytest.raises(ExportError, match="same for different"):  # numbers that are nearly zero
-        check_seen(torch.nn.Flatten(), 1e-41 * images)
+        check_logits(torch.nn.Flatten(), 1e-41 * images)
 
 
 def test_a_fixed_batch_is_refused_or_kept_dynamic(refused: Refused, user_module: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from finercam_rt.cli.main import main
@@ -234,6 +235,41 @@ def test_checkpoints_of_training_frameworks(content: Callable[[dict[str, Any]], 
     torch.save(content(state), tmp_path / "x.pth")
     loaded = load_model(ModelRequest(specification="timm:test_resnet", checkpoint=tmp_path / "x.pth"))
     torch.testing.assert_close(loaded.model.state_dict(), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net_a.", "module.net_a."])
+@pytest.mark.parametrize("function", ["backbone", "wrapped"])
+def test_checkpoints_for_functions(prefix: str, function: str, tmp_path: Path) -> None:
+    """A model with a child that is called `model` has that name in its own weights."""
+    wrapped = "\ndef wrapped():\n    model = nn.Module()\n    model.model = backbone(2.0)\n    return model.eval()\n"
+    (tmp_path / "hubconf.py").write_text(HUBCONF + wrapped)
+    state = load_model(ModelRequest(f"hub:{tmp_path}:{function}")).model.state_dict()
+    stored = {key: torch.full_like(value, 0.5) for key, value in state.items()}
+    torch.save(_named(stored, prefix), tmp_path / "x.pth")
+    loaded = load_model(ModelRequest(f"hub:{tmp_path}:{function}", checkpoint=tmp_path / "x.pth"))
+    torch.testing.assert_close(dict(loaded.model.state_dict()), stored)
+
+
+@pytest.mark.parametrize(
+    ("specification", "arguments"),
+    [("timm:deit_tiny_distilled_patch16_224", {"depth": 1}), ("torchvision:squeezenet1_1", {})],
+)
+def test_the_classes_of_checkpoints_with_other_heads(
+    specification: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two linear layers, and a convolution."""
+    make = timm.create_model if specification.startswith("timm") else torchvision.models.get_model
+    state = make(specification.partition(":")[2], num_classes=5, **arguments).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    loaded = load_model(ModelRequest(specification, checkpoint=tmp_path / "x.pth", arguments=arguments))
+    torch.testing.assert_close(loaded.model.state_dict(), state)
+
+
+def test_a_checkpoint_of_a_head_alone_is_refused_for_a_backbone(tmp_path: Path) -> None:
+    head, file = _head(tmp_path / "head.pth", 64), tmp_path / "x.pth"
+    torch.save({"head.weight": head.weight.data}, file)
+    message = "belongs to another architecture"
+    _refused(message, specification="timm:test_vit", checkpoint=file, linear_head=tmp_path / "head.pth")
 
 
 def test_a_checkpoint_of_two_models_is_refused(tmp_path: Path) -> None:

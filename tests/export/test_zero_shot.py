@@ -18,6 +18,7 @@ from finercam_rt import ClassEmbeddings, Contrast, Engine  # noqa: E402
 from finercam_rt.embeddings import random_embeddings  # noqa: E402
 from finercam_rt.errors import ExportError  # noqa: E402
 from finercam_rt.export import ZeroShot, embed_text, export_model  # noqa: E402
+from finercam_rt.export.expected import run_eagerly, run_in_float64  # noqa: E402
 from finercam_rt.export.zero_shot import zero_shot_of_transformers  # noqa: E402
 from finercam_rt.manifest import InputSpec, LayerInfo  # noqa: E402
 
@@ -200,6 +201,20 @@ def test_the_manifest(made: Callable[[str], Made]) -> None:
     with Engine(made("siglip")[2], backend="onnxruntime", threads=1) as engine:
         got = engine.with_classes(ClassEmbeddings(text.numpy(), ("a", "b")))(images.numpy()).logits
     np.testing.assert_allclose(got, whole.numpy(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float64_tells_rounding_from_defects(made: Callable[[str], Made], case: str) -> None:
+    """A copy of the wrapped model is one of the model, hooks and dtype included."""
+    model, manifest, _ = made(case)
+    wrapped, images, embeddings = CASES[case][1](model), blobs(3, (SIZE, SIZE), 5), classes_of(9)
+    contrasts = [(torch.tensor([0, 1, 2]), torch.tensor([[3, 4], [5, -2], [6, 7]]), torch.tensor([0.0, 0.7, 1.0]))]
+    exact = run_in_float64(wrapped, manifest, images, contrasts, embeddings)
+    assert exact.logits.dtype == exact.maps[0][0].values.dtype == torch.float64
+    eager = run_eagerly(wrapped, manifest, images, contrasts, embeddings)
+    torch.testing.assert_close(eager.logits.double(), exact.logits, rtol=1e-4, atol=1e-4)
+    difference = (eager.maps[0][0].values - exact.maps[0][0].values).flatten(1).norm(dim=1)
+    assert 0 < (difference / exact.maps[0][0].scale).max() < 1e-4
 
 
 def test_text_to_map(made: Callable[[str], Made]) -> None:
