@@ -17,8 +17,8 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import drop_dead
 
 aten = torch.ops.aten
 

@@ -124,8 +124,7 @@ def _drop_guards(graph_module: torch.fx.GraphModule) -> None:
 
 
 def _only_output(graph_module: torch.fx.GraphModule) -> torch.fx.Node:
-    (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
-    value: Any = output.args[0]
+    value: Any = graph_module.graph.output_node().args[0]
     while isinstance(value, (tuple, list)):
         (value,) = value
     assert isinstance(value, torch.fx.Node)

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from finercam_rt.export.capture import Captured
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.refusal import refusing
+from finercam_rt.export.rewriter import finish
 
 aten = torch.ops.aten
 
@@ -43,9 +43,7 @@ def fold_batch_norms(captured: Captured) -> tuple[Captured, tuple[str, ...]]:
     if not norms:
         return captured, ()
     folded = [_fold(module, norm) for norm in norms]
-    drop_dead(graph)
-    graph.lint()
-    module.recompile()
+    finish(module)
     line = f"batch norm: folded {sum(folded)} of {len(norms)}"
     marks = tuple(copies[mark] for mark in captured.marks)
     return Captured(module, marks, copies[captured.logits]), (line,)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from finercam_rt.export.distances import distances
 from finercam_rt.export.rewriter import Rewriter, Rule
+from finercam_rt.export.values import dependents
 
 aten = torch.ops.aten
 
@@ -24,12 +25,10 @@ def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
     What follows a mark will be differentiated; what does not goes to the exporter as it is.
     """
     rewriter = Rewriter(graph_module)
-    behind = set(marks)
+    behind = dependents(graph_module.graph.nodes, marks)
+    in_tail, in_trunk = {**RULES, **TAIL}, {**RULES, **TRUNK}
     for node in list(graph_module.graph.nodes):
-        if any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-    for node in list(graph_module.graph.nodes):
-        rules = {**RULES, **(TAIL if node in behind else TRUNK)}
+        rules = in_tail if node in behind else in_trunk
         rule = rules.get(node.target) if node.op == "call_function" else None
         found = None if rule is None else rule(rewriter.at(node), node)
         if found is not None:

@@ -72,6 +72,18 @@ _COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default
 Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
 
 
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove what nothing reads; attention too, which fx takes for random and would keep."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def finish(module: fx.GraphModule) -> None:
+    """After a pass over its graph: remove what nothing reads, and make the module's code anew."""
+    drop_dead(module.graph)
+    module.graph.lint()
+    module.recompile()
+
+
 def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
     """The weight or constant that a get_attr node names.
 

@@ -16,8 +16,8 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import drop_dead, finish
 
 aten = torch.ops.aten
 
@@ -53,8 +53,7 @@ def sink_selections(tail: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ..
         if sinker.try_node(node):
             # what has become dead no longer reads the nodes above, whose remaining users may now agree
             drop_dead(sunk.graph)
-    sunk.graph.lint()
-    sunk.recompile()
+    finish(sunk)
     return sunk, tuple(sinker.report)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import finish
 
 aten = torch.ops.aten
 
@@ -46,9 +46,7 @@ def sum_by_the_rest(traced: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, 
     count = sum(rewriter.try_node(node) for node in list(traced.graph.nodes))
     if not count:
         return traced, ()
-    drop_dead(traced.graph)
-    traced.graph.lint()
-    traced.recompile()
+    finish(traced)
     return traced, (f"sums of softmax rows: {count} taken from the keys that they leave out",)
 
 

@@ -13,8 +13,8 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import finish
 
 aten = torch.ops.aten
 
@@ -32,9 +32,7 @@ def sum_early(traced: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
     count = sum(summer.try_node(node) for node in list(traced.graph.nodes))
     if not count:
         return traced, ()
-    drop_dead(traced.graph)
-    traced.graph.lint()
-    traced.recompile()
+    finish(traced)
     return traced, (f"early sums: {count} products with the sum of their rows",)
 
 
