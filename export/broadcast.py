@@ -17,8 +17,8 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import drop_dead, new_constant
 
 aten = torch.ops.aten
 
@@ -132,11 +132,7 @@ class _Rewriter:
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A new constant of the graph."""
-        index = 0
-        while hasattr(self.root, name := f"mask_{index}"):
-            index += 1
-        self.root.register_buffer(name, value)
-        return self.graph.get_attr(name)
+        return self.graph.get_attr(new_constant(self.root, "mask", value))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from finercam_rt.errors import ExportError
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.grids import ImageGrids, position_count
+from finercam_rt.export.hooks import frozen, hooked
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.refusal import check_finite, running
 
@@ -99,23 +100,15 @@ def find_places(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> l
         ExportError: the model does not run on the example, or its logits are not finite.
     """
     trace = _Trace()
-    handles = [module.register_forward_hook(trace.hook(name, module)) for name, module in model.named_modules() if name]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     images = example.clone().requires_grad_()
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with (
-            running("the model", example),
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never),
-        ):
-            logits = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_()
+    with (
+        hooked((module, trace.hook(name, module)) for name, module in model.named_modules() if name),
+        frozen(model),
+        running("the model", example),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda _tensor: None, _never),
+    ):
+        logits = model(images)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise ExportError("the model must return one tensor of logits (N,K); wrap it so that it does.")
     check_finite(logits)

@@ -14,6 +14,7 @@ from torch.export import Dim
 from finercam_rt.errors import ExportError
 from finercam_rt.export.constants import fold_constants
 from finercam_rt.export.distances import AnyBatch
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
@@ -64,15 +65,9 @@ def capture(model: nn.Module, layers: Sequence[str | LayerInfo], example: torch.
         return lambda _module, _inputs, output: with_feature_map(output, tap(feature_map(output, layer), index), layer)
 
     names = [layer_name(layer) for layer in layers]
-    handles = [
-        model.get_submodule(name).register_forward_hook(mark(index, layer))
-        for index, (name, layer) in enumerate(zip(names, layers, strict=True))
-    ]
-    try:
+    marked = enumerate(zip(names, layers, strict=True))
+    with hooked((model.get_submodule(name), mark(index, layer)) for index, (name, layer) in marked):
         graph_module = _exported(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
     assert isinstance(graph_module, torch.fx.GraphModule)
     _drop_guards(graph_module)
     fold_constants(graph_module)
@@ -129,8 +124,7 @@ def _drop_guards(graph_module: torch.fx.GraphModule) -> None:
 
 
 def _only_output(graph_module: torch.fx.GraphModule) -> torch.fx.Node:
-    (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
-    value: Any = output.args[0]
+    value: Any = graph_module.graph.output_node().args[0]
     while isinstance(value, (tuple, list)):
         (value,) = value
     assert isinstance(value, torch.fx.Node)

@@ -12,6 +12,7 @@ from torch import nn
 from finercam_rt.export.candidates import Place, find_places
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.grids import ImageGrids, channel_counts, has_positions, position_count
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import feature_map, with_feature_map
 
 GROUP = 6
@@ -145,14 +146,9 @@ def _mixed(model: nn.Module, last: Place, norm: Place, example: torch.Tensor) ->
     def by_image(value: torch.Tensor, place: Place) -> torch.Tensor:
         return value if place.shape[0] == len(example) else value.transpose(0, 1)
 
-    handles = [model.get_submodule(last.name).register_forward_hook(change)]
-    handles.append(model.get_submodule(norm.name).register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            model(example[:1].repeat(2, 1, 1, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = ((model.get_submodule(last.name), change), (model.get_submodule(norm.name), keep))
+    with hooked(hooks), torch.no_grad():
+        model(example[:1].repeat(2, 1, 1, 1))
     (tokens,) = found
     moved = (tokens[1] - tokens[0]).abs().amax(1) > MOVED * tokens.abs().max()
     return int(moved.sum()) > 1 + abs(_tokens(norm, len(example)) - _tokens(last, len(example)))

@@ -14,6 +14,7 @@ from torch import nn
 from finercam_rt.errors import ExportError
 from finercam_rt.export.adapter import Adapter
 from finercam_rt.export.capture import first_line
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
 from finercam_rt.export.refusal import check_finite, running
@@ -281,13 +282,9 @@ def _run_once(model: nn.Module, example: torch.Tensor) -> object:
 
         return enter
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    try:
-        with running("the model", example), torch.no_grad():
-            output: object = model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched = ((module, watch(name)) for name, module in model.named_modules() if name)
+    with hooked(watched), running("the model", example), torch.no_grad():
+        output: object = model(example)
     if inference:
         raise ExportError(
             f"layer {inference[0]!r} runs under torch.inference_mode(), where there is no gradient; take that out of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import fx
 from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import Captured
 from finercam_rt.export.refusal import refusing
-from finercam_rt.export.rewriter import attribute
-from finercam_rt.export.values import sources
+from finercam_rt.export.rewriter import attribute, drop_dead
+from finercam_rt.export.values import dependents, sources
 
 aten = torch.ops.aten
 
@@ -42,9 +42,9 @@ def cut(captured: Captured) -> Split:
     """
     nodes = list(captured.graph_module.graph.nodes)
     for mark in captured.marks:
-        if captured.logits not in _dependents(nodes, [mark]):
+        if captured.logits not in dependents(nodes, [mark]):
             raise ExportError("the logits do not depend on the target layer's output; choose a layer before the head.")
-    tail = _dependents(nodes, captured.marks)
+    tail = dependents(nodes, captured.marks)
     outer = [index for index, mark in enumerate(captured.marks) if _source(mark) not in tail]
     marks = [captured.marks[index] for index in outer]
     images = [node for node in nodes if node.op == "placeholder"]
@@ -82,30 +82,16 @@ def passes_beside(captured: Captured, split: Split, classes: int) -> bool:
     if images in sources(captured.logits, before | set(captured.marks)):
         return True
     given = next(node for node in split.trunk.graph.nodes if node.op == "placeholder")
-    (output,) = (node for node in split.trunk.graph.nodes if node.op == "output")
-    carried: Any = output.args[0][len(split.outer) :]
-    values = [node.meta["val"] for node in carried if given in sources(node)]
+    crossing: Any = split.trunk.graph.output_node().args[0]
+    values = [node.meta["val"] for node in crossing[len(split.outer) :] if given in sources(node)]
     shapes = [[size for size in value.shape[1:] if size != 1] for value in values if isinstance(value, torch.Tensor)]
     return [classes] in shapes
-
-
-def drop_dead(graph: fx.Graph) -> None:
-    """Remove what nothing reads; attention too, which fx takes for random and would keep."""
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def _source(mark: fx.Node) -> fx.Node:
     source = mark.args[0]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _dependents(nodes: Iterable[fx.Node], roots: Iterable[fx.Node]) -> set[fx.Node]:
-    found = set(roots)
-    for node in nodes:
-        if any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _extract(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.hooks import frozen, hooked
 from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.manifest import LayerInfo
 
@@ -35,19 +36,10 @@ def run_with_gradients(
 
         return enter
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     names = [layer_name(layer) for layer in layers]
-    handles = [model.get_submodule(name).register_forward_hook(hook(index)) for index, name in enumerate(names)]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            logits = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_()
+    hooks = ((model.get_submodule(name), hook(index)) for index, name in enumerate(names))
+    with hooked(hooks), frozen(model), torch.enable_grad():
+        logits = model(images)
     for name, found in zip(names, taps, strict=True):
         if len(found) != 1:
             raise ExportError(

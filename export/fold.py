@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from finercam_rt.export.capture import Captured
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.refusal import refusing
+from finercam_rt.export.rewriter import attribute, finish, new_constant
 
 aten = torch.ops.aten
 
@@ -43,9 +43,7 @@ def fold_batch_norms(captured: Captured) -> tuple[Captured, tuple[str, ...]]:
     if not norms:
         return captured, ()
     folded = [_fold(module, norm) for norm in norms]
-    drop_dead(graph)
-    graph.lint()
-    module.recompile()
+    finish(module)
     line = f"batch norm: folded {sum(folded)} of {len(norms)}"
     marks = tuple(copies[mark] for mark in captured.marks)
     return Captured(module, marks, copies[captured.logits]), (line,)
@@ -73,7 +71,7 @@ def _fold(module: fx.GraphModule, norm: fx.Node) -> bool:
 
     dtype = layer.meta["val"].dtype
     with module.graph.inserting_before(layer):
-        constants = [_constant(module, value.to(dtype)) for value in (weight, shift)]
+        constants = [module.graph.get_attr(new_constant(module, "folded", v.to(dtype))) for v in (weight, shift)]
     layer.args = (source, *constants, *layer.args[3:])
     for reader in readers:
         reader.replace_all_uses_with(layer)
@@ -92,15 +90,4 @@ def _is_constant(value: Any) -> bool:
 def _double(module: fx.GraphModule, value: Any) -> torch.Tensor | None:
     if value is None:
         return None
-    found: Any = module
-    for part in str(value.target).split("."):
-        found = getattr(found, part)
-    return torch.as_tensor(found).detach().double()
-
-
-def _constant(module: fx.GraphModule, value: torch.Tensor) -> fx.Node:
-    index = 0
-    while hasattr(module, name := f"folded_{index}"):
-        index += 1
-    module.register_buffer(name, value)
-    return module.graph.get_attr(name)
+    return attribute(module, str(value.target)).detach().double()

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from finercam_rt.export.cut import drop_dead
+from finercam_rt.export.rewriter import finish
 
 aten = torch.ops.aten
 
@@ -54,9 +54,7 @@ def fold_scale(traced: fx.GraphModule) -> fx.GraphModule:
         graph.erase_node(node)
         changed = True
     if changed:
-        drop_dead(graph)
-        graph.lint()
-        traced.recompile()
+        finish(traced)
     return traced
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.reading import image_shape
 from finercam_rt.export.refusal import running
 
@@ -48,13 +49,9 @@ def image_grids(model: nn.Module, example: torch.Tensor) -> ImageGrids:
             if min(strides) >= 1 and max(strides) <= STRETCHED * min(strides):
                 made[grid] = None
 
-    handles = [module.register_forward_hook(keep) for module in model.modules() if isinstance(module, _DIVIDES)]
-    try:
-        with running("the model", example), torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    dividing = (module for module in model.modules() if isinstance(module, _DIVIDES))
+    with hooked((module, keep) for module in dividing), running("the model", example), torch.no_grad():
+        model(example)
     return ImageGrids(len(example), size, tuple(made))
 
 

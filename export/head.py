@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from finercam_rt.export.cut import drop_dead
+from finercam_rt.export.rewriter import drop_dead
 
 aten = torch.ops.aten
 
@@ -22,8 +22,8 @@ class Head(NamedTuple):
 
 def take_head(tail: fx.GraphModule) -> Head | None:
     """The tail without its last linear layer, and that layer; None for a tail that ends in something else."""
-    (output,) = (node for node in tail.graph.nodes if node.op == "output")
-    (logits,) = output.args[0]
+    outputs: Any = tail.graph.output_node().args[0]
+    (logits,) = outputs
     if logits.target is not aten.linear.default or logits.args[0].meta["val"].ndim != 2:
         return None
     parameters = logits.args[1:]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finercam_rt.errors import ExportError
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.reading import image_shape
 
@@ -88,14 +89,9 @@ class Looker:
             return enter
 
         images = _fades(self._example.shape[1:], pair)
-        handles = [self._model.get_submodule(name).register_forward_hook(hook(name)) for name in self._names]
-        try:
-            with torch.no_grad():
-                for start in range(0, len(images), len(self._example)):
-                    self._model(images[start : start + len(self._example)].to(self._example))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked((self._model.get_submodule(name), hook(name)) for name in self._names), torch.no_grad():
+            for start in range(0, len(images), len(self._example)):
+                self._model(images[start : start + len(self._example)].to(self._example))
         return {
             name: Sight(
                 {

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from finercam_rt.export.distances import distances
 from finercam_rt.export.rewriter import Rewriter, Rule
+from finercam_rt.export.values import dependents
 
 aten = torch.ops.aten
 
@@ -24,10 +25,7 @@ def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
     What follows a mark will be differentiated; what does not goes to the exporter as it is.
     """
     rewriter = Rewriter(graph_module)
-    behind = set(marks)
-    for node in list(graph_module.graph.nodes):
-        if any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
+    behind = dependents(graph_module.graph.nodes, marks)
     for node in list(graph_module.graph.nodes):
         rules = TAIL if node in behind else TRUNK
         rule = rules.get(node.target) if node.op == "call_function" else None

@@ -20,8 +20,7 @@ class Rewriter:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         """Take the graph."""
         self._module, self._node = graph_module, next(iter(graph_module.graph.nodes))
-        images = next(node for node in graph_module.graph.nodes if node.op == "placeholder")
-        self._mode = images.meta["val"].fake_mode
+        self._mode = fake_mode(graph_module.graph)
 
     def at(self, node: fx.Node) -> Rewriter:
         """This rewriter, at work on `node`."""
@@ -40,10 +39,7 @@ class Rewriter:
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A new constant of the graph."""
-        index = 0
-        while hasattr(self._module, name := f"rewritten_{index}"):
-            index += 1
-        self._module.register_buffer(name, value)
+        name = new_constant(self._module, "rewritten", value)
         with self._module.graph.inserting_before(self._node):
             return self._module.graph.get_attr(name)
 
@@ -70,6 +66,33 @@ class Rewriter:
 
 _COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default)
 Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove what nothing reads; attention too, which fx takes for random and would keep."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+
+
+def finish(module: fx.GraphModule) -> None:
+    """After a pass over its graph: remove what nothing reads, and make the module's code anew."""
+    drop_dead(module.graph)
+    module.graph.lint()
+    module.recompile()
+
+
+def fake_mode(graph: fx.Graph) -> Any:
+    """That of the inputs' values, in which the shapes of new operations are found."""
+    inputs = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    return next(value.fake_mode for value in inputs if isinstance(value, torch.Tensor))
+
+
+def new_constant(module: torch.nn.Module, prefix: str, value: torch.Tensor) -> str:
+    """Put a constant into a module, under the first name `prefix`_<index> that is free; that name."""
+    index = 0
+    while hasattr(module, name := f"{prefix}_{index}"):
+        index += 1
+    module.register_buffer(name, value)
+    return name
 
 
 def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from finercam_rt.export.cut import drop_dead
+from finercam_rt.export.rewriter import finish
 
 aten = torch.ops.aten
 
@@ -45,7 +45,5 @@ def scale_first(traced: fx.GraphModule) -> fx.GraphModule:
         node.replace_all_uses_with(again)
         changed = True
     if changed:
-        drop_dead(traced.graph)
-        traced.graph.lint()
-        traced.recompile()
+        finish(traced)
     return traced

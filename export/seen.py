@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.manifest import LayerInfo
@@ -105,12 +106,8 @@ class _Look:
             values = positions(feature_map(output, self._layer).detach().to(torch.float32), self._layer)
             found.append(values.data.movedim(values.channel, -1).clone())
 
-        handle = self._model.get_submodule(self._layer.name).register_forward_hook(keep)
-        try:
-            with torch.no_grad():
-                for start in range(0, len(images), len(self._example)):
-                    self._model(images[start : start + len(self._example)].to(self._example))
-        finally:
-            handle.remove()
+        with hooked([(self._model.get_submodule(self._layer.name), keep)]), torch.no_grad():
+            for start in range(0, len(images), len(self._example)):
+                self._model(images[start : start + len(self._example)].to(self._example))
         values = torch.cat(found)
         return list((values[1:] - values[0]).abs().amax(-1).reshape(len(bands), *self._layer.grid))

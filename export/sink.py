@@ -16,8 +16,8 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import drop_dead, fake_mode, finish, new_constant
 
 aten = torch.ops.aten
 
@@ -53,8 +53,7 @@ def sink_selections(tail: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ..
         if sinker.try_node(node):
             # what has become dead no longer reads the nodes above, whose remaining users may now agree
             drop_dead(sunk.graph)
-    sunk.graph.lint()
-    sunk.recompile()
+    finish(sunk)
     return sunk, tuple(sinker.report)
 
 
@@ -66,11 +65,7 @@ class _Sinker:
         self.graph = tail.graph
         self.report: list[str] = []
         self._crossed: list[str] = []
-        self._fake_mode = next(
-            node.meta["val"].fake_mode
-            for node in tail.graph.nodes
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-        )
+        self._fake_mode = fake_mode(tail.graph)
 
     def try_node(self, node: fx.Node) -> bool:
         """If all users of a value read one range of one dimension, and little of it, compute only that range."""
@@ -137,10 +132,7 @@ class _Sinker:
 
     def constant(self, before: fx.Node, value: torch.Tensor) -> fx.Node:
         """A new weight, ahead of `before`."""
-        index = 0
-        while hasattr(self.tail, name := f"sunk_{index}"):
-            index += 1
-        self.tail.register_buffer(name, value)
+        name = new_constant(self.tail, "sunk", value)
         with self.graph.inserting_before(before):
             return self.graph.get_attr(name)
 

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import Rewriter, finish
 
 aten = torch.ops.aten
 
@@ -42,35 +42,24 @@ def sum_by_the_rest(traced: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, 
     Args:
         traced: ATen operations with the values they had when they were traced in meta["val"].
     """
-    rewriter = _Rewriter(traced)
-    count = sum(rewriter.try_node(node) for node in list(traced.graph.nodes))
+    summer = _Summer(traced)
+    count = sum(summer.try_node(node) for node in list(traced.graph.nodes))
     if not count:
         return traced, ()
-    drop_dead(traced.graph)
-    traced.graph.lint()
-    traced.recompile()
+    finish(traced)
     return traced, (f"sums of softmax rows: {count} taken from the keys that they leave out",)
 
 
-class _Rewriter:
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self._graph = traced.graph
-        self._before: fx.Node | None = None
-        self._fake_mode = next(
-            node.meta["val"].fake_mode
-            for node in self._graph.nodes
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-        )
-
+class _Summer(Rewriter):
     def try_node(self, node: fx.Node) -> bool:
         """Rewrite a sum, if it is one of these."""
         found = _sum_of_most(node)
         if found is None:
             return False
-        self._before = node
+        self.at(node)
         source = _origin(found.rows)
         if _is_softmax(source):
-            rest = self._emit(aten.rsub.Scalar, self._few_sum(self._few(found.rows, 2, found.few)), 1)
+            rest = self.emit(aten.rsub.Scalar, self._few_sum(self._few(found.rows, 2, found.few)), 1)
         else:
             given = _cotangents(source)
             if given is None:
@@ -78,9 +67,9 @@ class _Rewriter:
             if _alone(found.rows, source):
                 rest = self._of_cotangents(given, found.few)
             else:  # where somebody reads all of them
-                rest = self._emit(aten.neg.default, self._few_sum(self._few(found.rows, 2, found.few)))
+                rest = self.emit(aten.neg.default, self._few_sum(self._few(found.rows, 2, found.few)))
         node.replace_all_uses_with(rest)
-        self._graph.erase_node(node)
+        node.graph.erase_node(node)
         return True
 
     def _of_cotangents(self, given: _Cotangents, few: tuple[int, int]) -> fx.Node:
@@ -88,47 +77,38 @@ class _Rewriter:
         a, values = given.cotangents, self._few(given.values, 1, few)
         probabilities = self._few(given.probabilities, 2, few)
         if few[1] - few[0] == 1:  # no product of matrices, which a runtime would pad to the size of its blocks
-            apart = self._emit(aten.sub.Tensor, given.attended, values)
-            own = self._emit(aten.sum.dim_IntList, self._emit(aten.mul.Tensor, a, apart), [2], True)
-            return self._emit(aten.mul.Tensor, probabilities, own)
-        mean = self._emit(aten.sum.dim_IntList, self._emit(aten.mul.Tensor, a, given.attended), [2], True)
-        own = self._emit(aten.bmm.default, a, self._emit(aten.permute.default, values, [0, 2, 1]))
-        return self._few_sum(self._emit(aten.mul.Tensor, probabilities, self._emit(aten.sub.Tensor, mean, own)))
+            apart = self.emit(aten.sub.Tensor, given.attended, values)
+            own = self.emit(aten.sum.dim_IntList, self.emit(aten.mul.Tensor, a, apart), [2], True)
+            return self.emit(aten.mul.Tensor, probabilities, own)
+        mean = self.emit(aten.sum.dim_IntList, self.emit(aten.mul.Tensor, a, given.attended), [2], True)
+        own = self.emit(aten.bmm.default, a, self.emit(aten.permute.default, values, [0, 2, 1]))
+        return self._few_sum(self.emit(aten.mul.Tensor, probabilities, self.emit(aten.sub.Tensor, mean, own)))
 
     def _few(self, value: fx.Node, dim: int, few: tuple[int, int]) -> fx.Node:
         """The few along a dimension, taken where they were computed: a transpose of all of them is not asked for."""
         source = value.args[0] if value.args else None
         shape = shape_of(value)
         if not isinstance(source, fx.Node) or shape is None or value.kwargs.keys() - {"memory_format"}:
-            return self._emit(aten.slice.Tensor, value, dim, *few)
+            return self.emit(aten.slice.Tensor, value, dim, *few)
         before = shape_of(source)
         if value.target in _SAME and before == shape:
             return self._few(source, dim, few)
         if value.target is aten.permute.default:
             order = [int(i) % len(shape) for i in value.args[1]]  # type: ignore[union-attr, arg-type]
-            return self._emit(aten.permute.default, self._few(source, order[dim], few), order)
+            return self.emit(aten.permute.default, self._few(source, order[dim], few), order)
         if value.target is aten.select.int and before is not None:
             axis, index = int(value.args[1]) % len(before), value.args[2]  # type: ignore[arg-type]
-            return self._emit(aten.select.int, self._few(source, dim + (dim >= axis), few), axis, index)
+            return self.emit(aten.select.int, self._few(source, dim + (dim >= axis), few), axis, index)
         if value.target in (aten.view.default, aten.reshape.default) and before is not None:
             own = [pair for pair in match_dimensions(before, shape) or () if pair[1] == [dim] and len(pair[0]) == 1]
             sizes = sizes_for([few[1] - few[0] if i == dim else size for i, size in enumerate(shape)])
             if own and sizes.count(-1) <= 1:
-                return self._emit(aten.reshape.default, self._few(source, own[0][0][0], few), sizes)
-        return self._emit(aten.slice.Tensor, value, dim, *few)
+                return self.emit(aten.reshape.default, self._few(source, own[0][0][0], few), sizes)
+        return self.emit(aten.slice.Tensor, value, dim, *few)
 
     def _few_sum(self, value: fx.Node) -> fx.Node:
         shape = shape_of(value)
-        return value if shape is not None and shape[2] == 1 else self._emit(aten.sum.dim_IntList, value, [2], True)
-
-    def _emit(self, target: Any, *args: Any) -> fx.Node:
-        """A new operation ahead of the sum that is rewritten, with its value's shape."""
-        assert self._before is not None
-        with self._graph.inserting_before(self._before):
-            node = self._graph.call_function(target, args)
-        with self._fake_mode:
-            node.meta["val"] = target(*fx.node.map_arg(args, lambda value: value.meta["val"]))
-        return node
+        return value if shape is not None and shape[2] == 1 else self.emit(aten.sum.dim_IntList, value, [2], True)
 
 
 class _Cotangents(NamedTuple):

@@ -11,6 +11,7 @@ from torch import fx
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.many import Many, for_many
+from finercam_rt.export.values import dependents
 
 
 class Staged:
@@ -25,12 +26,9 @@ class Staged:
         self._module = derivative
         nodes = list(derivative.graph.nodes)
         *self._inputs, self._seed = (node for node in nodes if node.op == "placeholder")
-        (output,) = (node for node in nodes if node.op == "output")
-        self._outputs: Sequence[Any] = output.args[0]
-        behind = {self._seed}
-        for node in nodes:
-            if any(source in behind for source in node.all_input_nodes):
-                behind.add(node)
+        outputs: Any = derivative.graph.output_node().args[0]
+        self._outputs: Sequence[Any] = outputs
+        behind = dependents(nodes, [self._seed])
         if any(output not in behind for output in self._outputs[known:]):
             raise ExportError(
                 "the derivative at the target layer, as captured, is zero for every class: there is nothing to draw, "

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 
 from finercam_rt.export.broadcast import shape_of, sizes_for
-from finercam_rt.export.cut import drop_dead
 from finercam_rt.export.dimensions import match_dimensions
+from finercam_rt.export.rewriter import Rewriter, finish
 
 aten = torch.ops.aten
 
@@ -32,23 +31,12 @@ def sum_early(traced: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
     count = sum(summer.try_node(node) for node in list(traced.graph.nodes))
     if not count:
         return traced, ()
-    drop_dead(traced.graph)
-    traced.graph.lint()
-    traced.recompile()
+    finish(traced)
     return traced, (f"early sums: {count} products with the sum of their rows",)
 
 
-class _Summer:
+class _Summer(Rewriter):
     """`through` is the heart: the sum over rows [first, last) of a value, keeping the dimension, from before a bmm."""
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self.graph = traced.graph
-        self._before: fx.Node | None = None
-        self._fake_mode = next(
-            node.meta["val"].fake_mode
-            for node in self.graph.nodes
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-        )
 
     def try_node(self, node: fx.Node) -> bool:
         """Rewrite a sum whose way up to a bmm has no other reader."""
@@ -59,13 +47,13 @@ class _Summer:
         if shape is None or not isinstance(dims, (list, tuple)) or len(dims) != 1:
             return False
         dim = int(dims[0]) % len(shape)  # type: ignore[arg-type]
-        self._before = node
+        self.at(node)
         found = self.through(source, dim, 0, shape[dim])
         if found is None:
             return False
         kept = len(node.args) > 2 and bool(node.args[2])
         node.replace_all_uses_with(found if kept else self.emit(aten.squeeze.dim, found, dim))
-        self.graph.erase_node(node)
+        node.graph.erase_node(node)
         return True
 
     def through(self, node: Any, dim: int, first: int, last: int) -> fx.Node | None:
@@ -151,12 +139,3 @@ class _Summer:
         if shape is None or shape[1] != 1:
             found = self.emit(aten.sum.dim_IntList, found, [1], True)
         return found if dim == 1 else self.emit(aten.permute.default, found, [0, 2, 1])
-
-    def emit(self, target: Any, *args: Any) -> fx.Node:
-        """A new operation ahead of the sum that is rewritten, with its value's shape."""
-        assert self._before is not None
-        with self.graph.inserting_before(self._before):
-            node = self.graph.call_function(target, args)
-        with self._fake_mode, enable_python_dispatcher():
-            node.meta["val"] = target(*fx.node.map_arg(args, lambda value: value.meta["val"]))
-        return node

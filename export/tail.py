@@ -22,6 +22,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.capture import MAX_BATCH
 from finercam_rt.export.cut import Split
 from finercam_rt.export.emit import save, to_onnx
+from finercam_rt.export.hooks import hooked
 from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map, with_feature_map
 from finercam_rt.export.sink import sink_selections
@@ -183,10 +184,6 @@ def _logits_with(model: nn.Module, layer: LayerInfo, images: torch.Tensor, facto
     def multiply(_module: nn.Module, _inputs: object, output: Any) -> Any:
         return with_feature_map(output, feature_map(output, layer) * factors, layer)
 
-    handle = model.get_submodule(layer.name).register_forward_hook(multiply)
-    try:
-        with torch.no_grad():
-            logits: torch.Tensor = model(images)
-    finally:
-        handle.remove()
+    with hooked([(model.get_submodule(layer.name), multiply)]), torch.no_grad():
+        logits: torch.Tensor = model(images)
     return logits

@@ -1,8 +1,8 @@
-"""What a value of a captured graph was computed from: by its numbers, not by its shape or type alone."""
+"""What values of a captured graph were computed from: by numbers, not by a shape or type alone; and what reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -31,6 +31,15 @@ def sources(node: Any, but: Collection[fx.Node] = (), *, placed: bool = False) -
             if source not in found and source not in but and _is_value(source, placed):
                 found.add(source)
                 entered.append(source)
+    return found
+
+
+def dependents(nodes: Iterable[fx.Node], roots: Iterable[fx.Node]) -> set[fx.Node]:
+    """The roots, and which of a graph's nodes, in their order, were computed from them."""
+    found = set(roots)
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
     return found
 
 

@@ -183,8 +183,8 @@ def _width(tail: fx.GraphModule, head: Head | None) -> int:
     """The size of what the seed is a cotangent of: the last linear layer's input, or the logits."""
     if head is not None:
         return int(head.weight.shape[1])
-    (output,) = (node for node in tail.graph.nodes if node.op == "output")
-    return int(output.args[0][0].meta["val"].shape[1])
+    outputs: Any = tail.graph.output_node().args[0]
+    return int(outputs[0].meta["val"].shape[1])
 
 
 class _Taps:
