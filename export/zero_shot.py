@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
+from finercam_rt.export.refusal import first_line
 from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.weights_hash import weights_sha256
 
