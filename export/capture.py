@@ -18,6 +18,7 @@ from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 from finercam_rt.export.rewrite import rewrite
 from finercam_rt.manifest import LayerInfo
 
@@ -108,12 +109,6 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
         f"torch.export cannot capture the model with a dynamic batch ({reason}); "
         "rewrite that part of its forward without data-dependent Python or a fixed batch size."
     ) from first
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a one-sentence report."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _drop_guards(graph_module: torch.fx.GraphModule) -> None:

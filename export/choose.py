@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finercam_rt.export.candidates import Place, find_places
+from finercam_rt.export.candidates import Place
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.grids import ImageGrids, channel_counts, has_positions, position_count
 from finercam_rt.export.hooks import hooked
@@ -28,7 +28,9 @@ OTHERS = 16
 """How many more tokens than positions a model of one resolution may have."""
 
 
-def choose(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> list[tuple[Place, bool]]:
+def choose(
+    model: nn.Module, example: torch.Tensor, image: ImageGrids, places: Sequence[Place]
+) -> list[tuple[Place, bool]]:
     """The places to try, best first, and whether the gradient was seen to reach its positions.
 
     Only outputs that every path from the image to the logits passes through are feature maps of the whole model; of
@@ -41,11 +43,8 @@ def choose(model: nn.Module, example: torch.Tensor, image: ImageGrids) -> list[t
         model: images (N,C,H,W) -> logits (N,K), in evaluation mode.
         example: (N,C,H,W) float32.
         image: its grids.
-
-    Raises:
-        ExportError: the model does not run on the example, or its logits are not finite.
+        places: what `find_places` found.
     """
-    places = find_places(model, example, image)
     positioned = [place for place in places if has_positions(place.shape, image)]
     maps = [place for place in positioned if place.cut and not _is_projection(model, place)]
     norms = [place for place in positioned if _is_block_norm(model, place)]

@@ -13,11 +13,10 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.adapter import Adapter
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import named_tensors
 from finercam_rt.export.programs import module_of_program
-from finercam_rt.export.refusal import check_finite, running
+from finercam_rt.export.refusal import check_finite, first_line, running
 from finercam_rt.export.zero_shot import ZeroShot
 
 IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "inputs")

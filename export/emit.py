@@ -12,8 +12,9 @@ from torch import fx, nn
 from torch.export import Dim
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES, first_line
+from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 from finercam_rt.export.simplify import simplify
 from finercam_rt.export.sources import keep_sources
 from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest

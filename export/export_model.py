@@ -19,7 +19,7 @@ from torch import nn
 from finercam_rt.embeddings import ClassEmbeddings, random_embeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import BackendError, EngineError, ExportError
-from finercam_rt.export.capture import Captured, capture, first_line
+from finercam_rt.export.capture import Captured, capture
 from finercam_rt.export.channels import fitted, found_channels
 from finercam_rt.export.check_tensorrt import CHECKS, check_tensorrt
 from finercam_rt.export.classifier import Classifier, ClassifierRequest, as_classifier
@@ -30,7 +30,11 @@ from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
 from finercam_rt.export.prove import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import check_precision, reduce, take_samples
+<<<<<<< HEAD
 from finercam_rt.export.refusal import check_logits, refusing
+=======
+from finercam_rt.export.refusal import check_seen, first_line, refusing
+>>>>>>> s22-h4
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.undisturbed import undisturbed
 from finercam_rt.export.verify import verification_images, verify
@@ -39,10 +43,19 @@ from finercam_rt.export.warped import check_not_warped
 from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
 from finercam_rt.images import ImageSource
-from finercam_rt.manifest import HEADS, METHODS, OBJECTIVES, InputSpec, Manifest, ModelInfo, TapsInfo, ZeroShotInfo
+from finercam_rt.manifest import (
+    HEADS,
+    IMAGENET_INPUT,
+    METHODS,
+    OBJECTIVES,
+    InputSpec,
+    Manifest,
+    ModelInfo,
+    TapsInfo,
+    ZeroShotInfo,
+)
 from finercam_rt.tensorrt.library import load_library
 
-IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 EARLY = 0.9
 """The share of a model's operations behind the layer from which on "auto" says so."""
 

@@ -90,7 +90,7 @@ def _automatic(
     model: nn.Module, example: torch.Tensor, image: ImageGrids, request: LayoutRequest, pooled: bool
 ) -> LayerInfo:
     reasons = []
-    choices = choose(model, example, image)[:TRIED]
+    choices = choose(model, example, image, find_places(model, example, image))[:TRIED]
     looker = Looker(model, [place.name for place, _ in choices], example)
     for place, reached in choices:
         try:
@@ -187,7 +187,7 @@ def _nearest_usable(model: nn.Module, name: str, example: torch.Tensor, image: I
     """Of the layer that auto takes and those that all of the image passes through, the nearest one that can be used."""
     try:
         places = find_places(model, example, image)
-        others = [place for place, _ in choose(model, example, image) if name not in place.names]
+        others = [place for place, _ in choose(model, example, image, places) if name not in place.names]
     except ExportError:  # of the model as a whole, which is no matter of this layer
         return None
     turns = {other: place.step for place in places for other in place.names}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
+from finercam_rt.export.refusal import first_line
 
 _TRAIN_FLAG = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.native_dropout.default": 2}
 """Where the operations that behave differently in training say so."""

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.emit import TRUNK
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
 from finercam_rt.errors import ExportError, FinerCAMError
-from finercam_rt.export.capture import first_line
 
 SAME = 1e-6
 """Logits whose differences are so small a share of them are the same: float32 has no digits for more."""
@@ -19,6 +18,12 @@ REPEATED = 1e-5
 """By how much of the largest logit two runs on the same images may differ: sums need not have one order."""
 NEIGHBOURS = 1e-2
 """By what share of the difference between two images the logits of one may change with what is beside it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a one-sentence report."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def finish(module: fx.GraphModule) -> None:
 
 def fake_mode(graph: fx.Graph) -> Any:
     """That of the inputs' values, in which the shapes of new operations are found."""
-    inputs = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
-    return next(value.fake_mode for value in inputs if isinstance(value, torch.Tensor))
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    return next(node.meta["val"].fake_mode for node in inputs if isinstance(node.meta.get("val"), torch.Tensor))
 
 
 def new_constant(module: torch.nn.Module, prefix: str, value: torch.Tensor) -> str:

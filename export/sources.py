@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +47,19 @@ def source_of(traces: Mapping[str, str]) -> str:
     file, line = of_the_model[-1]
     scopes = ast.literal_eval(traces.get(_SCOPES, "[]"))
     module = scopes[-2] if len(scopes) > 1 else ""  # the last is the operation itself
-    place = f"{_short(file)}, line {line}"
+    place = f"{_short(file, tuple(map(os.path.abspath, sys.path)))}, line {line}"
     return f"{module} ({place})" if module else place
 
 
+@lru_cache
 def _is_the_model(file: Path) -> bool:
     return file.suffix == ".py" and not any(folder in file.parents for folder in _NOT_THE_MODEL)
 
 
-def _short(file: Path) -> str:
+@lru_cache
+def _short(file: Path, folders: tuple[str, ...]) -> str:
     """As it is imported: without the folder that Python finds it in."""
-    for folder in sorted((Path(entry or ".").resolve() for entry in sys.path), key=lambda path: -len(path.parts)):
+    for folder in sorted((Path(folder).resolve() for folder in folders), key=lambda path: -len(path.parts)):
         if folder in file.parents:
             return file.relative_to(folder).as_posix()
     return file.name

@@ -18,9 +18,8 @@ from finercam_rt.embeddings import ClassEmbeddings
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
 from finercam_rt.export.candidates import written_derivatives
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.expected import Contrasts, Expected, Run, run_eagerly, run_in_float64
-from finercam_rt.export.refusal import refusing
+from finercam_rt.export.refusal import first_line, refusing
 from finercam_rt.manifest import Manifest
 from finercam_rt.outputs import Outputs
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.broadcast import delay_broadcasts
-from finercam_rt.export.capture import EXAMPLE_CLASSES, first_line
+from finercam_rt.export.capture import EXAMPLE_CLASSES
 from finercam_rt.export.contrast import Contrast, contrast, dense_seed, softmax_seed
 from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
@@ -25,7 +25,7 @@ from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import LiftedTail
 from finercam_rt.export.lifted import CARRIED, Lifted
 from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
-from finercam_rt.export.refusal import refusing
+from finercam_rt.export.refusal import first_line, refusing
 from finercam_rt.export.scale_first import scale_first
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.softmax_sums import sum_by_the_rest

@@ -108,6 +108,9 @@ class InputSpec:
         return *self.size, self.channels
 
 
+IMAGENET_INPUT = InputSpec((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """A target layer: its module name, the layout of its output, the map's grid (h, w) and the tokens before it.

@@ -11,13 +11,17 @@ from typing import Any
 from torch import nn
 
 from finercam_rt.errors import ExportError
+<<<<<<< HEAD
 from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import configured_size
+=======
+>>>>>>> s22-h4
 from finercam_rt.export.models.processors import input_of_processor
 from finercam_rt.export.models.request import SIZED, LoadedModel, ModelRequest, build, import_or_refuse
 from finercam_rt.export.models.timm_models import load_timm_folder
 from finercam_rt.export.models.weights import fill_zero_weights, load_into, requested_weights
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 from finercam_rt.export.zero_shot import zero_shot_of_transformers
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from finercam_rt.errors import ExportError
 from finercam_rt.export.models.huggingface import load_folder, load_huggingface
 from finercam_rt.export.models.linear_head import with_linear_head
+from finercam_rt.export.models.open_clip_models import load_open_clip
 from finercam_rt.export.models.program_files import load_program
 from finercam_rt.export.models.python_models import load_hub, load_python
 from finercam_rt.export.models.request import LoadedModel, ModelRequest
@@ -21,14 +22,8 @@ _NEED_WEIGHTS: dict[str, Loader] = {"timm": load_timm, "torchvision": load_torch
 """Libraries whose names say an architecture alone."""
 
 
-def _load_open_clip(name: str, request: ModelRequest) -> LoadedModel:
-    from finercam_rt.export.open_clip_models import load_open_clip  # which imports this package
-
-    return load_open_clip(name, request)
-
-
 _BRING_WEIGHTS: dict[str, Loader] = {
-    "open_clip": _load_open_clip,
+    "open_clip": load_open_clip,
     "hf": load_huggingface,
     "py": load_python,
     "hub": load_hub,

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import counted
-from finercam_rt.export.export_model import IMAGENET_INPUT
 from finercam_rt.export.models.request import LoadedModel, ModelRequest
 from finercam_rt.export.programs import image_channels, image_size, module_of_program
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
+from finercam_rt.manifest import IMAGENET_INPUT
 
 
 def load_program(path: Path, request: ModelRequest) -> LoadedModel:

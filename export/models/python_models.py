@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.export_model import IMAGENET_INPUT
 from finercam_rt.export.models.request import LoadedModel, ModelRequest, build, import_or_refuse, nearest
 from finercam_rt.export.models.weights import load_into, requested_weights
+from finercam_rt.manifest import IMAGENET_INPUT
 
 
 def load_python(name: str, request: ModelRequest) -> LoadedModel:

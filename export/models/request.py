@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 from finercam_rt.manifest import InputSpec
 
 POOLS = ("mean", "cls", "cls+mean")

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import first_convolution
 from finercam_rt.export.models.request import ModelRequest
+from finercam_rt.export.refusal import first_line
 
 STATE_DICT_KEYS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net"),

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from finercam_rt.backends import PIN
-from finercam_rt.compat.reshape import Reading
 from finercam_rt.compat.state import ModelState
 from finercam_rt.compat.targets import SCORES
 from finercam_rt.engine import Engine
@@ -120,8 +119,8 @@ class EngineCache:
                         known.facts[layers, shape] = _examine(model, layers, shape)
         return known.facts[layers, shape]
 
-    def engine(self, model: nn.Module, spec: Spec, layout: Callable[[], LayoutRequest]) -> Engine:
-        """The engine of `model` for `spec`, as `facts` found it; `layout` is asked where it has to be made."""
+    def engine(self, model: nn.Module, spec: Spec, facts: Facts, layout: Callable[[], LayoutRequest]) -> Engine:
+        """The engine of `model` for `spec`, as it was when `facts` were found; `layout` is asked where it is made."""
         key = id(model), spec
         found = self._use(key)
         if found is None:
@@ -130,7 +129,7 @@ class EngineCache:
                 if found is None:
                     known = self._known.get(id(model))
                     with self._own_run(model):
-                        kept = _compile(model, spec, layout())
+                        kept = _compile(model, spec, facts.num_classes, layout())
                     self._keep(known, key, kept)
                     found = kept.engine
         return found
@@ -220,7 +219,7 @@ class _Scored(nn.Module):
         return torch.cat([logits, self._scores(logits)], 1)
 
 
-def common_request(readings: Sequence[LayerInfo | Reading]) -> LayoutRequest:
+def common_request(readings: Sequence[LayerInfo]) -> LayoutRequest:
     """What the readings of several layers have in common; the rest is found, and so is how any one is arranged."""
     if any(reading.arrangement is not None for reading in readings):
         return LayoutRequest()
@@ -255,7 +254,7 @@ def _examine(model: nn.Module, layers: tuple[str, ...], shape: Shape) -> Facts:
     return Facts(tuple(output.shape for output in outputs), int(logits.shape[1]))
 
 
-def _compile(model: nn.Module, spec: Spec, request: LayoutRequest) -> _Kept:
+def _compile(model: nn.Module, spec: Spec, num_classes: int, request: LayoutRequest) -> _Kept:
     """Export into a temporary folder and load; nothing stays on disk."""
     channels, height, width = spec.shape
     name = type(model).__name__
@@ -264,7 +263,6 @@ def _compile(model: nn.Module, spec: Spec, request: LayoutRequest) -> _Kept:
     )
     with tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
         path = Path(at) / "engine.onnx"
-        num_classes = int(model(example(spec.shape)).shape[1])
         subject, layers = model, spec.layers
         if spec.scores != "logits" or num_classes == 1:
             # the wrapped model has other names, by which the export would find less

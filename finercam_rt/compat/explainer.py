@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finercam_rt.compat.engines import IMAGES, EngineCache, Facts, Shape, Spec, common_request, example
-from finercam_rt.compat.reshape import Reading, ReshapeTransform, read_reshape
+from finercam_rt.compat.reshape import ReshapeTransform, in_words, read_reshape
 from finercam_rt.compat.targets import Question
 from finercam_rt.contrast import AUTOMATIC, UNUSED
 from finercam_rt.engine import Engine
@@ -64,7 +65,7 @@ class Explainer:
         """Nothing is compiled yet."""
         self.model, self.layers, self.method = model, tuple(layers), method
         self._transform, self._cache = reshape_transform, cache
-        self._readings: dict[tuple[torch.Size, ...], list[Reading]] = {}
+        self._readings: dict[tuple[torch.Size, ...], list[LayerInfo]] = {}
 
     def facts(self, images: Images) -> Facts:
         """What a forward pass says where the model is new or has changed; to be asked once before each question.
@@ -126,12 +127,12 @@ class Explainer:
         shape = _shape(images)
         rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
         spec = Spec(self.layers, shape, self.method, objective, rounded, scores)
-        engine = self._cache.engine(self.model, spec, lambda: self._request(facts, shape))
-        for name, layer, reading in zip(self.layers, engine.manifest.layers, self._read(facts), strict=False):
-            self._check(name, reading, Reading(layer.layout, layer.grid, layer.prefix_tokens, layer.arrangement))
+        engine = self._cache.engine(self.model, spec, facts, lambda: self._request(facts, shape))
+        for found, reading in zip(engine.manifest.layers, self._read(facts), strict=False):
+            self._check(reading, found)
         return engine
 
-    def _read(self, facts: Facts) -> list[Reading]:
+    def _read(self, facts: Facts) -> list[LayerInfo]:
         """How the caller's function reads each layer; empty without one."""
         if self._transform is None:
             return []
@@ -151,9 +152,7 @@ class Explainer:
                 found.append(None)
         for known, reading in zip(found, readings, strict=False):
             if known is not None:
-                self._check(
-                    known.name, reading, Reading(known.layout, known.grid, known.prefix_tokens, known.arrangement)
-                )
+                self._check(reading, known)
         if readings:
             return common_request(readings)
         # what could be read in two ways, both libraries read as (N,C,h,w) where no function is given
@@ -161,11 +160,11 @@ class Explainer:
         return LayoutRequest(layout="nchw") if unclear else LayoutRequest()
 
     @staticmethod
-    def _check(layer: str, reading: Reading, found: Reading) -> None:
-        if reading != found:
+    def _check(reading: LayerInfo, found: LayerInfo) -> None:
+        if reading != replace(found, name=reading.name):  # an engine's layer may be inside a model of ours
             raise InputError(
-                f"reshape_transform reads the output of layer {layer!r} as {reading}, and it is {found}; correct it, "
-                "or leave it out."
+                f"reshape_transform reads the output of layer {reading.name!r} as {in_words(reading)}, and it is "
+                f"{in_words(found)}; correct it, or leave it out."
             )
 
     def _constant(self, images: Images) -> Answer:

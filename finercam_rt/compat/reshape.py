@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 
+<<<<<<< HEAD
 from finercam_rt.arrangement import Arrangement
 from finercam_rt.errors import InputError, one_line
+=======
+from finercam_rt.errors import InputError
+>>>>>>> s22-h4
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.reading import (
     ImageShape,
+    Reading,
     arrangement_of,
     image_shape,
     map_readings,
     ordered_readings,
     token_readings,
 )
-from finercam_rt.export.reading import Reading as SlotReading
 from finercam_rt.manifest import LayerInfo
 
 ReshapeTransform = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Reading(NamedTuple):
-    """How a layer's output is read: layout, grid (h, w), prefix tokens and arrangement, as in manifest.LayerInfo."""
-
-    layout: str
-    grid: tuple[int, int]
-    prefix_tokens: int
-    arrangement: Arrangement | None = None
-
-    def __str__(self) -> str:
-        """In words, for an error."""
-        kind = {"nchw": "(N,C,h,w)", "nhwc": "(N,h,w,C)"}.get(self.layout, f"tokens after {self.prefix_tokens} others")
-        kind += f" with a grid of {self.grid[0]}x{self.grid[1]}"
-        return kind if self.arrangement is None else f"{kind} ({self.arrangement.kind})"
+def in_words(layer: LayerInfo) -> str:
+    """How a layer's output is read, for an error."""
+    kind = {"nchw": "(N,C,h,w)", "nhwc": "(N,h,w,C)"}.get(layer.layout, f"tokens after {layer.prefix_tokens} others")
+    kind += f" with a grid of {layer.grid[0]}x{layer.grid[1]}"
+    return kind if layer.arrangement is None else f"{kind} ({layer.arrangement.kind})"
 
 
-def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, images: int) -> Reading:
+def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, images: int) -> LayerInfo:
     """The layout that `transform` reads in an output of `shape`, to (N,C,h,w).
 
     It is called once, on a tensor that holds its own indices; nothing but a reading that the export knows is accepted:
@@ -48,7 +43,7 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, imag
     Args:
         transform: the caller's function.
         shape: of the layer's output, with at least two images.
-        name: of the layer, for errors.
+        name: of the layer.
         images: how many they are.
 
     Raises:
@@ -67,27 +62,27 @@ def read_reshape(transform: ReshapeTransform, shape: torch.Size, name: str, imag
     found = found.detach()
     by_image = image_shape(shape, images)
     plain = () if by_image is None else _plain(by_image, grid)
-    for reading, expected in _applied(plain, index, images):
+    for layer, expected in _applied(plain, index, name, images):
         if torch.equal(found, expected):
-            return reading
+            return layer
         if torch.equal(found, expected.reshape(*expected.shape[:2], grid[1], grid[0]).transpose(2, 3)):
             raise InputError(
                 f"{about} puts rows where columns are: it reads the positions down instead of across, which turns the "
                 "map over its diagonal; correct it, or leave it out."
             )
     ordered = () if by_image is None else ordered_readings(by_image, grid)
-    for reading, expected in _applied(ordered, index, images):
+    for layer, expected in _applied(ordered, index, name, images):
         if torch.equal(found, expected):
-            return reading
+            return layer
     raise InputError(
         f"{about} does more than to drop other tokens and to put the positions as (N,C,h,w), row by row; correct it, "
         "or leave it out."
     )
 
 
-def _plain(shape: ImageShape, grid: tuple[int, int]) -> Iterator[SlotReading]:
+def _plain(shape: ImageShape, grid: tuple[int, int]) -> Iterator[Reading]:
     """The readings of an output with this grid that are in no order of their own."""
-    found: Iterable[SlotReading] = ()
+    found: Iterable[Reading] = ()
     if not shape.folded and len(shape.sizes) == 4:
         found = map_readings(shape.sizes)
     elif not shape.folded:
@@ -99,15 +94,13 @@ def _plain(shape: ImageShape, grid: tuple[int, int]) -> Iterator[SlotReading]:
 
 
 def _applied(
-    readings: Iterable[SlotReading], index: torch.Tensor, images: int
-) -> Iterator[tuple[Reading, torch.Tensor]]:
-    """Each reading, and what it makes of the output's indices, as (N,C,h,w)."""
+    readings: Iterable[Reading], index: torch.Tensor, name: str, images: int
+) -> Iterator[tuple[LayerInfo, torch.Tensor]]:
+    """The layer by each reading, and what it makes of the output's indices, as (N,C,h,w)."""
     for one in readings:
         layout, prefix_tokens, arrangement = arrangement_of(one, index.shape, images)
-        values = feature_map(index, LayerInfo("", layout, one.grid, prefix_tokens, arrangement))
+        layer = LayerInfo(name, layout, one.grid, prefix_tokens, arrangement)
+        values = feature_map(index, layer)
         if layout == "tokens":
             values = values[:, prefix_tokens:].reshape(len(values), *one.grid, -1)
-        yield (
-            Reading(layout, one.grid, prefix_tokens, arrangement),
-            values if layout == "nchw" else values.movedim(-1, 1),
-        )
+        yield layer, values if layout == "nchw" else values.movedim(-1, 1)

@@ -31,9 +31,9 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     own.compiled = []  # type: ignore[attr-defined]
     compile_ = engines._compile
 
-    def counted(model: Any, spec: Any, request: Any) -> Any:
+    def counted(model: Any, spec: Any, *asked: Any) -> Any:
         own.compiled.append(spec)  # type: ignore[attr-defined]
-        return compile_(model, spec, request)
+        return compile_(model, spec, *asked)
 
     monkeypatch.setattr(engines, "_compile", counted)
     return own
@@ -88,7 +88,7 @@ def test_the_engines_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     """The book-keeping alone: what stands for an engine here is a number."""
     made: list[int] = []
 
-    def compile_(_model: Any, _spec: Any, _request: Any) -> Any:
+    def compile_(*_: Any) -> Any:
         made.append(len(made))
         return engines._Kept(made[-1], 10)  # type: ignore[arg-type]
 
@@ -96,8 +96,8 @@ def test_the_engines_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     cache, models = EngineCache(max_engines=3), [small_cnn(seed=seed) for seed in range(4)]
 
     def ask(number: int) -> Any:
-        cache.facts(models[number], ("1",), (3, 32, 48))
-        return cache.engine(models[number], Spec(("1",), (3, 32, 48), "gradcam", "mean"), LayoutRequest)
+        facts = cache.facts(models[number], ("1",), (3, 32, 48))
+        return cache.engine(models[number], Spec(("1",), (3, 32, 48), "gradcam", "mean"), facts, LayoutRequest)
 
     assert [ask(number) for number in (0, 1, 2, 0, 3, 0, 1, 3)] == [0, 1, 2, 0, 3, 0, 4, 3]
     cache.max_bytes = 29
@@ -146,8 +146,8 @@ def test_an_engine_of_weights_that_changed_while_it_was_made_is_not_kept(
     model, images = small_cnn(), blobs(2)
     compile_ = engines._compile
 
-    def disturbed(model: Any, spec: Any, request: Any) -> Any:
-        kept = compile_(model, spec, request)
+    def disturbed(*asked: Any) -> Any:
+        kept = compile_(*asked)
         with torch.no_grad():
             model[4].weight.mul_(-1)
         cache._current(model)  # as a call in another thread would, before it waits

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from finercam_rt.compat.reshape import Reading, read_reshape
+from finercam_rt.compat.reshape import read_reshape
 from finercam_rt.errors import InputError
+from finercam_rt.manifest import LayerInfo
 
 Transform = Callable[[Any], Any]
 
@@ -27,15 +28,15 @@ def _tokens(prefix: int, height: int, width: int) -> Transform:
 @pytest.mark.parametrize(
     ("transform", "shape", "expected"),
     [
-        (_tokens(1, 4, 6), (2, 25, 8), Reading("tokens", (4, 6), 1)),
-        (_tokens(5, 4, 4), (2, 21, 8), Reading("tokens", (4, 4), 5)),
-        (lambda t: t[:, -24:].unflatten(1, (4, 6)).movedim(-1, 1), (2, 26, 8), Reading("tokens", (4, 6), 2)),
-        (lambda t: t.permute(0, 3, 1, 2), (2, 4, 6, 8), Reading("nhwc", (4, 6), 0)),
-        (lambda t: t.permute(0, 3, 1, 2).contiguous(), (3, 5, 5, 5), Reading("nhwc", (5, 5), 0)),
-        (lambda t: t, (2, 8, 4, 6), Reading("nchw", (4, 6), 0)),
+        (_tokens(1, 4, 6), (2, 25, 8), LayerInfo("layer", "tokens", (4, 6), 1)),
+        (_tokens(5, 4, 4), (2, 21, 8), LayerInfo("layer", "tokens", (4, 4), 5)),
+        (lambda t: t[:, -24:].unflatten(1, (4, 6)).movedim(-1, 1), (2, 26, 8), LayerInfo("layer", "tokens", (4, 6), 2)),
+        (lambda t: t.permute(0, 3, 1, 2), (2, 4, 6, 8), LayerInfo("layer", "nhwc", (4, 6), 0)),
+        (lambda t: t.permute(0, 3, 1, 2).contiguous(), (3, 5, 5, 5), LayerInfo("layer", "nhwc", (5, 5), 0)),
+        (lambda t: t, (2, 8, 4, 6), LayerInfo("layer", "nchw", (4, 6), 0)),
     ],
 )
-def test_plain_readings(transform: Transform, shape: tuple[int, ...], expected: Reading) -> None:
+def test_plain_readings(transform: Transform, shape: tuple[int, ...], expected: LayerInfo) -> None:
     assert read_reshape(transform, torch.Size(shape), "layer", shape[0]) == expected
 
 
@@ -59,7 +60,7 @@ def test_other_orders_are_read_too(
     transform: Transform, shape: tuple[int, ...], expected: tuple[Any, ...], kind: str
 ) -> None:
     found = read_reshape(transform, torch.Size(shape), "layer", 2)
-    assert found[:3] == expected
+    assert (found.layout, found.grid, found.prefix_tokens) == expected
     assert found.arrangement is not None
     assert found.arrangement.kind.startswith(kind)
 

@@ -17,7 +17,7 @@ from finercam_rt import ClassEmbeddings  # noqa: E402
 from finercam_rt.cli.main import main  # noqa: E402
 from finercam_rt.errors import ExportError  # noqa: E402
 from finercam_rt.export import ModelRequest, ZeroShot, load_model  # noqa: E402
-from finercam_rt.export.open_clip_models import load_open_clip  # noqa: E402
+from finercam_rt.export.models.open_clip_models import load_open_clip  # noqa: E402
 
 CONFIG = {
     "embed_dim": 24,

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import first_line
-from finercam_rt.export.models import LoadedModel, ModelRequest
-from finercam_rt.export.models.request import nearest
+from finercam_rt.export.models.request import LoadedModel, ModelRequest, nearest
 from finercam_rt.export.quiet import quiet
+from finercam_rt.export.refusal import first_line
 from finercam_rt.export.zero_shot import ZeroShot, check_lengths
 from finercam_rt.manifest import INTERPOLATIONS, InputSpec
 
