@@ -30,11 +30,7 @@ from finercam_rt.export.layers import find_target_layer
 from finercam_rt.export.method import channels_of
 from finercam_rt.export.prove import UNPINNED, LayoutRequest
 from finercam_rt.export.reduce import check_precision, reduce, take_samples
-<<<<<<< HEAD
-from finercam_rt.export.refusal import check_logits, refusing
-=======
-from finercam_rt.export.refusal import check_seen, first_line, refusing
->>>>>>> s22-h4
+from finercam_rt.export.refusal import check_logits, first_line, refusing
 from finercam_rt.export.tail import carried_shapes, cut_sha256, write_tail
 from finercam_rt.export.undisturbed import undisturbed
 from finercam_rt.export.verify import verification_images, verify

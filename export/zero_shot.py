@@ -12,12 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from finercam_rt.errors import ExportError
-<<<<<<< HEAD
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import configured_size
-=======
 from finercam_rt.export.refusal import first_line
->>>>>>> s22-h4
 from finercam_rt.export.shared_names import SharedNames
 from finercam_rt.export.weights_hash import weights_sha256
 

@@ -11,11 +11,7 @@ from typing import Any
 from torch import nn
 
 from finercam_rt.errors import ExportError
-<<<<<<< HEAD
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import configured_size
-=======
->>>>>>> s22-h4
 from finercam_rt.export.models.processors import input_of_processor
 from finercam_rt.export.models.request import SIZED, LoadedModel, ModelRequest, build, import_or_refuse
 from finercam_rt.export.models.timm_models import load_timm_folder

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finercam_rt.errors import ExportError
-<<<<<<< HEAD
-from finercam_rt.export.capture import first_line
 from finercam_rt.export.channels import configured_channels, configured_size, counted
-from finercam_rt.export.export_model import IMAGENET_INPUT
-=======
-from finercam_rt.export.channels import configured_channels, counted
->>>>>>> s22-h4
 from finercam_rt.export.models.request import ModelRequest, crop_share
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.refusal import first_line

@@ -6,12 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-<<<<<<< HEAD
-from finercam_rt.arrangement import Arrangement
 from finercam_rt.errors import InputError, one_line
-=======
-from finercam_rt.errors import InputError
->>>>>>> s22-h4
 from finercam_rt.export.outputs import feature_map
 from finercam_rt.export.reading import (
     ImageShape,

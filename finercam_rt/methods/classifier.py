@@ -97,7 +97,9 @@ class Classifier:
         ]
 
     @staticmethod
-    def contrasts(found: Sequence[ClassifierAnswer], asked: Sequence[Asked], row: int, objective: str) -> list[Objective]:
+    def contrasts(
+        found: Sequence[ClassifierAnswer], asked: Sequence[Asked], row: int, objective: str
+    ) -> list[Objective]:
         """One image's contrasts as `objective_values` takes them; `objective` is that of those which name none."""
         return [
             (*one.contrast(row), contrast.objective or objective) for one, contrast in zip(found, asked, strict=True)
