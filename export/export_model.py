@@ -147,13 +147,13 @@ def export_model(
         InputError: a photograph of `calibration` cannot be read.
         BackendError: no TensorRT to check with.
     """
-    destination = Path(path)
+    destination = _file_at(path)
     names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
     _check_arguments(destination, names, method, objective, references, contrasts, opset)
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     gradients = _check_head(head, gradients, method, len(names))
-    tail_destination = None if tail is None else Path(tail)
+    tail_destination = None if tail is None else _file_at(tail)
     if tail_destination is not None:
         _check_tail(tail_destination, destination, head)
     if check is not None and check not in CHECKS:
@@ -296,9 +296,16 @@ def _check_arguments(
     _check_destination(destination)
 
 
+def _file_at(path: str | os.PathLike[str]) -> Path:
+    """Itself, or what a link there points to, which is written in the place of the link."""
+    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
+
+
 def _check_destination(destination: Path) -> None:
     if destination.is_dir():
         raise ExportError(f"{destination} is a folder; give the name of the file to write, such as model.onnx.")
+    if destination.exists() and not destination.is_file():
+        raise ExportError(f"{destination} is a device or a pipe; give the name of a file to write, such as model.onnx.")
     if not destination.parent.is_dir():
         raise ExportError(f"the folder {destination.parent} does not exist; make it first.")
     try:

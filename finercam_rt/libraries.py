@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from finercam_rt.errors import BackendError
+from finercam_rt.errors import BackendError, one_line
 
 
 def import_library(module: str, called: str, install: str) -> Any:
@@ -27,5 +27,4 @@ def import_library(module: str, called: str, install: str) -> Any:
         reason: Exception = error
     except (ImportError, OSError, RuntimeError) as error:  # the latter two of its shared libraries
         reason = error
-    text = " ".join(str(reason).split()).rstrip(".")
-    raise BackendError(f"{called} is installed and does not load ({text}); {install} anew.")
+    raise BackendError(f"{called} is installed and does not load ({one_line(reason)}); {install} anew.")

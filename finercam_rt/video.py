@@ -80,7 +80,7 @@ def _video(file: Path) -> Iterator[Image.Image]:
     except ImportError as error:
         raise InputError(
             f"{file} is not an image that Pillow can read, and PyAV, which reads videos, does not load "
-            f'({" ".join(str(error).split())}); install it anew with `pip install "finercam-rt[video]"`.'
+            f'({one_line(error)}); install it anew with `pip install "finercam-rt[video]"`.'
         ) from None
     index = 0
     try:

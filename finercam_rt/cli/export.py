@@ -14,7 +14,7 @@ from finercam_rt.cli.exported import summary
 from finercam_rt.cli.files import find_photographs
 from finercam_rt.cli.progress import progress
 from finercam_rt.embeddings import ClassEmbeddings
-from finercam_rt.errors import ExportError
+from finercam_rt.errors import ExportError, one_line
 from finercam_rt.manifest import HEADS, INTERPOLATIONS, LAYOUTS, METHODS, OBJECTIVES, PRECISIONS, InputSpec, Manifest
 
 if TYPE_CHECKING:
@@ -265,8 +265,9 @@ def import_export() -> Any:
         how = 'with `pip install "finercam-rt[export]"`'
         if isinstance(error, ModuleNotFoundError):
             raise ExportError(f"exporting needs {error.name}, which is not installed; install it {how}.") from None
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ExportError(f"exporting needs a library that does not load ({reason}); install it anew {how}.") from None
+        raise ExportError(
+            f"exporting needs a library that does not load ({one_line(error)}); install it anew {how}."
+        ) from None
     return finercam_rt.export
 
 

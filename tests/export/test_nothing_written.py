@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from google.protobuf.message import EncodeError
 from torch import nn
 
+from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import ExportError
 from finercam_rt.export import export_model
 from finercam_rt.manifest import InputSpec
@@ -46,6 +48,19 @@ def test_arguments_of_export_model(output: Path, options: dict[str, Any], messag
         _export(SmallCNN().eval(), output, **options)
     assert "\n" not in str(caught.value)
     check_untouched(output)
+
+
+def test_what_is_at_the_destination(tmp_path: Path) -> None:
+    """A pipe stays one, and so does a link, whose file is written."""
+    pipe, file, link = (tmp_path / name for name in ("pipe", "file.onnx", "link.onnx"))
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    with pytest.raises(ExportError, match="is a device or a pipe; give the name of a file"):
+        _export(SmallCNN().eval(), pipe)
+    assert pipe.is_fifo()
+    _export(SmallCNN().eval(), link)
+    assert link.is_symlink()
+    assert read_manifest(file).num_classes == 7
 
 
 def test_weights_that_do_not_fit_into_a_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
