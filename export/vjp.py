@@ -163,8 +163,8 @@ def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
     for node in traced.graph.nodes:
         if not node.users and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise ExportError(
-                f"what follows the target layer writes in place ({node.target}), which the graph cannot do; choose a "
-                "later target layer."
+                f"what follows the target layer writes in place ({node.target}), as of complex numbers, which the "
+                "graph cannot do; choose a later target layer."
             )
     traced.recompile()
     return traced

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,19 +66,21 @@ ExportedFactory = Callable[..., Exported]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportedFactory]:
-    """`exported(name, objective)`: a timm model with seeded, perturbed weights, or the real "lite0", exported once."""
+    """`exported(name, objective)`: a timm model with seeded, perturbed weights, or the real "lite0"; exported once."""
     from finercam_rt.export import export_model
     from finercam_rt.manifest import InputSpec
 
     from .oracle import perturb
 
-    folder = tmp_path_factory.mktemp("engines")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # all processes of a run have the folder above it
+        folder = folder.parent
     made: dict[tuple[str, str], Exported] = {}
 
     def export(name: str, objective: str) -> Exported:
         key = name, objective
         if key not in made:
-            path = folder / f"{name}-{objective}.onnx"
+            path = folder / f"exported-{name}-{objective}.onnx"
             options = {}
             if name == "lite0":
                 model = _lite0()
@@ -84,8 +88,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExportedFacto
             else:
                 torch.manual_seed(0)
                 model = perturb(timm.create_model(name, **ARGUMENTS.get(name, {})))
-            manifest = export_model(model, path, objective=objective, **options)
-            made[key] = Exported(model, path, Engine(path, threads=1), manifest)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    export_model(model, path, objective=objective, **options)
+            engine = Engine(path, threads=1)
+            made[key] = Exported(model, path, engine, engine.manifest)
         return made[key]
 
     yield export

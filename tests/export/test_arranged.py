@@ -132,7 +132,7 @@ def test_auto_takes_the_norm_of_the_last_block(tmp_path: Path) -> None:
         assert (layer.name, layer.layout, layer.grid, layer.prefix_tokens) == ("blocks.1.ln_1", "tokens", GRID, 1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["batch second", "shifted windows"])
 def test_half_precision(case: str, tmp_path: Path) -> None:
     """ONNX Runtime's layouts for convolutions end the process where a transposed value of float16 meets a matrix."""
     make, layer, _ = CASES[case]

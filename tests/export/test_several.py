@@ -151,14 +151,14 @@ def test_the_mean_of_the_layers_maps(tmp_path: Path) -> None:
 
 def test_several_layers_and_contrasts_together(tmp_path: Path) -> None:
     """The contrasts of one engine are those of an engine of one contrast, asked one by one."""
-    names = ["blocks.3.norm1", "blocks.5.norm1"]
+    names = ["layer3", "layer4"]
     images = blobs(2, (SIZE, SIZE), 5).numpy()
     questions = why_not([1, 2], 1.0)
-    path = export(tmp_path, "test_vit", target_layer=names, contrasts=2)[2]
+    path = export(tmp_path, "test_resnet", target_layer=names, contrasts=2)[2]
     with Engine(path, backend="onnxruntime", threads=1) as engine:
         got = engine(images, contrasts=questions)
         assert got.layer_maps == {}
-    path = export(tmp_path, "test_vit", target_layer=names)[2]
+    path = export(tmp_path, "test_resnet", target_layer=names)[2]
     with Engine(path, backend="onnxruntime", threads=1) as engine:
         for p, (target, reference) in enumerate([(1, 2), (2, 1)]):
             one = engine(images, target=target, references=[reference], alpha=1.0)

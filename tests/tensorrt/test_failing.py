@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finercam_rt import BackendError, Engine, EngineError, _core
-from finercam_rt.backends import gpu as gpu_backend
+from finercam_rt.backends import device_finish
 from finercam_rt.errors import DeviceMemoryError
 
 from ..fakes.cuda import cuda_error
@@ -40,7 +40,7 @@ def test_whatever_ends_a_capture_leaves_nothing_capturing(toy, gpu, monkeypatch,
         raise error
 
     with monkeypatch.context() as failing:
-        failing.setattr(gpu_backend.GpuBackend, "_queue_status", fail)
+        failing.setattr(device_finish.Finish, "_queue_status", fail)
         with pytest.raises(type(error)):
             engine(batch(2, 1))
     assert not [stream for stream in gpu.device.streams.values() if stream.captured is not None]
