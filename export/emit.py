@@ -98,7 +98,7 @@ def emit(
 
 
 def check_size(*parts: nn.Module) -> None:
-    """Refuse what would not fit into one ONNX file, before hours are spent on it.
+    """Refuse what would not fit into one ONNX file, before the work on its derivative.
 
     Raises:
         ExportError: more weights than there is room for.

@@ -38,6 +38,7 @@ from finercam_rt.export.vjp import Request, explained_tail
 from finercam_rt.export.warped import check_not_warped
 from finercam_rt.export.weights_hash import weights_sha256
 from finercam_rt.export.zero_shot import ZeroShot
+from finercam_rt.files import file_to_write
 from finercam_rt.images import ImageSource
 from finercam_rt.manifest import (
     HEADS,
@@ -144,18 +145,16 @@ def export_model(
 
     Raises:
         ExportError: the model, the layer or an operation cannot be compiled, or the result differs from the model.
-        InputError: a photograph of `calibration` cannot be read.
+        InputError: a photograph of `calibration` cannot be read, or a path is a device or a pipe.
         BackendError: no TensorRT to check with.
     """
-    destination = _file_at(path)
+    destination = _checked_destination(Path(path))
     names = [target_layer] if isinstance(target_layer, str) else list(target_layer)
-    _check_arguments(destination, names, method, objective, references, contrasts, opset)
+    _check_arguments(names, method, objective, references, contrasts, opset)
     if layer_maps and len(names) == 1:
         raise ExportError("there is one target layer, whose map is the saliency map itself; leave layer maps out.")
     gradients = _check_head(head, gradients, method, len(names))
-    tail_destination = None if tail is None else _file_at(tail)
-    if tail_destination is not None:
-        _check_tail(tail_destination, destination, head)
+    tail_destination = None if tail is None else _checked_tail(Path(tail), destination, head)
     if check is not None and check not in CHECKS:
         raise ExportError(f"there is no check {check!r}; give {', '.join(CHECKS)}.")
     if check is not None and precision == "int8":
@@ -271,7 +270,6 @@ def export_model(
 
 
 def _check_arguments(
-    destination: Path,
     target_layers: Sequence[str],
     method: str,
     objective: str,
@@ -293,19 +291,13 @@ def _check_arguments(
         raise ExportError("the target layer 'auto' stands alone; name all layers where there are several.")
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not supported; give one of {', '.join(map(str, OPSETS))}.")
-    _check_destination(destination)
 
 
-def _file_at(path: str | os.PathLike[str]) -> Path:
-    """Itself, or what a link there points to, which is written in the place of the link."""
-    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
-
-
-def _check_destination(destination: Path) -> None:
-    if destination.is_dir():
-        raise ExportError(f"{destination} is a folder; give the name of the file to write, such as model.onnx.")
-    if destination.exists() and not destination.is_file():
-        raise ExportError(f"{destination} is a device or a pipe; give the name of a file to write, such as model.onnx.")
+def _checked_destination(path: Path) -> Path:
+    """The file that is written; see files.file_to_write."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of the file to write, such as model.onnx.")
+    destination = file_to_write(path)
     if not destination.parent.is_dir():
         raise ExportError(f"the folder {destination.parent} does not exist; make it first.")
     try:
@@ -313,6 +305,7 @@ def _check_destination(destination: Path) -> None:
             pass
     except OSError:  # permission bits alone would not tell: root ignores them, and file systems have their own rules
         raise ExportError(f"the folder {destination.parent} cannot be written; choose another.") from None
+    return destination
 
 
 def _check_head(head: str, gradients: bool, method: str, layers: int) -> bool:
@@ -334,12 +327,12 @@ def _check_head(head: str, gradients: bool, method: str, layers: int) -> bool:
     return gradients or needs == "gradients"
 
 
-def _check_tail(tail: Path, engine: Path, head: str) -> None:
+def _checked_tail(tail: Path, engine: Path, head: str) -> Path:
     if head != "taps":
         raise ExportError("a tail belongs to an engine of head 'taps', which gives what it reads; give that head.")
     if tail.resolve() == engine.resolve():
         raise ExportError(f"{tail} is the engine itself; give the tail another name, such as NAME.tail.onnx.")
-    _check_destination(tail)
+    return _checked_destination(tail)
 
 
 def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embeddings: ClassEmbeddings | None) -> None:

@@ -106,6 +106,17 @@ def json_bytes(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
+def file_to_write(path: Path) -> Path:
+    """What a link there points to, or the path itself.
+
+    Raises:
+        InputError: it is a folder, a device or a pipe.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be written: it is not a regular file; give the name of one.")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content appears at `path` in one step, when the block ends without an error; folders are made.
@@ -116,9 +127,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         InputError: the file cannot be written, or what is there is a folder, a device or a pipe.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} cannot be written: it is not a regular file; give the name of one.")
-        file = Path(os.path.realpath(path))
+        file = file_to_write(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         # a name of its own: other threads, and other machines, whose processes may have the same number, write too
         part = file.with_name(f".finercam-{secrets.token_hex(8)}.part")

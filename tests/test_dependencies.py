@@ -17,7 +17,7 @@ RUNTIME, EXPORT, CSRC = ROOT / "finercam_rt", ROOT / "export", ROOT / "csrc"
 ALLOWED_ANYWHERE = {"numpy", "PIL", "finercam_rt"}
 ALLOWED_IN = {
     "backends/onnxruntime.py": {"onnxruntime"},
-    "backends/onnxruntime_gpu.py": {"onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx"},
+    "backends/onnxruntime_gpu.py": {"onnxruntime"},
     "backends/openvino.py": {"openvino"},
     "cli/progress.py": {"tqdm"},
     "evaluation/evaluate.py": {"jinja2", "matplotlib"},
@@ -40,7 +40,7 @@ EXPORT_COMMANDS = {"cli/export.py", "cli/embed_text.py", "cli/demo.py"}
 VERIFYING = {
     "verify.py": {"engine", "outputs", "contrast", "embeddings"},
     "expected.py": {"embeddings"},
-    "export_model.py": {"engine", "images", "embeddings", "tensorrt"},
+    "export_model.py": {"engine", "files", "images", "embeddings", "tensorrt"},
     "check_tensorrt.py": {"tensorrt"},
     "embed_text.py": {"embeddings"},
     "tail.py": {"engine", "tail"},

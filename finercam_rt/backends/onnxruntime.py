@@ -14,8 +14,8 @@ from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import Slots
 from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
+from finercam_rt.packages import import_package
 from finercam_rt.processor import sums_of_int8_saturate
 
 _BOUND_IN_PLACE = ("images", EMBEDDINGS)
@@ -119,7 +119,7 @@ def open_graph(path: Path, threads: int) -> Run:
 
 
 def _session(path: Path, *, threads: int, spinning: bool, half: bool) -> Any:
-    onnxruntime = import_library("onnxruntime", "ONNX Runtime", 'install it with `pip install "finercam-rt[cpu]"`')
+    onnxruntime = import_package("onnxruntime", "ONNX Runtime", 'install it with `pip install "finercam-rt[cpu]"`')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -21,8 +21,8 @@ from finercam_rt.backends.onnxruntime_values import ONLY_FATAL, reason_of, value
 from finercam_rt.cuda import Device
 from finercam_rt.errors import BackendError, DeviceMemoryError, EngineError
 from finercam_rt.files import cache_folder, sha256_of
-from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
+from finercam_rt.packages import import_package
 
 BATCH_PROFILE, CLASS_PROFILE = (1, 4, 16), (1, 100, 1000)
 """Least, most usual and most images and classes that the TensorRT providers build for, as `finercam build` does."""
@@ -323,7 +323,7 @@ def _fixed_batch(ort: Any, path: Path) -> int | None:
 
 
 def _import() -> Any:
-    return import_library("onnxruntime", "ONNX Runtime", "install onnxruntime-gpu")
+    return import_package("onnxruntime", "ONNX Runtime", "install onnxruntime-gpu")
 
 
 def _preload(ort: Any) -> None:
@@ -333,20 +333,17 @@ def _preload(ort: Any) -> None:
 
 
 @functools.cache
-def _register_plug_in(ort: Any) -> str:
+def _register_plug_in(ort: Any, plug_in: Any) -> str:
     """The provider's name, once its library is registered."""
-    import onnxruntime_ep_nv_tensorrt_rtx as plug_in
-
     name: str = plug_in.get_ep_name()
     ort.register_execution_provider_library(name, plug_in.get_library_path())
     return name
 
 
 def _plug_in_device(ort: Any, provider: Provider, index: int) -> Any:
+    plug_in = import_package("onnxruntime_ep_nv_tensorrt_rtx", provider.name, provider.missing)
     try:
-        name = _register_plug_in(ort)
-    except ImportError:
-        raise BackendError(f"{provider.name} is not installed; {provider.missing}.") from None
+        name = _register_plug_in(ort, plug_in)
     except Exception as error:  # ONNX Runtime raises a dozen types
         raise BackendError(f"{provider.name} of ONNX Runtime does not start here ({reason_of(error)}).") from None
     devices: Sequence[Any] = [device for device in ort.get_ep_devices() if device.ep_name == name]

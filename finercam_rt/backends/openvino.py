@@ -25,8 +25,8 @@ from finercam_rt.backends.openvino_weights import unshare_square_weights
 from finercam_rt.backends.protocol import Run, Wanted
 from finercam_rt.backends.slots import BATCH_SIZES_KEPT, Slots
 from finercam_rt.errors import BackendError, EngineError
-from finercam_rt.libraries import import_library
 from finercam_rt.manifest import EMBEDDINGS, Manifest
+from finercam_rt.packages import import_package
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
 _BF16, _PRECISION = "BF16", "INFERENCE_PRECISION_HINT"
@@ -216,7 +216,7 @@ def open_graph(path: Path, threads: int) -> Run:
 
 
 def _module() -> Any:
-    return import_library("openvino", "OpenVINO", 'install it with `pip install "finercam-rt[openvino]"`')
+    return import_package("openvino", "OpenVINO", 'install it with `pip install "finercam-rt[openvino]"`')
 
 
 def _refused(path: Path, error: Exception) -> EngineError:

@@ -7,7 +7,8 @@ come back as NumPy arrays, as torch tensors where the first argument is one, and
 speak DLPack and __cuda_array_interface__, and order the work with the stream of whoever reads them.
 On a CUDA device the kernels are queued on `stream` (a cudaStream_t as an integer): by default torch's current stream
 for torch tensors, the device's default stream otherwise. Freeing a result that was allocated here waits for the
-device, so a loop should give `out`.
+device, so a loop should give `out`. A call with arrays of JAX waits for its kernel, since their memory may go on to
+other work as soon as they are dropped.
 """
 
 from finercam_rt.kernel_arrays import cuda_status as cuda_status

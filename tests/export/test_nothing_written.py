@@ -14,7 +14,7 @@ from google.protobuf.message import EncodeError
 from torch import nn
 
 from finercam_rt.engine_file import read_manifest
-from finercam_rt.errors import ExportError
+from finercam_rt.errors import ExportError, InputError
 from finercam_rt.export import export_model
 from finercam_rt.manifest import InputSpec
 
@@ -55,7 +55,7 @@ def test_what_is_at_the_destination(tmp_path: Path) -> None:
     pipe, file, link = (tmp_path / name for name in ("pipe", "file.onnx", "link.onnx"))
     os.mkfifo(pipe)
     link.symlink_to(file)
-    with pytest.raises(ExportError, match="is a device or a pipe; give the name of a file"):
+    with pytest.raises(InputError, match="pipe cannot be written: it is not a regular file; give the name of one"):
         _export(SmallCNN().eval(), pipe)
     assert pipe.is_fifo()
     _export(SmallCNN().eval(), link)

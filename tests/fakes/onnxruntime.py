@@ -7,7 +7,7 @@ read and write where the first one did.
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,7 @@ def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> FakeOnnxRunt
 
     fake = FakeOnnxRuntime(device)
     monkeypatch.setattr(onnxruntime_gpu, "_import", lambda: fake)
-    plug_in = SimpleNamespace(get_ep_name=lambda: _PLUG_IN, get_library_path=lambda: "plug_in.so")
-    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plug_in)
+    plug_in = ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    plug_in.__dict__.update(get_ep_name=lambda: _PLUG_IN, get_library_path=lambda: "plug_in.so")
+    monkeypatch.setitem(sys.modules, plug_in.__name__, plug_in)
     return fake

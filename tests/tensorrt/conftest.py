@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 
@@ -39,6 +43,28 @@ def gpu(monkeypatch) -> Gpu:
 @pytest.fixture
 def rtx_gpu(monkeypatch) -> Gpu:
     return Gpu(monkeypatch, RTX)
+
+
+@contextmanager
+def done_elsewhere(work: Callable[[], object]) -> Iterator[None]:
+    """It is done by another thread, which lives until the block ends."""
+    done, over = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            done.set()
+        over.wait()
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    done.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join()
 
 
 def batch(count: int, seed: int = 0) -> np.ndarray:

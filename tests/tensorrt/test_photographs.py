@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import threading
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from finercam_rt.manifest import InputSpec
 from ..fakes.frameworks import DeviceTensor, install
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
+from .conftest import done_elsewhere
 
 SIZES = [(48, 64), (32, 48), (90, 41), (33, 200), (20, 20)]
 
@@ -213,26 +213,14 @@ def test_arrays_on_the_gpu_that_are_refused(make_toy, gpu):
 def test_the_memory_of_other_threads_comes_back(toy, gpu):
     """Also of one that has taken a batch and will run no other."""
     engine = Engine(gpu.plan(toy.path))
-    explained, closed = threading.Event(), threading.Event()
     batches = engine.explain_batches([photograph(SIZES[k], k) for k in range(2)], batch_size=1)
     next(batches)
-
-    def work() -> None:
-        engine.explain([photograph((500, 400), 0)])
-        explained.set()
-        closed.wait()
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    explained.wait()
-    assert gpu.device.used() > 0
-    engine.close()
-    batches.close()
-    gc.collect()
-    used = gpu.device.used()
-    closed.set()
-    worker.join()
-    assert used == 0
+    with done_elsewhere(lambda: engine.explain([photograph((500, 400), 0)])):
+        assert gpu.device.used() > 0
+        engine.close()
+        batches.close()
+        gc.collect()
+        assert gpu.device.used() == 0
 
 
 def test_the_memory_comes_back(toy, gpu):

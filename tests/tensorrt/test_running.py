@@ -16,7 +16,7 @@ from finercam_rt.tensorrt.library import RTX
 from ..fakes.cuda import FakeDevice
 from ..fakes.gpu import Gpu
 from ..fakes.taps import with_taps
-from .conftest import batch, same
+from .conftest import batch, done_elsewhere, same
 
 
 def test_the_stand_in_is_lazy_and_replays():
@@ -303,19 +303,8 @@ def test_version_compatible_plans_may_bring_code(toy, gpu):
 
 def test_closing_frees_what_other_threads_hold(toy, gpu):
     engine = Engine(gpu.plan(toy.path))
-    ran, closed = threading.Event(), threading.Event()
-
-    def work() -> None:
-        engine(batch(1))
-        ran.set()
-        closed.wait()
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    ran.wait()
-    assert gpu.device.used() > 0
-    engine.close()
-    gc.collect()
-    assert gpu.device.used() == 0
-    closed.set()
-    worker.join()
+    with done_elsewhere(lambda: engine(batch(1))):
+        assert gpu.device.used() > 0
+        engine.close()
+        gc.collect()
+        assert gpu.device.used() == 0

@@ -10,7 +10,7 @@ import pytest
 from finercam_rt import BackendError, Engine
 from finercam_rt.cli.export import import_export
 from finercam_rt.errors import ExportError
-from finercam_rt.libraries import import_library
+from finercam_rt.packages import import_package
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_one_that_is_broken_says_so(install, source, says):
     install("library_of_a_test", source)
     with pytest.raises(BackendError, match=rf"^A library is installed and does not load \({says}.*\); get it anew\.$"):
-        import_library("library_of_a_test", "A library", "get it")
+        import_package("library_of_a_test", "A library", "get it")
 
 
 def test_one_that_is_missing_says_so():
     with pytest.raises(BackendError, match=r"^A library is not installed; get it\.$"):
-        import_library("library_of_no_test", "A library", "get it")
+        import_package("library_of_no_test", "A library", "get it")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
