@@ -26,6 +26,8 @@ from finercam_rt.pixels import MODES
 
 _ALL_DONE, _SOME_FAILED = 0, 1
 _MEASURES = Agreement._fields
+_LIMITED = (*_MEASURES, "class_agreement")
+"""What has a --min."""
 
 _EPILOG = """\
 map error and logit error are |B - A| / |A|. --metrics says what B's deviation costs: both maps are measured as
@@ -63,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--alpha", type=float, help="strength of the contrast, at least 0 (default: A's objective's)")
     add_runtime(parser, compute="arithmetic of B, which may be A's file (default: f32)")
-    for name in (*_MEASURES, "class_agreement"):
+    for name in _LIMITED:
         flag = f"--min-{name.replace('_', '-')}"
         parser.add_argument(flag, metavar="X", type=float, help=f"exit with 1 where the mean {name} is below X")
     parser.add_argument(
@@ -75,6 +77,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Explain all photographs with both engines, and print how far they agree."""
+    for name in _LIMITED:
+        least = getattr(args, f"min_{name}")
+        if least is not None and not -1 <= least <= 1:
+            raise InputError(f"--min-{name.replace('_', '-')} is {least:g}; give a number from -1 to 1.")
     files = list(find_photographs(args.images, None))
     shared = {**runtime_of(args), "class_embeddings": args.class_embeddings, "method": args.method}
     with (
@@ -117,7 +123,7 @@ def _fails(args: argparse.Namespace, means: dict[str, float], records: list[dict
     """Whether a --min fails; a line for each that does."""
     alone = sum(OK in record["status"] for record in records if "error" not in record and "cosine" not in record)
     failed = False
-    for name in (*_MEASURES, "class_agreement"):
+    for name in _LIMITED:
         least = getattr(args, f"min_{name}")
         if least is None or (means[name] >= least and not alone):
             continue

@@ -340,8 +340,12 @@ def _questions(args: argparse.Namespace, classes: Classes) -> dict[str, Any]:
     references, alphas = _references(args.references, classes), args.alpha or []
     if args.why_not is not None or args.top is not None:
         option = "--top" if args.why_not is None else "--why-not"
-        if targets or len(alphas) > 1 or (args.why_not is not None and references is not None):
+        if targets or len(alphas) > 1:
             raise InputError(f"{option} says what is explained; leave --target, or a second --alpha, out.")
+        if args.why_not is not None and references is not None:
+            raise InputError("--why-not says what each class is contrasted with; leave --references out.")
+        if args.top is not None and args.top < 1:
+            raise InputError(f"--top is {args.top}; give at least 1.")
         alpha = alphas[0] if alphas else None
         if args.why_not is None:
             return {"contrasts": top_classes(args.top, references, alpha)}
@@ -362,4 +366,8 @@ def _questions(args: argparse.Namespace, classes: Classes) -> dict[str, Any]:
 def _references(texts: list[str] | None, classes: Classes) -> list[ClassSpec] | None:
     if texts is None:
         return None
-    return [] if texts == ["none"] else [_class(text, classes) for text in texts]
+    if texts == ["none"]:
+        return []
+    if "none" in texts and "none" not in (classes.names or ()):
+        raise InputError("--references none stands alone; leave it out, or the classes beside it.")
+    return [_class(text, classes) for text in texts]

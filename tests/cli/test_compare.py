@@ -111,6 +111,9 @@ def test_mistakes(
     for name in ("adcc", "energy"):
         asked = ("--images", photographs, "--metrics", name)
         finercam("compare", toy.path, toy.path, *asked).refused("`finercam evaluate A B` measures it")
+    for least in ("nan", "95"):
+        asked = ("--images", photographs, "--min-class-agreement", least)
+        finercam("compare", toy.path, toy.path, *asked).refused(f"--min-class-agreement is {least}; give a number")
     other = make_toy("one.onnx", references=1)
     finercam("compare", toy.path, other.path, "--images", photographs).refused("differ in their references")
 
