@@ -154,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary_record(results), indent=1, allow_nan=False))
     else:
         print(results)
-        taken = f"{int(results.read.sum())} images in {results.run['seconds']:.1f} s"
+        images = int(results.read.sum())
+        taken = f"{images} image{'s' if images != 1 else ''} in {results.run['seconds']:.1f} s"
         print(f"{taken}; {args.output}/ has the report and the results.")
     for kind, count in results.left_out_counts().items():
         first = next(item for item in results.left_out if item.kind == kind)
