@@ -76,7 +76,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     model.add_argument(
         "--pool",
         choices=("mean", "cls", "cls+mean"),
-        default="mean",
         help="what the linear head reads: the mean of the normalised patch tokens (default), the class token, or both",
     )
     model.add_argument("--logits", metavar="NAME", help="name or position of the logits among several outputs")
@@ -203,8 +202,10 @@ def run(args: argparse.Namespace) -> int:
         "input_size": _size(args.input_size),
         "arguments": dict(assignment("--model-arg", text) for text in args.model_arg),
         "linear_head": args.linear_head,
-        "pool": args.pool,
+        "pool": args.pool or "mean",
     }
+    if args.pool is not None and args.linear_head is None:
+        raise ExportError("--pool says what a --linear-head reads; give that too, or leave it out.")
     inputs = dict(assignment("--input", text) for text in args.input)
     classes = None if args.classes is None else read_class_names(args.classes)
     photographs = list(find_photographs(args.calibration, None))

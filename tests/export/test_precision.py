@@ -317,6 +317,7 @@ def test_the_command_refuses_what_does_not_belong_together(
     command = ["export", "timm:resnet18", "--random-weights", "-o", str(tmp_path / "x.onnx")]
     for more, message in (
         (["--calibration", str(photographs[0])], "--calibration belongs to a reduced --precision"),
+        (["--pool", "cls"], "--pool says what a --linear-head reads"),
         (["--precision", "int8", "--calibration", str(tmp_path / "none")], "no such file"),
         (["--precision", "int8", "--calibration", str(tmp_path)], "there is no image in this folder"),
     ):
