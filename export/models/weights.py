@@ -56,7 +56,7 @@ def weights_of(folder: Path) -> Path:
 def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .pth, .pt or .safetensors checkpoint by name, on the CPU.
 
-    A state dict inside a training checkpoint is found under its usual keys.
+    A state dict inside a training checkpoint is found under its usual keys; masks of pruning are applied.
 
     Raises:
         ExportError: no such file, not a checkpoint, damaged, or one that holds code instead of tensors.
@@ -86,7 +86,15 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         (content,) = found.values()
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise ExportError(f"{path}: holds no state dict of tensors; save model.state_dict() and give that.")
-    return dict(content)
+    return _without_masks(content)
+
+
+def _without_masks(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What torch.nn.utils.prune keeps as NAME_orig and NAME_mask is their product, as its `remove` makes it."""
+    pruned = {key.removesuffix("_orig") for key in state if key.endswith("_orig") and f"{key[:-5]}_mask" in state}
+    parts = {f"{key}{end}" for key in pruned for end in ("_orig", "_mask")}
+    products = {key: state[f"{key}_orig"] * state[f"{key}_mask"] for key in pruned}
+    return {key: value for key, value in state.items() if key not in parts} | products
 
 
 def _state_dicts(content: Any) -> dict[str, Any]:

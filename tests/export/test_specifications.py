@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 from finercam_rt.cli.main import main
 from finercam_rt.engine import Engine
@@ -235,6 +236,25 @@ def test_checkpoints_of_training_frameworks(content: Callable[[dict[str, Any]], 
     torch.save(content(state), tmp_path / "x.pth")
     loaded = load_model(ModelRequest(specification="timm:test_resnet", checkpoint=tmp_path / "x.pth"))
     torch.testing.assert_close(loaded.model.state_dict(), state)
+
+
+def test_masks_of_pruning_are_applied(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = timm.create_model("test_resnet", num_classes=5)
+    for module in (model.conv1[0], model.fc):
+        prune.l1_unstructured(module, "weight", 0.6)
+    prune.random_structured(model.layer1[0].conv1, "weight", 0.5, dim=0)
+    model.register_buffer("gain_mask", torch.ones(2))  # a name alone is no pruning
+    torch.save({"state_dict": _named(model.state_dict(), "module.")}, tmp_path / "x.pth")
+    with pytest.raises(ExportError, match=r"1 unexpected, first unexpected 'gain_mask'"):
+        load_model(ModelRequest(specification="timm:test_resnet", checkpoint=tmp_path / "x.pth"))
+    del model.gain_mask
+    torch.save(_named(model.state_dict(), "module."), tmp_path / "x.pth")
+    loaded = load_model(ModelRequest(specification="timm:test_resnet", checkpoint=tmp_path / "x.pth")).model
+    for module in (model.conv1[0], model.fc, model.layer1[0].conv1):
+        prune.remove(module, "weight")
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    assert (loaded.fc.weight == 0).float().mean() == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "net_a.", "module.net_a."])
