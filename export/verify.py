@@ -61,7 +61,11 @@ def verification_images(shape: tuple[int, int, int]) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(VERIFICATION_IMAGES, shape[0], 5, 5, generator=generator)
-    fine = torch.randn(VERIFICATION_IMAGES, *shape, generator=generator)
+    try:
+        fine = torch.randn(VERIFICATION_IMAGES, *shape, generator=generator)
+    except RuntimeError as error:
+        message = f"images of {shape[1]} x {shape[2]} pixels do not fit into memory; give a smaller input size."
+        raise ExportError(message) from error
     images = nn.functional.interpolate(coarse, shape[1:], mode="bicubic") + 0.5 * fine
     return images / images.std((1, 2, 3), keepdim=True)
 

@@ -277,7 +277,7 @@ class ContrastResolver:
         _check_count(len(values), count, "alpha")
         wrong = ~((values >= 0) & (values <= _LARGEST))  # written so that NaN is wrong
         if wrong.any():
-            raise InputError(f"alpha is {values[wrong][0]:g}; give a finite number of at least 0.")
+            raise InputError(f"alpha is {values[wrong][0]:g}; give a number from 0 to {_LARGEST:.2g}.")
         return values.astype(np.float32)
 
 

@@ -176,7 +176,9 @@ def _range(what: str, default: Range, least: int | None, usual: int | None, most
     last = most if most is not None else max(default[2], usual or 0, first)
     middle = usual if usual is not None else min(max(default[1], first), last)
     if not first <= middle <= last:
-        raise InputError(f"the numbers of {what} {first}, {middle}, {last} (min, opt, max) must not fall.")
+        raise InputError(
+            f"the numbers of {what} {first}, {middle}, {last} (min, opt, max) fall; give none below the one before."
+        )
     return first, middle, last
 
 

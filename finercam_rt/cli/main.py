@@ -7,7 +7,9 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -42,12 +44,26 @@ def _own_process() -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that nothing half-written stays, where it has no other use."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @_own_process()
+@_terminable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: done, but some images could not be explained. 2: nothing done, the sentence on stderr says why.
-    130: interrupted. 141: the reader of the output went away before the end.
+    130: interrupted, or terminated. 141: the reader of the output went away before the end.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments, argparse.Namespace(arguments=arguments))

@@ -128,7 +128,10 @@ def build(
 
 @contextmanager
 def _interrupting(monitor: Any) -> Iterator[None]:
-    """Ctrl-C ends the build at its next step: a KeyboardInterrupt raised in their frames would end the process."""
+    """Ctrl-C ends the build at its next step: a KeyboardInterrupt raised in their frames would end the process.
+
+    SIGTERM, too, where it raises one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,11 +139,15 @@ def _interrupting(monitor: Any) -> Iterator[None]:
     def interrupt(_signal: int, _frame: object) -> None:
         monitor.interrupted = True
 
-    former = signal.signal(signal.SIGINT, interrupt)
+    numbers = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        numbers.append(signal.SIGTERM)
+    former = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     if monitor.interrupted:
         raise KeyboardInterrupt
 

@@ -90,11 +90,11 @@ def test_a_kill_and_an_interruption_are_gone_on_from(
     assert _stopped(arguments, out, signal.SIGKILL)[0] == -signal.SIGKILL
     with (out / PARTIAL).open("ab") as stream:
         stream.write(b'{"images":[[null,[[3')  # as a kill in the middle of a line leaves it
-    before = _lines(out)
-    code, said = _stopped(arguments, out, signal.SIGINT, before + 2)
-    assert code == 130
-    assert said.splitlines()[-1] == "finercam: interrupted."
-    assert "Traceback" not in said
+    for how in (signal.SIGINT, signal.SIGTERM):
+        code, said = _stopped(arguments, out, how, _lines(out) + 2)
+        assert code == 130
+        assert said.splitlines()[-1] == "finercam: interrupted."
+        assert "Traceback" not in said
     assert _lines(out) < 24
     assert finercam(*arguments, out).code == 0
     assert _results(out) == uninterrupted

@@ -15,6 +15,7 @@ import torch
 from finercam_rt.cli.main import main
 from finercam_rt.errors import ExportError
 from finercam_rt.export.refusal import check_logits
+from finercam_rt.export.verify import verification_images
 
 from .conftest import check_untouched
 
@@ -288,6 +289,11 @@ def test_models_and_options(
 ) -> None:
     size = [] if "--input-size" in arguments else ["--input-size", "48", "64"]
     _matches(refused(f"py:{user_module}:{function}", *size, *arguments), *parts)
+
+
+def test_images_that_do_not_fit_into_memory() -> None:
+    with pytest.raises(ExportError, match=r"^images of 10000000 x 10000000 pixels do not fit into memory; give a sma"):
+        verification_images((3, 10**7, 10**7))
 
 
 def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:

@@ -140,7 +140,8 @@ def test_progress_of_nested_phases(tensorrt, toy):
     ]
 
 
-def test_ctrl_c_ends_a_build_and_writes_nothing(toy, tmp_path):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_build_and_writes_nothing(toy, tmp_path, number):
     """In a process of its own: a signal that comes late would end the worker that runs the tests."""
     script = f"""
 import signal, sys
@@ -152,13 +153,14 @@ from finercam_rt.tensorrt.build import build_plan
 from finercam_rt.tensorrt.builder import BuildOptions
 from finercam_rt.tensorrt.library import TENSORRT, Library
 library.compute_capability = lambda: "SM90"
-fake, steps, before = FakeTensorRT(), [], signal.getsignal(signal.SIGINT)
-fake.during_build = lambda: (steps.append(1), signal.raise_signal(signal.SIGINT))
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+fake, steps, before = FakeTensorRT(), [], signal.getsignal(signal.{number})
+fake.during_build = lambda: (steps.append(1), signal.raise_signal(signal.{number}))
 options = BuildOptions(batch=(1, 2, 8), classes=(2, 10, 20), capabilities=("SM89",))
 try:
     build_plan(Path(sys.argv[1]), Path(sys.argv[2]), Library(TENSORRT, fake.__version__, fake), options)
 except KeyboardInterrupt:
-    print(len(steps), signal.getsignal(signal.SIGINT) is before)
+    print(len(steps), signal.getsignal(signal.{number}) is before)
 """
     command = [sys.executable, "-c", script, toy.path, tmp_path / "out.plan"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["1", "True"]
@@ -255,8 +257,8 @@ def test_the_command(rtx, toy, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--max-batch", "0"], "--max-batch is 0"),
-        (["--min-batch", "5", "--max-batch", "4"], "must not fall"),
-        (["--opt-batch", "4", "--max-batch", "2"], "must not fall"),
+        (["--min-batch", "5", "--max-batch", "4"], "give none below the one before"),
+        (["--opt-batch", "4", "--max-batch", "2"], "give none below the one before"),
         (["--workspace", "0"], "--workspace is 0"),
         (["--compute-capability", "8.9"], "is not a list such as"),
         (["--compute-capability", "SM90"], "does not build for SM90; choose among SM75"),
