@@ -34,6 +34,7 @@ from comparison.contenders import (
     Setting,
     goals_of,
 )
+from comparison.environment import describe
 from comparison.verification import EXACT, REDUCED, SANE
 from comparison.worker import unfit
 from comparison.xai_process import openvino_xai
@@ -365,3 +366,11 @@ def test_a_peak_is_of_what_is_used_and_not_of_what_was() -> None:
     memory.reset_high_water()
     assert memory.high_water_mib() < held - 20
     assert len(top) == 2000
+
+
+def test_a_machine_without_git_has_the_commit_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("FINERCAM_COMMIT", "abc")
+    found = describe(("torch",))
+    assert (found["commit"], found["sources_changed"]) == ("abc", None)
+    assert found["versions"]["torch"]
