@@ -101,6 +101,9 @@ def test_what_cannot_be_captured_is_queued_call_by_call(fake: FakeCuda) -> None:
     found = CudaClock(fake).chain([fake.work] * 3, capture=False)
     assert not found.graph
     assert "replay" not in fake.log
+    # the cache is cleared before the clock starts: nothing hides what the host takes to queue the calls
+    turn = ["synchronize", "record", "work", "work", "work", "record", "wait"]
+    assert fake.log[-len(turn) * len(found.microseconds) :] == turn * len(found.microseconds)
     assert found.microseconds == pytest.approx([1.0] * len(found.microseconds))
 
 
