@@ -37,8 +37,9 @@ from finercam_rt.cli.progress import progress
 from gpu import calls, documents, goals, models, tables
 from gpu.children import Message, run
 from gpu.contenders import PRECISIONS
+from gpu.measuring import OURS
 from gpu.plan import PARTS, Job, jobs_of
-from gpu.sharing import best
+from gpu.sharing import BY_SIZE, best
 
 _EPILOG = """\
 examples:
@@ -91,13 +92,18 @@ def _parser() -> argparse.ArgumentParser:
 def _export() -> int:
     """Those of the calls first: they take a second."""
     jobs = [(calls.CASE, "fp32"), *((case.name, precision) for case in DEVICE_CASES for precision in PRECISIONS)]
+    failed = 0
     with progress(len(jobs), "graphs", "exporting") as bar:
         for name, precision in jobs:
             began = time.monotonic()
-            models.export(find_cases([name])[0], precision)
-            bar.write(f"{name} {precision}: {time.monotonic() - began:.0f} s")
+            try:
+                models.export(find_cases([name])[0], precision)
+                bar.write(f"{name} {precision}: {time.monotonic() - began:.0f} s")
+            except Exception as error:  # of any library: the other models can be measured all the same
+                failed += 1
+                bar.write(f"{name} {precision}: {type(error).__name__}: {error}")
             bar.advance()
-    return 0
+    return 1 if failed else 0
 
 
 def _gpu(*, rehearsal: bool) -> str:
@@ -144,7 +150,7 @@ def _measure(every: list[Job], gpu: str, folder: Path, args: argparse.Namespace,
     for document, path in found.values():
         documents.write(document, path)
         rows += [goals.Row(**row) for row in document["goals"]]
-        failed += [record for record in document["records"] if record["kind"] == documents.FAILURE]
+        failed += [record for record in document["records"] if _failed(record)]
         print(f"{path}: {len(document['records'])} records")
     print("A rehearsal: its figures mean nothing." if args.rehearse else goals.as_table(rows))
     if "sharing" in found and not args.rehearse:
@@ -160,8 +166,17 @@ def _open(part: str, gpu: str, folder: Path, args: argparse.Namespace) -> tuple[
     if not args.resume or not path.exists():
         return documents.new(part, gpu, rehearsal=args.rehearse), path
     document = documents.read(path)
-    document["records"] = [record for record in document["records"] if record["kind"] != documents.FAILURE]
+    document["records"] = [record for record in document["records"] if not _failed(record)]
     return document, path
+
+
+def _failed(record: dict[str, Any]) -> bool:
+    """Whether there are no figures, or none of our own kernel, which was wrong or did not run."""
+    own = {"kernels": ("contenders", OURS), "sharing": ("forms", BY_SIZE)}
+    if record["kind"] not in own:
+        return bool(record["kind"] == documents.FAILURE)
+    key, name = own[record["kind"]]
+    return "error" in record[key].get(name, {})
 
 
 def _left(job: Job, document: dict[str, Any]) -> Job | None:

@@ -142,6 +142,45 @@ def test_failures_are_tried_again_and_batches_that_are_there_are_not(
     assert [record["kind"] for record in records].count("failure") == 1
 
 
+def test_a_kernel_that_is_wrong_is_a_failure_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: list[dict[str, Any]]
+) -> None:
+    wrong, other = ({"error": "ValueError: its result differs"}, {"microseconds": {"median": 1.0}})
+    kernel = {**_kernel("cam", "v", "s", 0), "moved_bytes": 3, "contenders": {"ours": wrong, "torch": other}}
+    forms = {"by size": wrong, "one block": {"cold_us": {"median": 1.0}}}
+    found = {"kernels": kernel, "sharing": {"variant": "v", "size": "s", "moved_bytes": 3, "forms": forms}}
+    said = f"say(record=json.loads({json.dumps(found)!r})[job['part']], of=index)"
+    speaks = WORKER.replace('for number in range(job["records"]):', f"{said}\n        for number in ():")
+    monkeypatch.setitem(globals(), "WORKER", speaks)
+    made = [{"part": part, "name": part, "process": "p"} for part in found]
+    monkeypatch.setattr(session, "jobs_of", lambda parts, *, rehearsal: made)
+    options = ["--rehearse", "--parts", *found, "--output-folder", str(tmp_path)]
+    for _ in range(2):
+        assert session.main([*options, "--resume"]) == 1
+    assert [[job["name"] for job in request["jobs"]] for request in worker] == [list(found)] * 2
+    # the form by size is the one that counts: another may be refused
+    forms["by size"], forms["one block"] = forms["one block"], wrong
+    kernel["contenders"] = {"ours": other, "torch": wrong}
+    assert not any(session._failed({"kind": part, **record}) for part, record in found.items())
+
+
+def test_an_export_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def export(case: Any, precision: str) -> None:
+        if (case.name, precision) == ("resnet50", "fp32"):
+            raise RuntimeError("no memory")
+        made.append((case.name, precision))
+
+    monkeypatch.setattr(session.models, "export", export)
+    assert session.main(["--export"]) == 1
+    assert made[0] == ("toy_cnn", "fp32")
+    assert {name for name, _ in made[1:]} == {"resnet50", "vit_base", "dinov2_base_cls"}
+    assert "resnet50 fp32: RuntimeError: no memory" in "".join(capsys.readouterr())
+
+
 def _kernel(kernel: str, variant: str, size: str, share: float, **times: float) -> dict[str, Any]:
     found = {name.replace("_", "."): {"microseconds": {"median": value}} for name, value in times.items()}
     about = {"kind": "kernels", "kernel": kernel, "variant": variant, "size": size}
