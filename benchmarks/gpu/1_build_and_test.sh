@@ -21,6 +21,6 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --f
 "$PYTHON" -m pip list 2> /dev/null | grep -Ei '^(torch|triton|timm|onnx|numpy|nanobind|scikit-build)' || true
 step build build
 step export export_in_background
-step tests tested gpu-tests --durations 5 \
+step tests tested gpu-tests 300 --durations 5 \
   tests/kernels tests/runtime/test_cuda.py tests/tensorrt/test_gpu.py tests/benchmarks/test_gpu_clock.py
 finish

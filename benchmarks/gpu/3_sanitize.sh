@@ -9,7 +9,7 @@ FEWER='not (blend and (jet or gray))'  # colours change no address
 watch() {  # watch TOOL SECONDS ARGUMENTS...
   local tool=$1 limit=$2 code=0
   shift 2
-  timeout "$limit" compute-sanitizer --tool "$tool" --kernel-regex kns=finercam --error-exitcode 9 \
+  limited "$limit" compute-sanitizer --tool "$tool" --kernel-regex kns=finercam --error-exitcode 9 \
     --log-file "$OUT/$tool.log" "$PYTHON" -m pytest -m gpu -q -x -p no:cacheprovider "$@" | tee "$KEPT/$tool.out" || code=$?
   tail -n 3 "$OUT/$tool.log"
   grep -Eq '[0-9]+ passed' "$KEPT/$tool.out" || { echo "no test has passed under $tool"; code=1; }

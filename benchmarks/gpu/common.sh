@@ -25,11 +25,16 @@ step() {
   echo "== $name: $((SECONDS - began)) s"
 }
 
-# tested NAME ARGUMENTS...: pytest over what needs a GPU, with NAME.xml; where all is skipped there is none.
+# limited SECONDS COMMAND...: interrupted then, so that pytest says what it has seen; killed if it still goes on.
+limited() { timeout --signal=INT --kill-after=10 "$@"; }
+
+# tested NAME SECONDS ARGUMENTS...: pytest over what needs a GPU, with NAME.xml; where all is skipped there is none.
+# A test of more than a minute says where it is, in case it never ends.
 tested() {
-  local name=$1 code=0
-  shift
-  "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --junitxml "$OUT/$name.xml" "$@" | tee "$KEPT/$name.log" || code=$?
+  local name=$1 limit=$2 code=0
+  shift 2
+  limited "$limit" "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider -o faulthandler_timeout=60 \
+    --junitxml "$OUT/$name.xml" "$@" | tee "$KEPT/$name.log" || code=$?
   grep -Eq '[0-9]+ passed' "$KEPT/$name.log" || { echo "no test of $name has passed"; code=1; }
   return $code
 }

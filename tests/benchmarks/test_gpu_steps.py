@@ -54,6 +54,30 @@ def test_a_build_that_fails_is_said(machine: Path, failing: str) -> None:
     assert found.returncode == 1
 
 
+def test_a_test_that_never_ends_leaves_what_the_others_said(machine: Path) -> None:
+    (machine / "checkout" / "test_it.py").write_text(
+        "import time, pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_a(): pass\ndef test_b(): raise ValueError('wrong')\ndef test_c(): time.sleep(50)\n"
+    )
+    script = "source benchmarks/gpu/common.sh; step tests tested some 8 test_it.py; finish"
+    found = run(machine, script, sys.executable)
+    assert found.returncode == 1
+    assert "ValueError: wrong" in found.stdout, found
+    assert "1 failed, 1 passed" in found.stdout
+    assert "ValueError: wrong" in (machine / "out" / "some.xml").read_text()
+    assert found.stdout.splitlines()[-1] == "failed: tests"
+
+
+def test_the_models_have_what_is_left_of_a_call(machine: Path) -> None:
+    (machine / "kept" / "site").mkdir(parents=True)
+    python = program(machine, "python", 'echo "1 passed $*"; [[ " $* " == *" pytest "* ]] && sleep 3')
+    found = run(machine, "bash benchmarks/gpu/4_models.sh", python)
+    (line,) = [line for line in found.stdout.splitlines() if "--parts calls models" in line]
+    assert 500 < int(line.split("--seconds ")[1].split()[0]) <= 537, found
+    found = run(machine, "SECONDS_LEFT=77 bash benchmarks/gpu/4_models.sh", python)
+    assert "--seconds 77 --resume" in found.stdout
+
+
 def test_packages_are_unpacked_without_a_program_xz(machine: Path) -> None:
     program(machine, "xz", "exit 1")
     packages = machine / "packages"
