@@ -3,8 +3,8 @@
 rd: Grad-CAM and Layer-CAM, of the CNN Score-CAM too, with six seeds, RD@5 and RD@10, all 235 photographs. sweep: one
 reference, alpha 0 to 2. shape: also deletion and the grid pointing game, for all three methods, on a random subset of
 the photographs, the same for all rows. Each part is one evaluation of two engines, of objective weighted and mean; it
-goes on where it was stopped, in build/birds, and its summary is put into --output when it is done. The weights and
-photographs are the shared assets, which are looked for at ../shared/assets.
+goes on where these sources and versions were stopped, in build/birds, and its summary is put into --output when it is
+done. The weights and photographs are the shared assets, which are looked for at ../shared/assets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comparison.engines import digest_of
 from comparison.environment import describe
 from comparison.script import RESULTS, make_parser, read_document, refuse, write_text
 
@@ -29,8 +30,10 @@ from finercam_rt.evaluation.writing import summary_record
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
-ASSETS, FOLDER = ROOT.parent / "shared" / "assets", ROOT / "build" / "birds"
+ASSETS, SCRATCH = ROOT.parent / "shared" / "assets", ROOT / "build" / "birds"
 PACKAGES = ("finercam-rt", "onnxruntime", "openvino", "torch", "timm", "numpy", "pillow")
+SOURCES = ("finercam_rt", "finercam_rt.export", "birds")
+"""What engines and measurements that are gone on with depend on."""
 SEEDS = ("plain", "one:1", "one:0.6", "mean3:0.6", "mean3:1", "weighted3:1")
 ALPHAS = tuple(step / 5 for step in range(11))
 OBJECTIVES = ("weighted", "mean")
@@ -143,7 +146,7 @@ def _evaluated(bird: Bird, part: str, threads: int) -> tuple[Results, tuple[floa
             engines,
             ASSETS / "birds47" / "labels.csv",
             question(bird, part),
-            out=FOLDER / f"{bird.name}-{part}",
+            out=_folder() / f"{bird.name}-{part}",
             threads=threads,
             on_progress=on_progress,
             on_step=on_step,
@@ -163,9 +166,9 @@ def exported(bird: Bird, name: str, words: Sequence[str]) -> Path:
     Raises:
         ValueError: the export failed.
     """
-    path = FOLDER / f"{name}.onnx"
+    path = _folder() / f"{name}.onnx"
     if not path.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         tail = path.with_name(f"{name}_tail.onnx")
         command = ["export", bird.specification, "-o", path, "--checkpoint", ASSETS / bird.checkpoint, *bird.arguments]
         command += ["--crop-pct", "1", "--input-size", "224", "--head", "taps", "--tail", tail, *words]
@@ -173,6 +176,11 @@ def exported(bird: Bird, name: str, words: Sequence[str]) -> Path:
         if finercam(list(map(str, command))) != 0:
             raise ValueError(f"{bird.name} could not be exported.")
     return path
+
+
+def _folder() -> Path:
+    """In build/birds, of these sources and versions alone: the record says that it was made with them."""
+    return SCRATCH / digest_of("", PACKAGES, SOURCES)
 
 
 def _store(output: Path, bird: Bird, part: str, results: Results, took: tuple[float, float]) -> None:

@@ -69,3 +69,20 @@ def test_both_scripts_explain_themselves() -> None:
     for script in ("birds.py", "birds_report.py"):
         ran = subprocess.run([sys.executable, BENCHMARKS / script, "--help"], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
+
+
+def test_engines_of_other_sources_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def export(words: list[str]) -> int:
+        made.append(Path(words[words.index("-o") + 1]))
+        made[-1].write_text("an engine")
+        return 0
+
+    monkeypatch.setattr(birds, "SCRATCH", tmp_path)
+    monkeypatch.setattr(birds, "finercam", export)
+    first = [birds.exported(birds.BIRDS[0], "some", ()) for _ in range(2)]
+    assert made == first[:1] == first[1:]
+    monkeypatch.setattr(birds, "PACKAGES", (*birds.PACKAGES, "onnx"))  # as another version changes the digest
+    assert birds.exported(birds.BIRDS[0], "some", ()) != first[0]
+    assert len(made) == 2
