@@ -48,6 +48,8 @@ SOURCES = (
     "comparison.verification",
     "sweep.cases",
     "sweep.check",
+    "sweep.draw",
+    "sweep.families",
     "sweep.formulas",
     "sweep.heads",
     "sweep.oracle",

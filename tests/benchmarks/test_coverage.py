@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,14 @@ def test_a_toy_from_start_to_end_and_resumed(script: Any, tmp_path: Path, capsys
     assert script.main(arguments) == 0
     assert "0 cases" in capsys.readouterr().out.splitlines()[-1]
     assert records.read(output)["records"] == [record]
+
+
+def test_a_case_is_swept_again_where_a_module_that_makes_it_has_changed(script: Any) -> None:
+    """All that its process imports, and the draw; how a record is judged is asked of the record each time."""
+    text = (BENCHMARKS / "sweep" / "worker.py").read_text()
+    imported = set(re.findall(r"^from (sweep\.\w+) import", text, re.MULTILINE))
+    assert {"sweep.weights", "sweep.records"} < imported
+    assert (imported | {"sweep.worker", "sweep.draw"}) - set(script.SOURCES) == {"sweep.records"}
 
 
 def test_what_is_done_is_left_out(script: Any) -> None:
