@@ -15,7 +15,7 @@ for name in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux
   platforms+=(--platform "${name}_x86_64")
 done
 only=(--no-deps --only-binary=:all: --implementation cp --python-version "$VERSION" "${platforms[@]}")
-rm -rf .gpu
+rm -rf .gpu/tools .gpu/wheels .gpu/site .gpu/part-*  # and not .gpu/results
 mkdir -p .gpu/tools .gpu/wheels
 "$PYTHON" -m pip download --quiet "${only[@]}" --dest .gpu/tools "${TOOLS[@]}"
 "$PYTHON" -m pip wheel --quiet --no-deps --wheel-dir .gpu/tools "${SOURCES[@]}"

@@ -78,6 +78,20 @@ def test_the_models_have_what_is_left_of_a_call(machine: Path) -> None:
     assert "--seconds 77 --resume" in found.stdout
 
 
+def test_what_is_prepared_anew_leaves_results(machine: Path) -> None:
+    (machine / "checkout" / ".gpu" / "results").mkdir()
+    (machine / "checkout" / ".gpu" / "results" / "h200-kernels.json").write_text("{}")
+    (machine / "checkout" / ".gpu" / "part-07").write_text("of other versions")
+    program(machine, "git", "echo abc")
+    program(machine, "xz", "cat")
+    python = program(machine, "python", "mkdir -p .gpu/site && echo 1 > .gpu/site/package.py")
+    found = run(machine, "bash benchmarks/gpu/prepare.sh", python)
+    assert found.returncode == 0, found.stderr
+    names = sorted(path.name for path in (machine / "checkout" / ".gpu").iterdir())
+    assert names == ["commit", "part-00", "results", "sums", "tools"]
+    assert (machine / "checkout" / ".gpu" / "results" / "h200-kernels.json").exists()
+
+
 def test_packages_are_unpacked_without_a_program_xz(machine: Path) -> None:
     program(machine, "xz", "exit 1")
     packages = machine / "packages"
