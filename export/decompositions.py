@@ -14,9 +14,11 @@ aten = torch.ops.aten
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The core ATen decompositions and ours."""
+    """The core ATen decompositions and ours, into operations that the exporter to ONNX has forms for."""
+    core = core_aten_decompositions()
+    del core[aten.squeeze.dim]  # it would become squeeze.dims, which the exporter takes apart again
     return {
-        **core_aten_decompositions(),
+        **core,
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
         aten.avg_pool2d_backward.default: _avg_pool2d_backward,
@@ -25,9 +27,17 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
         aten.unfold_backward.default: _unfold_backward,
+        aten.squeeze.dims: _squeeze,
         aten.copy.default: _copy,
         aten.empty_permuted.default: _empty,
     }
+
+
+def _squeeze(x: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    """One axis after the other, the last first."""
+    for dim in sorted((dim % x.ndim for dim in dims), reverse=True):
+        x = x.squeeze(dim)
+    return x
 
 
 def _empty(size: Sequence[int], _order: Sequence[int], **options: Any) -> torch.Tensor:

@@ -136,18 +136,7 @@ def to_onnx(
         with torch.no_grad(), quiet():
             with fx.traceback.preserve_node_meta():
                 program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            exported = torch.onnx.export(
-                program,
-                inputs,
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                optimize=False,
-            )
-            assert exported is not None
-            model: onnx_ir.Model = exported.model
+            model = _converted(program, inputs, input_names, output_names, opset)
             simplify(model)
     except Exception as error:
         cause = _cause(error)
@@ -161,6 +150,42 @@ def to_onnx(
     _read_weights_as_stored(model)
     keep_sources(model)
     return model
+
+
+def _converted(
+    program: torch.export.ExportedProgram,
+    inputs: tuple[Any, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int,
+) -> onnx_ir.Model:
+    """The program as the exporter writes it.
+
+    The exporter first takes composite operations apart, a fifth of an export, and makes those that write in place pure.
+    The stages before this one have left few of either, and it has no form for them: where it meets one, it may.
+    """
+
+    def convert() -> onnx_ir.Model:
+        exported = torch.onnx.export(
+            program,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            optimize=False,
+        )
+        assert exported is not None
+        model: onnx_ir.Model = exported.model
+        return model
+
+    program.run_decompositions = lambda _table: program  # type: ignore[assignment, method-assign, misc]
+    try:
+        return convert()
+    except torch.onnx.OnnxExporterError:
+        del program.run_decompositions
+        return convert()
 
 
 def save(model: onnx_ir.Model, manifest: Manifest | TailManifest, path: Path) -> None:

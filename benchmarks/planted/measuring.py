@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -241,8 +242,13 @@ def row_of(method: str, seed: str, values: Values, baseline: Values) -> dict[str
 
 
 def ratio(values: Values, baseline: Values) -> dict[str, float | int]:
-    """mean of `values` / mean of `baseline` (N,), paired, with its percentile bootstrap interval; NaN takes no part."""
+    """mean of `values` / mean of `baseline` (N,), paired, with its percentile bootstrap interval; NaN takes no part.
+
+    All are NaN where no image has both.
+    """
     both = np.isfinite(values) & np.isfinite(baseline)
+    if not both.any():
+        return {"ratio": math.nan, "low": math.nan, "high": math.nan, "images": 0}
     pairs = np.stack([values[both], baseline[both]], axis=1)
     drawn = Bootstrap(len(pairs), seed=0).means(pairs)
     tail = 50 * (1 - CONFIDENCE)

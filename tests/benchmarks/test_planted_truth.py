@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,12 @@ def test_a_small_run_from_start_to_end_and_resumed(
 ) -> None:
     monkeypatch.setattr(script, "SCRATCH", tmp_path / "scratch")
     output = tmp_path / "small.json"
-    options = ("--models", "resnet", "--training-seeds", 7, "--pictures", 384, "--epochs", 12, "--held-out", 12)
+    options = ("--models", "resnet", "--training-seeds", 7, "--pictures", 192, "--epochs", 3, "--held-out", 12)
     arguments = [str(option) for option in (*options, "--masked", 1, "--output", output)]
     assert script.main(arguments) == 1, "the other classifier is not there"
     (record,) = records.read(output)["records"]
     assert (record["layer"], record["grid"]) == ("layer3", [12, 12])
-    # far above 1/12: it has learnt something, though not all
-    assert record["accuracy"] > 0.3
+    assert 0 <= record["accuracy"] <= 1
     by_name = {(row["method"], row["seed"]): row for row in record[NAMED]}
     automatic = {(row["method"], row["seed"]): row for row in record[AUTOMATIC]}
     assert by_name.keys() == automatic.keys()
@@ -135,7 +135,7 @@ def test_a_small_run_from_start_to_end_and_resumed(
     capsys.readouterr()
     weights = next((tmp_path / "scratch").iterdir()).stat().st_mtime_ns
     assert script.main([*arguments, "--no-samples"]) == 1
-    assert records.read(output)["records"] == [record]
+    assert json.dumps(records.read(output)["records"]) == json.dumps([record]), "NaN is no other's equal"
     assert next((tmp_path / "scratch").iterdir()).stat().st_mtime_ns == weights
 
 
@@ -152,6 +152,8 @@ def test_energy_ratios_and_references() -> None:
     found = ratio(values, np.array([0.1, 0.2, 0.3, np.nan]))
     assert (found["ratio"], found["images"]) == (pytest.approx(2), 2)
     assert found["low"] <= 2 <= found["high"]
+    nothing = ratio(values, np.full(4, np.nan))
+    assert (nothing["images"], nothing["ratio"]) == (0, pytest.approx(np.nan, nan_ok=True))
     # class 5 is body 1: its look-alikes are 4, 6 and 7, by the distance of their logits
     logits = np.zeros((1, 12), np.float32)
     logits[0, [4, 5, 6, 7, 8]] = [1, 9, 3, 2, 7]
@@ -161,19 +163,23 @@ def test_energy_ratios_and_references() -> None:
     assert automatic_look_alikes(logits, np.array([5])) == {"nearest": 1, "all": 1}
 
 
-def test_the_training_is_the_same_with_the_same_seed() -> None:
+def test_the_training_learns_and_is_the_same_with_the_same_seed() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
     from planted.dataset import pictures
     from planted.models import RECIPES
     from planted.training import train
 
-    images, labels = pictures(128)
+    images, labels = pictures(64)
+    losses: list[float] = []
     first, again, other = (
-        train(RECIPES["resnet"]._replace(epochs=1), images, labels, seed).state_dict() for seed in (0, 0, 1)
+        train(RECIPES["resnet"]._replace(epochs=3), images, labels, seed, losses.append).state_dict()
+        for seed in (0, 0, 1)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert losses[2] < 0.95 * losses[0]
+    assert losses[:3] == losses[3:6]
 
 
 def test_mistakes_are_one_sentence(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,55 @@
+"""What the exporter to ONNX takes apart first, and what it need not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional
+
+from finercam_rt.export.emit import to_onnx
+
+
+class _Norm(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (functional.rms_norm(x, [4]) * 2,)
+
+
+class _InPlace(nn.Module):
+    """Its output is written through a view of it."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x + 1
+        y[:, :2].add_(1)
+        y.mul_(3)
+        return (y,)
+
+
+class _Pure(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (functional.softplus(x).sum(-1, keepdim=True).squeeze(-1),)
+
+
+@pytest.mark.parametrize(("module", "taken_apart"), [(_Norm(), True), (_InPlace(), True), (_Pure(), False)])
+def test_what_is_taken_apart(
+    module: nn.Module, taken_apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    run_decompositions = ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        ExportedProgram,
+        "run_decompositions",
+        lambda self, *given, **named: calls.append(1) or run_decompositions(self, *given, **named),
+    )
+    x = torch.linspace(-2, 2, 12).reshape(3, 4)
+    (wanted,) = module(x)
+    model = to_onnx(module, (x,), ({0: Dim("batch", min=1, max=64)},), ["x"], ["y"], 20)
+    assert bool(calls) == taken_apart
+    onnx_ir.save(model, tmp_path / "x.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"x": x.numpy()})
+    assert found == pytest.approx(wanted.numpy(), abs=1e-5)
