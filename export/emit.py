@@ -180,7 +180,7 @@ def _converted(
         model: onnx_ir.Model = exported.model
         return model
 
-    program.run_decompositions = lambda _table: program  # type: ignore[assignment, method-assign, misc]
+    program.run_decompositions = lambda _table: program
     try:
         return convert()
     except torch.onnx.OnnxExporterError:
