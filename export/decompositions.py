@@ -16,7 +16,7 @@ aten = torch.ops.aten
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The core ATen decompositions and ours, into operations that the exporter to ONNX has forms for."""
     core = core_aten_decompositions()
-    del core[aten.squeeze.dim]  # it would become squeeze.dims, which the exporter takes apart again
+    core.pop(aten.squeeze.dim, None)  # it would become squeeze.dims, which the exporter takes apart again
     return {
         **core,
         aten.convolution_backward.default: _convolution_backward,
