@@ -58,6 +58,7 @@ def measure(job: ModelJob, clock: Clock) -> Iterator[dict[str, Any]]:
     export(case, job.precision)
     graphs = build_of(case)
     torch.backends.cudnn.allow_tf32 = False  # nobody else has it
+    torch.backends.cudnn.benchmark = True  # ONNX Runtime searches for the fastest convolutions, too
     manifest = read_manifest(graphs.graph("engine"))
     threads = torch.get_num_threads()
     setting = Setting(case, graphs, None, manifest.layers[0], threads, device=clock.device)

@@ -13,8 +13,8 @@ calls: what the host pays for engine(batch) beyond the runtime's own run, whethe
 
 models: ResNet-50, ViT-B/16 and DINOv2 ViT-B/14 with random weights, fp32 and fp16, against the plain graph in ONNX
 Runtime's CUDA provider and against grad-cam and torch-cam in PyTorch, whose model is converted to half for fp16; the
-contenders of a model in turn, in one process. TF32 is off for all. Images lie on the device before a call. Latency is
-until the device is done; throughput of calls one behind the other.
+contenders of a model in turn, in one process. TF32 is off for all, and cuDNN's fastest convolutions are searched for.
+Images lie on the device before a call. Latency is until the device is done; throughput of calls one behind the other.
 
 Nothing is timed that is not right: kernels against plain torch in float64, engines and peers against eager autograd.
 What fails has an error in the place of its times. GPU clocks are as they are found, and in every record.
