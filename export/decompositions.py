@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The core ATen decompositions and ours, into operations that the exporter to ONNX has forms for."""
-    core = core_aten_decompositions()
+    core = dict(core_aten_decompositions())
     core.pop(aten.squeeze.dim, None)  # it would become squeeze.dims, which the exporter takes apart again
     return {
         **core,
