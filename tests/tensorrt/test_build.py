@@ -155,7 +155,7 @@ from finercam_rt.tensorrt.library import TENSORRT, Library
 library.compute_capability = lambda: "SM90"
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
 fake, steps, before = FakeTensorRT(), [], signal.getsignal(signal.{number})
-fake.during_build = lambda: (steps.append(1), signal.raise_signal(signal.{number}))
+fake.during_build = lambda: (signal.raise_signal(signal.{number}), steps.append(1))  # nothing is raised there
 options = BuildOptions(batch=(1, 2, 8), classes=(2, 10, 20), capabilities=("SM89",))
 try:
     build_plan(Path(sys.argv[1]), Path(sys.argv[2]), Library(TENSORRT, fake.__version__, fake), options)
