@@ -91,7 +91,8 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 def _without_masks(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What torch.nn.utils.prune keeps as NAME_orig and NAME_mask is their product, as its `remove` makes it."""
-    pruned = {key.removesuffix("_orig") for key in state if key.endswith("_orig") and f"{key[:-5]}_mask" in state}
+    pruned = [key[: -len("_orig")] for key in state if key.endswith("_orig")]
+    pruned = [key for key in pruned if f"{key}_mask" in state]
     parts = {f"{key}{end}" for key in pruned for end in ("_orig", "_mask")}
     products = {key: state[f"{key}_orig"] * state[f"{key}_mask"] for key in pruned}
     return {key: value for key, value in state.items() if key not in parts} | products
