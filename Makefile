@@ -37,6 +37,7 @@ clean:  ## everything that the commands above made
 
 $(INSTALLED): pyproject.toml constraints.txt $(COMPILED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	@# no bytecode of all files of all packages, which takes minutes: what is imported is compiled then
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
 	  --editable ".[export,hub,evaluate,demo,test,lint]"
 	touch $@

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -21,15 +19,16 @@ torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
 timm: Any = pytest.importorskip("timm", reason="the export's models come from timm")
 pytest.importorskip("onnx", reason="the export needs onnx")
 
-# torch.onnx reads its table of operations anew for each export, which is a tenth of the time of a small one
-_registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-_registry.from_torchlib = staticmethod(functools.cache(_registry.from_torchlib))
-
 OLDER = b"an older engine"
 
+# of real widths and sizes, but few blocks: families differ in their operations and layouts, which few blocks have, too
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "resnet50": {"layers": (1, 1, 1, 1)},
     "mobilenetv2_100": {"pad_type": "same"},
-    "vit_small_patch14_dinov2": {"img_size": 224, "num_classes": 47},
+    "convnext_tiny": {"depths": (1, 1, 2, 2)},
+    "vit_small_patch16_224": {"depth": 4},
+    "vit_small_patch14_dinov2": {"img_size": 224, "num_classes": 47, "depth": 4},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 2)},
 }
 
 

@@ -104,7 +104,7 @@ class Logits(nn.Module):
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm CNN": (lambda: timm.create_model("test_resnet", in_chans=1, num_classes=7), 1),
-    "timm ViT": (lambda: timm.create_model("test_vit", in_chans=4, num_classes=7, img_size=64), 4),
+    "timm ViT": (lambda: timm.create_model("test_vit", in_chans=4, num_classes=7, img_size=64, depth=2), 4),
     "torchvision": (resnet_of_torchvision, 1),
     "transformers": (vit_of_transformers, 1),
     "twelve": (lambda: small(12), 12),

@@ -28,8 +28,8 @@ SPEC = InputSpec((SIZE, SIZE), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
 MODELS = {
     "test_resnet": ("layer4", {}),
     "test_efficientnet": ("blocks.2", {}),
-    "test_vit": ("auto", {"img_size": SIZE}),
-    "test_vit2": ("auto", {"img_size": SIZE}),
+    "test_vit": ("auto", {"img_size": SIZE, "depth": 2}),
+    "test_vit2": ("auto", {"img_size": SIZE, "depth": 2}),
     "test_convnext": ("stages.2", {}),
 }
 

@@ -240,9 +240,10 @@ def test_kernels_that_the_explanation_adds(rtx, exported, tmp_path, name, most):
 
 
 @pytest.mark.parametrize("layout", EIGEN)
-def test_every_method_builds(rtx, tmp_path, layout):
+def test_every_method_builds_and_equals_eager(rtx, tmp_path, layout):
     """In one graph, from activations and gradients, as head "graph" makes them: one contrast and five."""
     import onnx_ir
+    import onnxruntime
 
     from finercam_rt.export.emit import to_onnx
     from finercam_rt.export.method import raw_map
@@ -264,6 +265,15 @@ def test_every_method_builds(rtx, tmp_path, layout):
     onnx_ir.save(model, path)
     built = _built(path, rtx, DYNAMIC, ("SM89",))
     assert set(names) <= {name for kernel in built.kernels for name in kernel.outputs}
+
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randn(3, *value.shape[1:], generator=generator) for value in inputs]
+    images[0] += 4 * torch.rand(3, *shape[1:], generator=generator) + 4  # eigen methods need a first direction
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    got = session.run(names, {given.name: x.numpy() for given, x in zip(session.get_inputs(), images, strict=True)})
+    for name, found, expected in zip(names, got, Maps()(*images), strict=True):
+        assert expected.abs().max() > 0, name
+        assert np.linalg.norm(found - expected.numpy()) <= 1e-4 * np.linalg.norm(expected.numpy()), name
 
 
 def test_the_eigen_methods_are_all_there():
