@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
-from torch.export import Dim
+from torch.export import ExportedProgram
 
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import EXAMPLE_CLASSES, MAX_BATCH, MAX_CLASSES
+from finercam_rt.export.assemble import Assembly
 from finercam_rt.export.quiet import quiet
-from finercam_rt.export.refusal import first_line
+from finercam_rt.export.refusal import first_line, refusing
+from finercam_rt.export.rewriter import fake_mode
 from finercam_rt.export.simplify import simplify
 from finercam_rt.export.sources import keep_sources
-from finercam_rt.manifest import METADATA_KEY, SOURCE_KEY, Manifest
+from finercam_rt.manifest import EMBEDDINGS, METADATA_KEY, SOURCE_KEY, Manifest
 from finercam_rt.tail_manifest import TAIL_KEY, TailManifest
 
 if TYPE_CHECKING:
@@ -30,69 +31,33 @@ TRUNK, TAIL = "trunk/", "tail/"
 """What the names of the nodes begin with: before and behind the target layer's output."""
 
 
-class _Explained(nn.Module):
-    def __init__(self, trunk: nn.Module, tail: fx.GraphModule) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.tail = tail
-
-    def forward(
-        self,
-        images: torch.Tensor,
-        target: torch.Tensor,
-        references: torch.Tensor,
-        alpha: torch.Tensor,
-        class_embeddings: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        boundary = tuple(_run(self.trunk, images))
-        classes = () if class_embeddings is None else (class_embeddings,)
-        outputs: tuple[torch.Tensor, ...] = _run(self.tail, boundary, target, references, alpha, *classes)
-        # the boundary too, so that the nodes before it are known in the ONNX graph; _name_parts takes it off again
-        return *outputs, *(value for value in boundary if isinstance(value, torch.Tensor))
-
-
-def _run(module: nn.Module, *inputs: Any) -> Any:
-    """Its output, node by node where it is a graph: what is traced then knows the lines of the model it comes from."""
-    return fx.Interpreter(module).run(*inputs) if isinstance(module, fx.GraphModule) else module(*inputs)
-
-
-def emit(
-    trunk: nn.Module,
-    tail: fx.GraphModule,
-    example: torch.Tensor,
-    manifest: Manifest,
-    *,
-    opset: int,
-) -> onnx_ir.Model:
-    """One ONNX model with the inputs and outputs of the manifest.
+def emit(trunk: fx.GraphModule, tail: fx.GraphModule, manifest: Manifest, *, opset: int) -> onnx_ir.Model:
+    """One ONNX model with the inputs and outputs of the manifest; its dynamic axes are `batch` and `classes`.
 
     Args:
-        trunk: images -> boundary.
+        trunk: images -> boundary, as `cut` makes it.
         tail: (boundary, target, references, alpha) -> the outputs; of a zero-shot model with class_embeddings.
-        example: (N,C,H,W) float32, N >= 2; its N becomes the dynamic axis `batch`, the number of classes of a
-            zero-shot model the dynamic axis `classes`.
-        manifest: says the outputs, the number of contrasts, of references, and the size of class embeddings.
+        manifest: names the inputs and outputs.
         opset: 18 to 20; older ones lack LayerNormalization's companions, newer ones have an Attention that TensorRT
             cannot take.
 
     Raises:
         ExportError: an operation that ONNX, or TensorRT behind it, has no form for.
     """
-    count = example.shape[0]
-    lead = (count,) if manifest.contrasts == 1 else (count, manifest.contrasts)
-    inputs: tuple[torch.Tensor, ...] = (
-        example,
-        torch.full(lead, -1),
-        torch.full((*lead, manifest.references), -1),
-        torch.ones(lead),
-    )
-    batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
-    shapes: tuple[Any, ...] = (batch,) * len(inputs)
-    if manifest.zero_shot is not None:
-        inputs = (*inputs, torch.ones(EXAMPLE_CLASSES, manifest.zero_shot.embedding_dim))
-        shapes = (*shapes, {0: Dim("classes", min=2, max=MAX_CLASSES)})
+    with refusing("putting trunk and tail together"):
+        assembly = Assembly(fake_mode(trunk.graph))
+        values = [node.meta["val"] for node in tail.graph.nodes if node.op == "placeholder"]
+        images = next(node for node in trunk.graph.nodes if node.op == "placeholder")
+        names = iter(manifest.inputs)
+        boundary = assembly.add(trunk, [assembly.input(next(names), images.meta["val"])])
+        contrast = [assembly.input(name, value) for name, value in zip(names, values[len(boundary) :], strict=True)]
+        outputs = assembly.add(tail, [*boundary, *contrast])
+        # the boundary too, so that the nodes before it are known in the ONNX graph; _name_parts takes it off again
+        crossing = [node for node in boundary if isinstance(node.meta["val"], torch.Tensor)]
+        program = assembly.program([*outputs, *crossing])
     # the boundary behind the outputs keeps names of the exporter's
-    model = to_onnx(_Explained(trunk, tail), inputs, shapes, manifest.inputs, manifest.outputs, opset)
+    axes = {"images": "batch", EMBEDDINGS: "classes"}
+    model = to_onnx(program, manifest.inputs, manifest.outputs, opset, axes)
     _name_parts(model, len(manifest.outputs))
     return model
 
@@ -112,52 +77,39 @@ def check_size(*parts: nn.Module) -> None:
 
 
 def to_onnx(
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-    shapes: Any,
+    program: ExportedProgram,
     input_names: Sequence[str],
     output_names: Sequence[str],
     opset: int,
+    axes: Mapping[str, str],
 ) -> onnx_ir.Model:
-    """A module as an ONNX model without the exporter's traces, of operations that TensorRT takes as well.
+    """A program as an ONNX model without the exporter's traces, of operations that TensorRT takes as well.
 
     Args:
-        module: inputs -> a tuple of outputs.
-        inputs: of the sizes that are not dynamic.
-        shapes: their dynamic axes, as torch.export takes them.
+        program: what `Assembly` and torch.export make. It is used up.
         input_names: of all inputs.
         output_names: of the first outputs.
         opset: see `emit`.
+        axes: what the first axis of some of the inputs is called.
 
     Raises:
         ExportError: see `emit`.
     """
     try:
         with torch.no_grad(), quiet():
-            with fx.traceback.preserve_node_meta():
-                program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
-            model = _converted(program, inputs, input_names, output_names, opset)
+            model = _converted(program, input_names, output_names, opset)
             simplify(model)
     except Exception as error:
-        cause = _cause(error)
-        if cause.startswith("Constraints violated (batch)"):
-            raise ExportError(
-                "the derivative behind this layer depends on the number of images, as where a model mixes the images "
-                "of a batch; choose a later target layer."
-            ) from error
-        raise ExportError(f"ONNX has no form for a part of this model ({cause}).") from error
+        raise ExportError(f"ONNX has no form for a part of this model ({_cause(error)}).") from error
     _check_operations(model)
     _read_weights_as_stored(model)
+    _name_axes(model, axes)
     keep_sources(model)
     return model
 
 
 def _converted(
-    program: torch.export.ExportedProgram,
-    inputs: tuple[Any, ...],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    opset: int,
+    program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str], opset: int
 ) -> onnx_ir.Model:
     """The program as the exporter writes it.
 
@@ -168,7 +120,6 @@ def _converted(
     def convert() -> onnx_ir.Model:
         exported = torch.onnx.export(
             program,
-            inputs,
             dynamo=True,
             verbose=False,
             opset_version=opset,
@@ -220,6 +171,25 @@ def _name_parts(model: onnx_ir.Model, outputs: int) -> None:
         part, place = (TRUNK, "before the target layer") if node in trunk else (TAIL, "behind the target layer")
         node.name = f"{part}{node.name}"
         node.metadata_props.setdefault(SOURCE_KEY, place)  # of derivatives, and of what passes have made
+
+
+def _name_axes(model: onnx_ir.Model, axes: Mapping[str, str]) -> None:
+    """Give dynamic axes names in the place of the tracer's symbols, wherever these come up."""
+    import onnx_ir
+
+    symbols = {}
+    for given in model.graph.inputs:
+        size = given.shape[0] if given.shape is not None and given.name in axes else None
+        if isinstance(size, onnx_ir.SymbolicDim):
+            symbols[str(size.value)] = axes[str(given.name)]
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is not None and any(isinstance(size, onnx_ir.SymbolicDim) for size in value.shape):
+            sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+            value.shape = onnx_ir.Shape(
+                symbol.sub(lambda found: symbols[found[0]], size) if isinstance(size, str) else size for size in sizes
+            )
 
 
 def _check_operations(model: onnx_ir.Model) -> None:

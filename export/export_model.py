@@ -230,7 +230,7 @@ def export_model(
         producer=_producer(),
     )
     on_stage("writing ONNX")
-    write = partial(emit, tail=explained.graph_module, example=example[:2], manifest=manifest)
+    write = partial(emit, tail=explained.graph_module, manifest=manifest)
     graph = write(split.trunk, opset=opset)
     with ExitStack() as folders:
 

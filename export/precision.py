@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.node import Argument, Target
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import fx
+
+from finercam_rt.export.rewriter import Rewriter, finish, is_floating
 
 aten = torch.ops.aten
 
@@ -16,45 +16,40 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _CONVERSIONS = {aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default}
 
 
-def with_precision(trunk: fx.GraphModule, precision: str) -> nn.Module:
+def with_precision(trunk: fx.GraphModule, precision: str) -> fx.GraphModule:
     """The trunk with weights and arithmetic of a precision: images float32 -> boundary, its floating values float32.
+
+    What it converts or makes in float32 stays so until it meets a value of the reduced precision.
 
     Args:
         trunk: images -> boundary, its weights buffers of its own, as `cut` makes it. It is not changed.
         precision: "fp16" or "bf16".
     """
-    return _Reduced(trunk, DTYPES[precision])
+    dtype = DTYPES[precision]
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(trunk.graph, {}))
+    # `to` gives this module new buffers and leaves those of the source alone
+    module = fx.GraphModule(trunk, graph).to(dtype)
+    rewriter = Rewriter(module)
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            images = rewriter.at(node.next).converted(node, dtype)
+            node.replace_all_uses_with(images, lambda user, images=images: user is not images)
+        elif node.op == "get_attr":
+            rewriter.refresh(node)
+        elif node.op == "output":
+            rewriter.at(node)
+            node.args = fx.node.map_arg(node.args, lambda value: rewriter.converted(value, torch.float32))
+        else:
+            _reduce(rewriter.at(node), node, dtype)
+    finish(module)
+    return module
 
 
-class _Reduced(nn.Module):
-    def __init__(self, trunk: fx.GraphModule, dtype: torch.dtype) -> None:
-        super().__init__()
-        # `to` gives this module new buffers and leaves those of the source alone
-        self.body = fx.GraphModule(trunk, trunk.graph).to(dtype)
-        self.dtype = dtype
-
-    def forward(self, images: torch.Tensor) -> tuple[Any, ...]:
-        boundary = _Interpreter(self.body, self.dtype).run(images.to(self.dtype))
-        return tuple(value.float() if _is_floating(value) else value for value in boundary)
-
-
-class _Interpreter(fx.Interpreter):
-    """Runs the trunk. What it converts or makes in float32 stays so until it meets a value of the reduced precision."""
-
-    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
-        super().__init__(module)
-        self._dtype = dtype
-
-    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
-        """One operation; its floating arguments get one type, since few operations take two."""
-        types = {value.dtype for value in tree_leaves((args, kwargs)) if _is_floating(value)}
-        if len(types) > 1 and target not in _CONVERSIONS:
-            args, kwargs = tree_map(self._reduced, (args, kwargs))
-        return super().call_function(target, args, kwargs)
-
-    def _reduced(self, value: Any) -> Any:
-        return value.to(self._dtype) if _is_floating(value) else value
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+def _reduce(rewriter: Rewriter, node: fx.Node, dtype: torch.dtype) -> None:
+    """Give the floating arguments of an operation one type, since few operations take two."""
+    types = {value.meta["val"].dtype for value in node.all_input_nodes if is_floating(value)}
+    if len(types) > 1 and node.target not in _CONVERSIONS:
+        given: Any = (node.args, node.kwargs)
+        node.args, node.kwargs = fx.node.map_arg(given, lambda value: rewriter.converted(value, dtype))
+    rewriter.refresh(node)

@@ -31,11 +31,24 @@ class Rewriter:
         """A new operation."""
         with self._module.graph.inserting_before(self._node):
             node = self._module.graph.call_function(target, args, kwargs)
+        self.refresh(node)
+        return node
+
+    def refresh(self, node: fx.Node) -> None:
+        """Find the value's shape and type anew, of an operation or a constant."""
+        if node.op == "get_attr":
+            node.meta["val"] = self._mode.from_tensor(attribute(self._module, str(node.target)), static_shapes=True)
+            return
         # the dispatcher in C++ would fix the symbolic batch for some operations, constant_pad_nd for one
         with self._mode, enable_python_dispatcher():
-            values = fx.node.map_arg((args, kwargs), self._value)
-            node.meta["val"] = target(*values[0], **values[1])
-        return node
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def converted(self, value: fx.Node, dtype: torch.dtype) -> fx.Node:
+        """A floating value in a type; any other as it is."""
+        if not is_floating(value) or value.meta["val"].dtype == dtype:
+            return value
+        return self.emit(aten._to_copy.default, value, dtype=dtype)
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A new constant of the graph."""
@@ -59,9 +72,9 @@ class Rewriter:
         return attribute(self._module, str(value.target))
 
     def _value(self, node: fx.Node) -> Any:
-        if "val" in node.meta:
-            return node.meta["val"]
-        return self._mode.from_tensor(attribute(self._module, str(node.target)), static_shapes=True)
+        if "val" not in node.meta:
+            self.refresh(node)
+        return node.meta["val"]
 
 
 _COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default)
@@ -78,6 +91,12 @@ def finish(module: fx.GraphModule) -> None:
     drop_dead(module.graph)
     module.graph.lint()
     module.recompile()
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor of floating numbers."""
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def fake_mode(graph: fx.Graph) -> Any:

@@ -8,23 +8,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import fx, nn
-from torch.export import Dim
+from torch import nn
 
 from finercam_rt.engine import Engine
 from finercam_rt.errors import ExportError
-from finercam_rt.export.capture import MAX_BATCH
+from finercam_rt.export.assemble import Assembly
 from finercam_rt.export.cut import Split
 from finercam_rt.export.emit import save, to_onnx
 from finercam_rt.export.hooks import hooked
 from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.rewriter import fake_mode
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.verify import LOGIT_TOLERANCE
 from finercam_rt.manifest import LayerInfo, Manifest
@@ -34,23 +34,10 @@ from finercam_rt.tail_manifest import TailManifest
 if TYPE_CHECKING:
     import onnx_ir
 
+aten = torch.ops.aten
+
 _KEPT = 0.7
 """Share of the channels that are left in what a tail is verified on, and which ones an image keeps, by chance."""
-
-
-class _FromActivations(nn.Module):
-    """(activations, *carried tensors) -> (logits,); what else is carried is the number of images, or of windows."""
-
-    def __init__(self, tail: fx.GraphModule, boundary: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.tail = tail
-        self._times = [_times(value, boundary[0].shape[0]) for value in boundary[1:]]
-
-    def forward(self, activations: torch.Tensor, carried: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        tensors: Iterator[Any] = iter(carried)
-        rest = [next(tensors) if times is None else times * activations.shape[0] for times in self._times]
-        outputs: tuple[torch.Tensor, ...] = self.tail(activations, *rest)
-        return outputs
 
 
 def carried_shapes(split: Split) -> tuple[tuple[int, ...], ...]:
@@ -136,12 +123,22 @@ def _emit(split: Split, manifest: Manifest) -> tuple[onnx_ir.Model, TailManifest
         producer=manifest.producer,
     )
     tail, _ = sink_selections(split.tail)
-    rows = 2
-    batch = {0: Dim("rows", min=1, max=MAX_BATCH)}
-    inputs = (torch.randn(rows, *made.activations), tuple(torch.randn(rows, *shape) for shape in made.carried))
-    shapes = (batch, (batch,) * len(made.carried))
-    module = _FromActivations(tail, split.boundary)
-    return to_onnx(module, inputs, shapes, list(made.inputs), ["logits"], manifest.opset), made
+    values = [node.meta["val"] for node in tail.graph.nodes if node.op == "placeholder"]
+    assembly, names = Assembly(fake_mode(tail.graph)), iter(made.inputs)
+    activations = assembly.input(next(names), values[0])
+    batch = values[0].shape[0]
+    rows = assembly.call(aten.sym_size.int, activations, 0, value=batch)
+    carried = []
+    for value in values[1:]:  # what is no tensor is the number of images, or of windows
+        times = _times(value, batch)
+        carried.append(
+            assembly.input(next(names), value)
+            if times is None
+            else assembly.call(operator.mul, times, rows, value=value)
+        )
+    outputs = assembly.add(tail, [activations, *carried])
+    axes = {"activations": "rows"}
+    return to_onnx(assembly.program(outputs), list(made.inputs), ["logits"], manifest.opset, axes), made
 
 
 def _verify(path: Path, engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def test_what_is_taken_apart(
     )
     x = torch.linspace(-2, 2, 12).reshape(3, 4)
     (wanted,) = module(x)
-    model = to_onnx(module, (x,), ({0: Dim("batch", min=1, max=64)},), ["x"], ["y"], 20)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
+    model = to_onnx(program, ["x"], ["y"], 20, {"x": "batch"})
     assert bool(calls) == taken_apart
     onnx_ir.save(model, tmp_path / "x.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"x": x.numpy()})

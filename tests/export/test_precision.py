@@ -13,6 +13,8 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from finercam_rt.cli.main import main
 from finercam_rt.engine import Engine
@@ -247,6 +249,7 @@ def test_a_trunk_in_half_precision_keeps_its_conversions_and_its_source() -> Non
     graph.output((call(aten.mul.Tensor, (convolved, square)), square))
     body = torch.fx.GraphModule(source, graph)
     images = torch.randn(2, 3, 8, 8)
+    FakeTensorProp(body, FakeTensorMode(allow_non_fake_inputs=True)).propagate(images)
     product, square = with_precision(body, "fp16")(images)
     assert product.dtype == square.dtype == torch.float32
     convolved = torch.nn.functional.conv2d(images.half(), source.weight.half(), source.bias.half())

@@ -13,7 +13,6 @@ torch: Any = pytest.importorskip("torch", reason="the export needs PyTorch")
 pytest.importorskip("onnx", reason="the export needs onnx")
 
 from torch import nn  # noqa: E402
-from torch.export import Dim  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from finercam_rt.cli.exported import summary  # noqa: E402
@@ -23,7 +22,6 @@ from finercam_rt.export import export_model  # noqa: E402
 from finercam_rt.export.capture import capture  # noqa: E402
 from finercam_rt.export.cut import cut  # noqa: E402
 from finercam_rt.export.eager import objective_value, run_with_gradients  # noqa: E402
-from finercam_rt.export.emit import to_onnx  # noqa: E402
 from finercam_rt.export.expected import run_in_float64  # noqa: E402
 from finercam_rt.export.method import raw_map  # noqa: E402
 from finercam_rt.export.verify import _errors, verification_images, verify  # noqa: E402
@@ -306,18 +304,6 @@ def test_a_map_as_rough_as_pytorchs_own_is_written_by_force(tmp_path: Path) -> N
     manifest = export_model(_rough(1e6), path, target_layer="tap", input=spec, force=True)
     assert manifest.verification["rounding_of_pytorch"]["maps"] > 2e-2
     assert "rounding in float32 moves PyTorch's own map" in summary(manifest, path, 0)
-
-
-def test_a_graph_that_holds_for_some_batches_alone_is_refused() -> None:
-    class Mixes(nn.Module):
-        """Images in pairs; timm's CSATv2 attends to the images of a batch, and its derivative is like that."""
-
-        def forward(self, images: Any) -> Any:
-            return (images.reshape(images.shape[0] // 2, 2, -1).sum(1),)
-
-    batch = {0: Dim("batch", min=1, max=16)}
-    with pytest.raises(ExportError, match="depends on the number of images, as where a model mixes the images"):
-        to_onnx(Mixes(), (torch.zeros(4, 3),), (batch,), ["images"], ["sums"], 20)
 
 
 def test_weights_that_were_rounded_once_more_explain_a_difference(

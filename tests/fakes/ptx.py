@@ -60,7 +60,7 @@ def build(changed: Path | None = None) -> Path:
     # those that take longest first
     commands = [_kernel_command(nvcc, path) for path in sorted(kernels, key=lambda path: -path.stat().st_size)]
     commands += [
-        [gxx, "-O1", *extension.flags("ptx_core"), path] for path in (extension.NANOBIND / "nb_combined.cpp", *host)
+        [gxx, "-O0", *extension.flags("ptx_core"), path] for path in (extension.NANOBIND / "nb_combined.cpp", *host)
     ]
     commands += [
         [nvcc, "-std=c++17", "-Xcompiler=-O2,-fPIC,-fvisibility=hidden,-frounding-math", path]

@@ -260,7 +260,8 @@ def test_every_method_builds_and_equals_eager(rtx, tmp_path, layout):
     inputs = torch.randn(2, *shape), torch.randn(2, *shape), torch.randn(2, 5, *shape)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     names = [f"{method}_{count}" for method, count in maps]
-    model = to_onnx(Maps(), inputs, (batch,) * 3, ["activations", "gradients", "five"], names, 20)
+    program = torch.export.export(Maps(), inputs, dynamic_shapes=(batch,) * 3)
+    model = to_onnx(program, ["activations", "gradients", "five"], names, 20, {"activations": "batch"})
     path = tmp_path / "maps.onnx"
     onnx_ir.save(model, path)
     built = _built(path, rtx, DYNAMIC, ("SM89",))
@@ -268,7 +269,7 @@ def test_every_method_builds_and_equals_eager(rtx, tmp_path, layout):
 
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(3, *value.shape[1:], generator=generator) for value in inputs]
-    images[0] += 4 * torch.rand(3, *shape[1:], generator=generator) + 4  # eigen methods need a first direction
+    images[0] += 4 * torch.rand(3, *shape, generator=generator) + 4  # eigen methods need a first direction
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     got = session.run(names, {given.name: x.numpy() for given, x in zip(session.get_inputs(), images, strict=True)})
     for name, found, expected in zip(names, got, Maps()(*images), strict=True):
