@@ -22,7 +22,7 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from finercam_rt.export.rewriter import attribute
+from finercam_rt.export.rewriter import attribute, drop_dead
 
 
 class Assembly:
@@ -74,7 +74,7 @@ class Assembly:
         inputs = [InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None) for node in self._inputs]
         results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in outputs]
         self._graph.output(tuple(outputs))
-        self._graph.eliminate_dead_code()
+        drop_dead(self._graph)
         call = ModuleCallSignature(
             inputs=[],
             outputs=[],
