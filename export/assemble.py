@@ -37,7 +37,7 @@ class Assembly:
         self._inputs: list[fx.Node] = []
 
     def input(self, name: str, value: Any) -> fx.Node:
-        """The next input, and the fake value that stands for it."""
+        """The next input, and the fake value that stands for it; the first comes ahead of all graphs."""
         node = self._graph.placeholder(name)
         node.meta["val"] = value
         self._inputs.append(node)
@@ -68,8 +68,8 @@ class Assembly:
     def program(self, outputs: Sequence[fx.Node]) -> ExportedProgram:
         """The program of these outputs; nothing can be added to it any more."""
         weights = [
-            InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True)
-            for node, name in zip(self._lifted.values(), self._weights, strict=True)
+            InputSpec(InputKind.BUFFER, TensorArgument(node.name), node.name, persistent=True)
+            for node in self._lifted.values()
         ]
         inputs = [InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None) for node in self._inputs]
         results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in outputs]
@@ -95,10 +95,9 @@ class Assembly:
         """The input that is this weight, or another view of the same numbers."""
         key = (value.data_ptr(), value.dtype, tuple(value.shape), tuple(value.stride()), value.device)
         if key not in self._lifted:
-            first = next(iter(self._graph.nodes))
-            with self._graph.inserting_before(self._inputs[0] if self._inputs else first):
-                node = self._graph.placeholder(f"w_{name}")
+            with self._graph.inserting_before(self._inputs[0]):
+                node = self._graph.placeholder(name)
             node.meta["val"] = self._mode.from_tensor(value, static_shapes=True)
-            self._weights[f"w{len(self._weights)}"] = value.detach()
+            self._weights[node.name] = value.detach()
             self._lifted[key] = node
         return self._lifted[key]

@@ -49,7 +49,7 @@ class ClassEmbeddings:
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise InputError(f"class embeddings are (K,D) numbers, and these are {values.shape} {values.dtype}.")
         if len(values) < 2:
-            raise InputError(f"there are embeddings of {len(values)} classes, and a contrast needs at least 2.")
+            raise InputError(f"a contrast needs the embeddings of at least 2 classes, and there are {len(values)}.")
         if not np.isfinite(values).all():
             raise InputError("class embeddings hold values that are not finite; make them again.")
         lengths = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)

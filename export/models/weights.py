@@ -76,7 +76,7 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: not a checkpoint of tensors alone (it may hold a whole model, or TorchScript); "
             "save model.state_dict() and give that."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ExportError(f"{path}: the checkpoint cannot be read ({first_line(error)}).") from None
     except Exception as error:
         raise ExportError(f"{path}: not a checkpoint ({type(error).__name__}: {first_line(error)}).") from None

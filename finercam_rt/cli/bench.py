@@ -227,7 +227,8 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
 
 def _text(record: dict[str, Any]) -> str:
     engine, config, host = record["engine"], record["config"], record["environment"]
-    runs = len(record["latencies_ms"])
+    count = len(record["latencies_ms"])
+    runs = f"{count} run{'s' if count != 1 else ''}"
     rows = [
         ("engine", f"{engine['path']}: {engine['model']}, {engine['precision']}, {engine['bytes'] / 1e6:.1f} MB"),
         (
@@ -239,7 +240,10 @@ def _text(record: dict[str, Any]) -> str:
         ("latency", _percentiles(record["latency_ms"])),
         ("CPU time", f"{record['cpu_ms']:.3f} ms a run"),
         ("load", f"{record['load_ms']:.1f} ms, first run {record['first_run_ms']:.3f} ms"),
-        ("walltime", f"{record['host_walltime_s']:.2f} s, {runs} runs after {config['warmup_ms']} ms of warm-up"),
+        (
+            "walltime",
+            f"{record['host_walltime_s']:.2f} s, {runs} after {config['warmup_ms']} ms of warm-up",
+        ),
     ]
     if "gpu" in record:
         gpu = record["gpu"]

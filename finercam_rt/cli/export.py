@@ -337,6 +337,8 @@ def _input_spec(spec: InputSpec, args: argparse.Namespace) -> InputSpec:
     for name in ("mean", "std"):
         if not all(math.isfinite(value) for value in pinned.get(name, ())):
             raise ExportError(f"--{name} has a value that is not finite; give one number, or one a channel.")
+    if args.mean is not None and max(args.mean) > 1:
+        raise ExportError(f"--mean {max(args.mean):g} is one of values from 0 to 255; divide mean and std by 255.")
     if args.std is not None and not min(args.std) > 0:
         raise ExportError("--std has a value that is not above zero; it is what pixels are divided by.")
     if args.crop_pct is not None and not 0 < args.crop_pct <= 1:

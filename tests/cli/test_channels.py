@@ -140,6 +140,7 @@ def test_exporting_a_model_of_two_channels(finercam, tmp_path, monkeypatch):
     assert "takes images of 2 channels and not of 1; leave --channels (" in refused("--channels", 1, *levels)
     assert "the number of channels is -1; give at least 1" in refused("--channels", -1)
     assert "--std has a value that is not above zero" in refused("--std", 0.2, 0)
+    assert "--mean 123.7 is one of values from 0 to 255; divide mean and std by 255" in refused("--mean", 123.7)
     assert "--mean has a value that is not finite; give one number, or one a channel" in refused("--mean", "nan")
     ran = finercam(*export, "--channels", 2, *levels)
     assert ran.code == 0, ran.err

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
 from finercam_rt.export.emit import to_onnx
+from finercam_rt.export.simplify import RULES
 
 
 class _Norm(nn.Module):
@@ -54,3 +55,11 @@ def test_what_is_taken_apart(
     onnx_ir.save(model, tmp_path / "x.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"x": x.numpy()})
     assert found == pytest.approx(wanted.numpy(), abs=1e-5)
+
+
+def test_a_rule_is_tried_where_it_can_match() -> None:
+    """A rule under another type than that of the node which its pattern ends in would be tried in vain."""
+    for op_type, rules in RULES.items():
+        for rule in rules:
+            (output,) = rule._target_pattern.outputs
+            assert output.producer().op.matches(op_type), (op_type, rule.name)

@@ -22,7 +22,9 @@ def test_nodes_know_their_lines(tmp_path, precision):
     input = InputSpec((32, 32), (0.5,) * 3, (0.5,) * 3)
     export_model(SmallCNN().eval(), path, target_layer="features", input=input, precision=precision, force=True)
     found = {}
-    for node, read in zip(onnx.load(path).graph.node, read_nodes(path), strict=True):
+    graph = onnx.load(path).graph
+    assert {"stem_weight", "features_1_weight"} <= {weight.name for weight in graph.initializer}
+    for node, read in zip(graph.node, read_nodes(path), strict=True):
         sources = [entry.value for entry in node.metadata_props if entry.key == SOURCE_KEY]
         assert len(sources) == 1, node.name
         assert read == (node.name, node.op_type, sources[0])
