@@ -64,7 +64,7 @@ DEVICE_CASES = (
 """Of the GPU; run.py --device cuda."""
 TOY_CASES = (
     Case("toy_cnn", "timm:test_resnet", GAP_CNN, "layer4", {"num_classes": 10}),
-    Case("toy_vit", "timm:test_vit", CLS_VIT, "blocks.5.norm1", {"num_classes": 10, "img_size": 64}),
+    Case("toy_vit", "timm:test_vit", CLS_VIT, "blocks.1.norm1", {"num_classes": 10, "img_size": 64, "depth": 2}),
 )
 """Seconds from start to end; left out unless they are named."""
 

@@ -21,7 +21,6 @@ openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 
 CASES = [
     ("resnet18", "weighted"),
-    ("resnet50", "weighted"),
     ("convnext_tiny", "mean"),
     ("vit_small_patch16_224", "mean"),
     ("vit_small_patch14_dinov2", "weighted"),
