@@ -36,6 +36,13 @@ class _Pure(nn.Module):
         return (functional.softplus(x).sum(-1, keepdim=True).squeeze(-1),)
 
 
+class _Idle(nn.Module):
+    """Most of it changes nothing."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return ((x * 1 + 0).transpose(0, 1).transpose(0, 1).exp(),)
+
+
 @pytest.mark.parametrize(("module", "taken_apart"), [(_Norm(), True), (_InPlace(), True), (_Pure(), False)])
 def test_what_is_taken_apart(
     module: nn.Module, taken_apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -55,6 +62,14 @@ def test_what_is_taken_apart(
     onnx_ir.save(model, tmp_path / "x.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"x": x.numpy()})
     assert found == pytest.approx(wanted.numpy(), abs=1e-5)
+
+
+def test_what_changes_nothing_is_left_out() -> None:
+    x = torch.zeros(3, 4)
+    program = torch.export.export(_Idle(), (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
+    assert {node.target.name() for node in program.graph.nodes if node.op == "call_function"} >= {"aten::mul.Tensor"}
+    model = to_onnx(program, ["x"], ["y"], 20, {"x": "batch"})
+    assert [node.op_type for node in model.graph] == ["Exp"]
 
 
 def test_a_rule_is_tried_where_it_can_match() -> None:

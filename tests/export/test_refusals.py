@@ -200,6 +200,7 @@ def _checkpoints(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     cases: dict[str, tuple[Any, tuple[str, ...]]] = {
         "empty.pth": (b"", ("the checkpoint cannot be read",)),
         "text.pth": (b"these are no weights\n" * 50, ("not a checkpoint",)),
+        "memo.pth": (b"\x80\x02hi.", ("not a checkpoint (KeyError: 105)",)),
         "truncated.pth": (good.read_bytes()[:-4000], ("the checkpoint cannot be read",)),
         "flipped.safetensors": (b"\xff" * 64, ("not a checkpoint", "header")),
         "whole-model.pth": (model, ("not a checkpoint of tensors alone", "model.state_dict()")),
