@@ -18,6 +18,7 @@ from finercam_rt.export.emit import save
 from finercam_rt.export.gate import automatic, measure_agreement, run_file, run_modules, shortfalls
 from finercam_rt.export.precision import with_precision
 from finercam_rt.export.quantize import quantize
+from finercam_rt.export.refusal import refusing
 from finercam_rt.export.symmetric import quantize_symmetric
 from finercam_rt.images import ImageSource, load_image, source_name
 from finercam_rt.manifest import INT8, PRECISIONS, InputSpec, Manifest
@@ -119,7 +120,8 @@ def reduce(
     elif precision == "int8-symmetric":
         graph, line = quantize_symmetric(twin, samples.calibration, automatic(manifest, 1, class_embeddings))
     else:
-        reduced = with_precision(trunk, precision)
+        with refusing(f"computing the trunk in {precision}"):
+            reduced = with_precision(trunk, precision)
         graph = emit(reduced, opset=opset)
     manifest = dataclasses.replace(manifest, precision=precision, opset=opset, passes=(*manifest.passes, line))
     if precision == "bf16":

@@ -24,6 +24,7 @@ from finercam_rt.export.emit import save, to_onnx
 from finercam_rt.export.hooks import hooked
 from finercam_rt.export.method import positions
 from finercam_rt.export.outputs import feature_map, with_feature_map
+from finercam_rt.export.refusal import refusing
 from finercam_rt.export.rewriter import fake_mode
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.verify import LOGIT_TOLERANCE
@@ -123,22 +124,24 @@ def _emit(split: Split, manifest: Manifest) -> tuple[onnx_ir.Model, TailManifest
         producer=manifest.producer,
     )
     tail, _ = sink_selections(split.tail)
-    values = [node.meta["val"] for node in tail.graph.nodes if node.op == "placeholder"]
-    assembly, names = Assembly(fake_mode(tail.graph)), iter(made.inputs)
-    activations = assembly.input(next(names), values[0])
-    batch = values[0].shape[0]
-    rows = assembly.call(aten.sym_size.int, activations, 0, value=batch)
-    carried = []
-    for value in values[1:]:  # what is no tensor is the number of images, or of windows
-        times = _times(value, batch)
-        carried.append(
-            assembly.input(next(names), value)
-            if times is None
-            else assembly.call(operator.mul, times, rows, value=value)
-        )
-    outputs = assembly.add(tail, [activations, *carried])
+    with refusing("putting the tail together"):
+        values = [node.meta["val"] for node in tail.graph.nodes if node.op == "placeholder"]
+        assembly, names = Assembly(fake_mode(tail.graph)), iter(made.inputs)
+        activations = assembly.input(next(names), values[0])
+        batch = values[0].shape[0]
+        rows = assembly.call(aten.sym_size.int, activations, 0, value=batch)
+        carried = []
+        for value in values[1:]:  # what is no tensor is the number of images, or of windows
+            times = _times(value, batch)
+            carried.append(
+                assembly.input(next(names), value)
+                if times is None
+                else assembly.call(operator.mul, times, rows, value=value)
+            )
+        outputs = assembly.add(tail, [activations, *carried])
+        program = assembly.program(outputs)
     axes = {"activations": "rows"}
-    return to_onnx(assembly.program(outputs), list(made.inputs), ["logits"], manifest.opset, axes), made
+    return to_onnx(program, list(made.inputs), ["logits"], manifest.opset, axes), made
 
 
 def _verify(path: Path, engine: Engine, model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
