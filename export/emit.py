@@ -174,14 +174,24 @@ def _name_parts(model: onnx_ir.Model, outputs: int) -> None:
 
 
 def _name_axes(model: onnx_ir.Model, axes: Mapping[str, str]) -> None:
-    """Give dynamic axes names in the place of the tracer's symbols, wherever these come up."""
+    """Give dynamic axes names in the place of the tracer's symbols, wherever these come up.
+
+    Raises:
+        ExportError: one of them is not dynamic.
+    """
     import onnx_ir
 
     symbols = {}
     for given in model.graph.inputs:
-        size = given.shape[0] if given.shape is not None and given.name in axes else None
-        if isinstance(size, onnx_ir.SymbolicDim):
-            symbols[str(size.value)] = axes[str(given.name)]
+        if given.shape is None or given.name not in axes:
+            continue
+        size = given.shape[0]
+        if not isinstance(size, onnx_ir.SymbolicDim):
+            raise ExportError(
+                f"the derivative behind this layer holds for an axis `{axes[given.name]}` of {size} alone, as where a "
+                "model mixes the images of a batch; choose a later target layer."
+            )
+        symbols[str(size.value)] = axes[given.name]
     symbol = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
     for value in values:

@@ -240,10 +240,7 @@ def _text(record: dict[str, Any]) -> str:
         ("latency", _percentiles(record["latency_ms"])),
         ("CPU time", f"{record['cpu_ms']:.3f} ms a run"),
         ("load", f"{record['load_ms']:.1f} ms, first run {record['first_run_ms']:.3f} ms"),
-        (
-            "walltime",
-            f"{record['host_walltime_s']:.2f} s, {runs} after {config['warmup_ms']} ms of warm-up",
-        ),
+        ("walltime", f"{record['host_walltime_s']:.2f} s, {runs} after {config['warmup_ms']} ms of warm-up"),
     ]
     if "gpu" in record:
         gpu = record["gpu"]

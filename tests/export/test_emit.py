@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
+from finercam_rt.errors import ExportError
 from finercam_rt.export.emit import to_onnx
 from finercam_rt.export.simplify import RULES
 
@@ -62,6 +63,14 @@ def test_what_is_taken_apart(
     onnx_ir.save(model, tmp_path / "x.onnx")
     (found,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"x": x.numpy()})
     assert found == pytest.approx(wanted.numpy(), abs=1e-5)
+
+
+def test_an_axis_that_was_fixed_is_refused() -> None:
+    program = torch.export.export(_Pure(), (torch.zeros(3, 4),))
+    with pytest.raises(
+        ExportError, match="holds for an axis `batch` of 3 alone, as where a model mixes the images of a batch"
+    ):
+        to_onnx(program, ["x"], ["y"], 20, {"x": "batch"})
 
 
 def test_what_changes_nothing_is_left_out() -> None:
