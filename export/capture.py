@@ -14,6 +14,7 @@ from torch.export import Dim
 from finercam_rt.errors import ExportError
 from finercam_rt.export.constants import fold_constants
 from finercam_rt.export.distances import AnyBatch
+from finercam_rt.export.functionalize import functionalize
 from finercam_rt.export.hooks import hooked
 from finercam_rt.export.outputs import feature_map, layer_name, with_feature_map
 from finercam_rt.export.plain_attention import plain_attention
@@ -69,8 +70,6 @@ def capture(model: nn.Module, layers: Sequence[str | LayerInfo], example: torch.
     marked = enumerate(zip(names, layers, strict=True))
     with hooked((model.get_submodule(name), mark(index, layer)) for index, (name, layer) in marked):
         graph_module = _exported(model, example)
-    assert isinstance(graph_module, torch.fx.GraphModule)
-    _drop_guards(graph_module)
     fold_constants(graph_module)
     taps = [node for node in graph_module.graph.nodes if node.target is torch.ops.finercam.tap.default]
     for index, name in enumerate(names):
@@ -84,7 +83,7 @@ def capture(model: nn.Module, layers: Sequence[str | LayerInfo], example: torch.
     return Captured(graph_module, tuple(marks), _only_output(graph_module))
 
 
-def _exported(model: nn.Module, example: torch.Tensor) -> Any:
+def _exported(model: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
     """The graph of the model's forward, followed as it runs, or else out of its bytecode.
 
     The first is quick. The second knows that len(x) and int(x.shape[0]) are the batch and not a number.
@@ -97,7 +96,8 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
                 program = torch.export.export(
                     model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
                 )
-                return program.run_decompositions({}).module()
+                graph_module = _module(program)
+                return graph_module if functionalize(graph_module) else _module(program.run_decompositions({}))
         except ExportError:
             raise
         except Exception as error:
@@ -111,11 +111,14 @@ def _exported(model: nn.Module, example: torch.Tensor) -> Any:
     ) from first
 
 
-def _drop_guards(graph_module: torch.fx.GraphModule) -> None:
-    """The input checks that torch.export appends; the engine's runtime has its own."""
+def _module(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program without the input checks that torch.export appends; the engine's runtime has its own."""
+    graph_module = program.module()
+    assert isinstance(graph_module, torch.fx.GraphModule)
     for node in list(graph_module.graph.nodes):
         if node.op == "call_module" and node.name.startswith("_guards_fn"):
             graph_module.graph.erase_node(node)
+    return graph_module
 
 
 def _only_output(graph_module: torch.fx.GraphModule) -> torch.fx.Node:

@@ -183,15 +183,16 @@ def _name_axes(model: onnx_ir.Model, axes: Mapping[str, str]) -> None:
 
     symbols = {}
     for given in model.graph.inputs:
-        if given.shape is None or given.name not in axes:
+        name = axes.get(str(given.name))
+        if given.shape is None or name is None:
             continue
         size = given.shape[0]
         if not isinstance(size, onnx_ir.SymbolicDim):
             raise ExportError(
-                f"the derivative behind this layer holds for an axis `{axes[given.name]}` of {size} alone, as where a "
-                "model mixes the images of a batch; choose a later target layer."
+                f"the derivative behind this layer holds for an axis `{name}` of {size} alone, as where a model mixes "
+                "the images of a batch; choose a later target layer."
             )
-        symbols[str(size.value)] = axes[given.name]
+        symbols[str(size.value)] = name
     symbol = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b")
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
     for value in values:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finercam_rt.cli.progress import Progress, progress
 from finercam_rt.errors import InputError
+from finercam_rt.onnx_metadata import read_manifest
 from finercam_rt.tensorrt.build import Written, build_plan
 from finercam_rt.tensorrt.builder import BATCH, CLASSES, BuildOptions, Range
 from finercam_rt.tensorrt.library import RUNTIMES, load_library, targets
@@ -94,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--workspace is {args.workspace}; give at least 1 MiB.")
     batch = _range("batch", BATCH, args.min_batch, args.opt_batch, args.max_batch)
     classes = _range("classes", CLASSES, None, None, args.max_classes)
+    if args.max_classes is not None and read_manifest(args.engine).zero_shot is None:
+        raise InputError(
+            f"--max-classes is of zero-shot models, whose classes come with each run, and {args.engine} has classes of "
+            "its own; leave it out."
+        )
     options = BuildOptions(
         batch=batch,
         classes=classes,

@@ -63,9 +63,9 @@ class Counted(SmallCNN):
         self.layer = torch.nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = len(x) + 1
         x = self.layer(self.stem(x)).mean((2, 3))
-        more = torch.nn.functional.pad(x, (0, 0, 0, 1)).unflatten(1, (2, -1)).reshape(len(x) + 1, -1)
-        return self.head(more[:-1])
+        return self.head(torch.cat([x, x.new_zeros(count, x.shape[1])])[:-count])
 
 
 @pytest.fixture(scope="module")

@@ -259,6 +259,7 @@ def test_the_command(rtx, toy, tmp_path, capsys):
         (["--max-batch", "0"], "--max-batch is 0"),
         (["--min-batch", "5", "--max-batch", "4"], "give none below the one before"),
         (["--opt-batch", "4", "--max-batch", "2"], "give none below the one before"),
+        (["--max-classes", "50"], "toy.onnx has classes of its own; leave it out"),
         (["--workspace", "0"], "--workspace is 0"),
         (["--compute-capability", "8.9"], "is not a list such as"),
         (["--compute-capability", "SM90"], "does not build for SM90; choose among SM75"),

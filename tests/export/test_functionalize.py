@@ -1,0 +1,226 @@
+"""A captured graph without writing in place computes the same, or is left to torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the export needs PyTorch")
+
+from torch import nn  # noqa: E402
+from torch.export import Dim  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from finercam_rt.export.capture import tap  # noqa: E402
+from finercam_rt.export.functionalize import functionalize  # noqa: E402
+
+Forward = Callable[[nn.Module, "torch.Tensor"], "torch.Tensor"]
+
+
+class _Body(nn.Module):
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self._run = forward
+        self.norm = nn.BatchNorm2d(4).eval()
+        self.weight = nn.Parameter(torch.randn(4, 1, 1))
+        self.register_buffer("table", torch.randn(1, 4, 6, 8))
+        with torch.no_grad():
+            for value in (self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var):
+                value.uniform_(0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(self, x)
+
+
+def _residual(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What was read before stays as it was, and what is read later under another name has changed."""
+    x = x * 2
+    before, same = x + 1, x
+    x.relu_().add_(1)
+    return before + x * 10 + same * 100
+
+
+def _copies(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Of a copy and of a reshape that copies, the first value knows nothing."""
+    y = (x * 2).permute(0, 2, 3, 1)
+    copied, folded = y.contiguous(), y.reshape(y.shape[0], 6, 32)
+    copied.relu_()
+    folded.mul_(3)
+    return y + copied * 10 + folded.view_as(y) * 100
+
+
+def _view_alone(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A view of what nothing reads any more is written to."""
+    return (x * 2).flatten(1).relu_()
+
+
+def _dead_view(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A view that was read before."""
+    y = x * 2
+    total = y[:, 0].sum()
+    y.relu_()
+    return y + total
+
+
+def _not_by_number(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y.masked_fill_(y > 1, 0.5).index_fill_(1, torch.tensor([2]), 3.0)
+    return y
+
+
+def _normed(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = m.norm(x)  # type: ignore[operator]
+    return functional.dropout(y.relu_(), 0.5, training=False)
+
+
+def _shapes(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    left, right = x.chunk(2, 1)
+    y = torch.cat([right, left], 1).movedim(1, -1).swapaxes(1, 2).mT
+    y = y.flatten(2).unflatten(2, (4, 6)).reshape(x.shape[0], -1).double().to(torch.float32)
+    return y + m.weight.flatten().expand_as(x[:, 0, 0, :4]).repeat(1, 48)
+
+
+def _by_rows(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The batch is in the sizes of a value that has none."""
+    return x + x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand_as(x)
+
+
+def _standardised(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Weights of mean 0 and variance 1, as NFNets have them."""
+    flat = m.table.reshape(1, 4, 48)
+    return x * functional.batch_norm(flat, None, None, m.weight.flatten(), training=True).reshape_as(m.table)
+
+
+def _tapped(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    marked = tap(y, 0)
+    return marked.relu_() + y
+
+
+KNOWN: dict[str, Forward] = {
+    "residual": _residual,
+    "copies": _copies,
+    "a view alone": _view_alone,
+    "a dead view": _dead_view,
+    "not number by number": _not_by_number,
+    "a batch norm and dropout": _normed,
+    "shapes": _shapes,
+    "expanded by the batch": _by_rows,
+    "standardised weights": _standardised,
+    "a mark": _tapped,
+}
+
+
+def _base_read(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y[:, 1].relu_()
+    return y
+
+
+def _view_read(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    part = y[:, 1]
+    y.relu_()
+    return part + y[:, 0]
+
+
+def _split_read(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    left, right = y.split(2, 1)
+    left.relu_()
+    return y + torch.cat([right, left], 1)
+
+
+def _image_written(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x.sub_(0.5) * 2
+
+
+def _image_view_written(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).sub_(0.5) * 2
+
+
+def _buffer_written(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    m.table.add_(1)  # type: ignore[operator]
+    return x + m.table
+
+
+def _other_type(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A comparison in place gives numbers, and one that is not gives truth values."""
+    return (x * 2).gt_(0.5) + 1
+
+
+def _trained(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return functional.batch_norm(x, m.norm.running_mean, m.norm.running_var, training=True)
+
+
+def _without_gradient(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        y = x * 2
+    return y + 1
+
+
+UNKNOWN: dict[str, Forward] = {
+    "a base that is read": _base_read,
+    "a view that is read": _view_read,
+    "a part that is read": _split_read,
+    "the image": _image_written,
+    "a view of the image": _image_view_written,
+    "a buffer": _buffer_written,
+    "another type": _other_type,
+    "statistics of the batch": _trained,
+    "a block of another mode": _without_gradient,
+}
+
+
+def _exported(model: nn.Module) -> torch.fx.GraphModule:
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (torch.randn(3, 4, 6, 8),), dynamic_shapes=({0: Dim("batch", min=1, max=64)},)
+        )
+    module = program.module()
+    assert isinstance(module, torch.fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module":
+            module.graph.erase_node(node)
+    return module
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_same_values(name: str) -> None:
+    model = _Body(KNOWN[name])
+    module = _exported(model)
+    assert functionalize(module)
+    targets = [node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    assert not [target for target in targets if target._schema.is_mutable]
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 4, 6, 8)
+        torch.testing.assert_close(module(x), model(x))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_shapes_and_types_are_known(name: str) -> None:
+    """Those of every value are what the graph's operations give."""
+    module = _exported(_Body(KNOWN[name]))
+    assert functionalize(module)
+    given: dict[torch.fx.Node, object] = {}
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            given[n] = super().run_node(n)
+            return given[n]
+
+    Watch(module).run(torch.randn(3, 4, 6, 8))
+    for node, value in given.items():
+        known = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            assert known.dtype == value.dtype, node
+            sizes = [size if isinstance(size, int) else None for size in known.shape]
+            assert len(sizes) == value.ndim, node
+            assert all(size in (None, real) for size, real in zip(sizes, value.shape, strict=True)), node
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_left_to_torch(name: str) -> None:
+    assert not functionalize(_exported(_Body(UNKNOWN[name])))
