@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from finercam_rt.manifest import METHODS, LayerInfo
 
-SQUARINGS = 8
-"""Of the Gram matrix in Eigen-CAM: its 256th power, in which the first eigenvector is left alone."""
+SQUARINGS, PRODUCTS = 14, 3
+"""Of the Gram matrix in Eigen-CAM: a column of its 65536th power, in which the first eigenvector is left alone. A
+second eigenvalue up to 0.9997 of the first is told from it, as nearly as float32 knows eigenvectors at all."""
 
 
 class Values(NamedTuple):
@@ -193,14 +194,20 @@ def _eigencam(a: Values, _g: torch.Tensor) -> torch.Tensor:
 
 def _first_eigenvector(gram: torch.Tensor) -> torch.Tensor:
     """(...,L,L), symmetric and not negative -> (...,L,1) of length 1, or 0 for a matrix of zeros; by squaring."""
-    power = gram
-    for _ in range(SQUARINGS):
-        # the trace keeps the largest eigenvalue between 1/L and 1
-        power = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-30)
+    power = _of_trace_one(gram)
+    for step in range(1, SQUARINGS + 1):
         power = power @ power
+        power = power if step % 2 else _of_trace_one(power)
     best = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
     vector = power.gather(-1, best[..., None, None].expand(*power.shape[:-1], 1))
+    for _ in range(PRODUCTS):
+        vector = power @ vector
     return vector / vector.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-30)
+
+
+def _of_trace_one(matrix: torch.Tensor) -> torch.Tensor:
+    """Of trace 1, so that the largest eigenvalue is between 1/L and 1."""
+    return matrix / matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=1e-30)
 
 
 SCORES: dict[str, Score] = {

@@ -120,6 +120,27 @@ def test_formulas_equal_the_public_library(method: str, channels: int, layout: s
         assert np.linalg.norm(ops.cam(a.numpy(), g.numpy(), method=method) - rectified) <= allowed
 
 
+@pytest.mark.parametrize("channels", [CHANNELS, MANY])
+@pytest.mark.parametrize("second", [0.5, 0.97, 0.99, 0.997, 0.999])
+def test_a_second_component_as_large_as_the_first(second: float, channels: int) -> None:
+    """Eigen-CAM's first principal component is told from one that explains nearly as much of the variance."""
+    draw = np.random.default_rng(5)
+    rank = min(channels, GRID[0] * GRID[1] - 1)
+    left = draw.standard_normal((GRID[0] * GRID[1], rank))
+    left = np.linalg.qr(left - left.mean(0))[0]
+    right = np.linalg.qr(draw.standard_normal((channels, rank)))[0]
+    sigma = np.sqrt([1, second, *sorted(second * draw.random(rank - 2), reverse=True)])
+    a = 3 * (left * sigma) @ right.T + right[:, 0]  # the mean is along the first component
+    activations = torch.from_numpy(a.T.reshape(1, channels, *GRID).astype(np.float32))
+    expected = np.maximum(3 * left[:, 0], 0).reshape(1, *GRID)
+    # float32 moves the component by its own rounding over the distance of the two
+    allowed = (1e-6 + 3e-7 / (1 - second)) * np.linalg.norm(expected)
+    ours = raw_map(activations, activations, LayerInfo("layer", "nchw", GRID), "eigencam").numpy()
+    taps = ops.cam(activations.numpy(), activations.numpy(), method="eigencam")
+    assert np.linalg.norm(ours - expected) <= allowed
+    assert np.linalg.norm(taps - expected) <= allowed
+
+
 @pytest.mark.parametrize("method", ["gradcam", "xgradcam", "layercam", "gradcam++-eigen", "fem"])
 def test_engines_of_methods(method: str, tmp_path: Path) -> None:
     """One for each way to a map: compiled, verified against eager autograd by the export itself, and the seed changes
