@@ -69,7 +69,10 @@ class _Work(Rewriter):
     def written(self, x: fx.Node, node: fx.Node) -> bool:
         """Let what reads `x` behind `node` read `node`; false if others look into x's memory later, or for good."""
         place = self._places[node]
-        for other in (node for memory in self._memory[x] for node in self._sharing[memory]):
+        sharing = [other for memory in self._memory[x] for other in self._sharing[memory]]
+        if x not in sharing:  # nothing is known of it
+            return False
+        for other in sharing:
             if other.op in ("placeholder", "get_attr"):
                 return False
             if other is not x and self._places[other] < place and any(self._after(user, place) for user in other.users):
