@@ -15,6 +15,7 @@ from finercam_rt.errors import ExportError
 from finercam_rt.export.assemble import Assembly
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.refusal import first_line, refusing
+from finercam_rt.export.registry import one_registry
 from finercam_rt.export.rewriter import fake_mode
 from finercam_rt.export.simplify import simplify
 from finercam_rt.export.sources import keep_sources
@@ -96,7 +97,7 @@ def to_onnx(
         ExportError: see `emit`.
     """
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), one_registry():
             model = _converted(program, input_names, output_names, opset)
             simplify(model)
     except Exception as error:

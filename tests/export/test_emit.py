@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.emit import to_onnx
+from finercam_rt.export.registry import one_registry
 from finercam_rt.export.simplify import RULES
 
 
@@ -87,3 +89,17 @@ def test_a_rule_is_tried_where_it_can_match() -> None:
         for rule in rules:
             (output,) = rule._target_pattern.outputs
             assert output.producer().op.matches(op_type), (op_type, rule.name)
+
+
+def test_the_exporters_table_is_made_once_and_is_its_own() -> None:
+    """What is added to a copy is in no other, and the exporter has its own way back afterwards."""
+    before = ONNXRegistry.__dict__["from_torchlib"]
+    wanted = ONNXRegistry.from_torchlib()
+    with one_registry():
+        first, second = ONNXRegistry.from_torchlib(), ONNXRegistry.from_torchlib()
+        added = first.functions["aten::relu"].pop()
+        assert second.functions["aten::relu"] == [*first.functions["aten::relu"], added]
+        assert list(second.functions) == list(wanted.functions)
+        assert second.opset_version == wanted.opset_version
+        assert ONNXRegistry.from_torchlib(opset_version=20).opset_version == 20
+    assert ONNXRegistry.__dict__["from_torchlib"] is before
