@@ -126,7 +126,7 @@ def _in_place(work: _Work, node: fx.Node) -> bool:
     writes = [argument.name for argument in target._schema.arguments if argument.alias_info is not None]
     pure = getattr(getattr(aten, name[:-1], None), target._overloadname, None)
     x: Any = node.args[0]
-    if not name.endswith("_") or pure is None or writes != ["self"] or not work.written(x, node):
+    if not name.endswith("_") or pure is None or not _may_stay(pure) or writes != ["self"] or not work.written(x, node):
         return False
     before = node.meta["val"]
     _become(node, pure, *node.args, **node.kwargs)
@@ -220,7 +220,17 @@ _RULES: dict[Any, Callable[[_Work, fx.Node], bool]] = {
     aten.batch_norm.default: _batch_norm,
     aten.chunk.default: _chunk,
     aten.expand_as.default: _expanded,
-    **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default], _dropout),
+    **dict.fromkeys(
+        [
+            aten.dropout.default,
+            aten.dropout_.default,
+            aten.feature_dropout.default,
+            aten.feature_dropout_.default,
+            aten.alpha_dropout.default,
+            aten.alpha_dropout_.default,
+        ],
+        _dropout,
+    ),
     **dict.fromkeys([aten.contiguous.default, *(getattr(aten.to, name) for name in _TO)], _as_it_is),
     **dict.fromkeys(
         [

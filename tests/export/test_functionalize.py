@@ -72,7 +72,8 @@ def _not_by_number(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _normed(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
     y: torch.Tensor = m.norm(x)  # type: ignore[operator]
-    return functional.dropout(y.relu_(), 0.5, training=False)
+    y = functional.dropout(y.relu_(), 0.5, training=False)
+    return functional.dropout(y, 0.5, training=False, inplace=True)
 
 
 def _shapes(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -193,7 +194,7 @@ def test_the_same_values(name: str) -> None:
     module = _exported(model)
     assert functionalize(module)
     targets = [node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    assert not [target for target in targets if target._schema.is_mutable]
+    assert not [target for target in targets if target._schema.is_mutable or "dropout" in target.name()]
     for batch in (1, 2, 5):
         x = torch.randn(batch, 4, 6, 8)
         torch.testing.assert_close(module(x), model(x))
