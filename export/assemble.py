@@ -22,7 +22,14 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from finercam_rt.export.rewriter import attribute, drop_dead
+from finercam_rt.export.rewriter import attribute, drop_dead, reshaped_to
+
+aten = torch.ops.aten
+
+_RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
+_PADS = {aten.pad.default, aten.constant_pad_nd.default}
+_MAY_CHANGE_NOTHING = {*_RESHAPES, *_PADS, aten.expand.default, aten.slice.Tensor, aten.sum.dim_IntList, aten.mean.dim}
+"""Where their values are of the same shape as what they are given."""
 
 
 class Assembly:
@@ -74,6 +81,7 @@ class Assembly:
         inputs = [InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None) for node in self._inputs]
         results = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in outputs]
         self._graph.output(tuple(outputs))
+        self._write_sizes()
         drop_dead(self._graph)
         call = ModuleCallSignature(
             inputs=[],
@@ -90,6 +98,21 @@ class Assembly:
             module_call_graph=[ModuleCallEntry("", call)],
             verifiers=[TrainingIRVerifier],  # where something writes in place, `to_onnx` makes it pure
         )
+
+    def _write_sizes(self) -> None:
+        """Let no reshape compute its sizes: of a number of elements, as traces have it, ONNX has no form.
+
+        What gives back what it is given goes: runtimes copy it, or keep it out of the kernels around it.
+        """
+        for node in self._graph.nodes:
+            if node.target not in _MAY_CHANGE_NOTHING:
+                continue
+            before, after = node.args[0].meta["val"], node.meta["val"]
+            unchanged = str(before.shape) == str(after.shape) and before.dtype == after.dtype
+            if unchanged and not (node.target in _PADS and any(node.args[1])):
+                node.replace_all_uses_with(node.args[0], lambda user: user.op != "output")
+            elif node.target in _RESHAPES and (sizes := reshaped_to(after)) is not None:
+                node.update_arg(1, sizes)
 
     def _weight(self, value: torch.Tensor, name: str) -> fx.Node:
         """The input that is this weight, or another view of the same numbers."""

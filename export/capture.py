@@ -97,7 +97,7 @@ def _exported(model: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
                     model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
                 )
                 graph_module = _module(program)
-                return graph_module if functionalize(graph_module) else _module(program.run_decompositions({}))
+                return graph_module if functionalize(graph_module) else _decomposed(program)
         except ExportError:
             raise
         except Exception as error:
@@ -117,6 +117,15 @@ def _module(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
     assert isinstance(graph_module, torch.fx.GraphModule)
     for node in list(graph_module.graph.nodes):
         if node.op == "call_module" and node.name.startswith("_guards_fn"):
+            graph_module.graph.erase_node(node)
+    return graph_module
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program as torch.export makes it functional, without the last step, which stores what a forward keeps."""
+    graph_module = _module(program.run_decompositions({}))
+    for node in list(graph_module.graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and not node.users:
             graph_module.graph.erase_node(node)
     return graph_module
 

@@ -49,6 +49,7 @@ def choose(
     maps = [place for place in positioned if place.cut and not _is_projection(model, place)]
     norms = [place for place in positioned if _is_block_norm(model, place)]
     sparse: list[Place] = []
+    classes = 0
     for end in range(len(maps), 0, -GROUP):
         group = maps[max(0, end - GROUP) : end]
         # of blocks whose outputs are sums outside of any module, the norms read nothing that has a name
@@ -58,8 +59,7 @@ def choose(
         dense = [place for place in reversed(group) if shares[place] >= DENSE]
         if dense:
             sparse += [place for place in group if place.step > dense[0].step]
-            # a map of class scores is the logits laid out, not what they were made from
-            dense.sort(key=lambda place: classes in channel_counts(place.shape, image))
+            dense.sort(key=lambda place: _are_scores(place, classes, image))
             reached = [norm for norm in beside if shares[norm] >= DENSE]
             usual = _block_norm(dense[0], reached, maps, image, bool(sparse))
             # class attention's blocks read the patches again and again as they are
@@ -71,7 +71,8 @@ def choose(
             seen = [(place, True) for place in (*usual, *dense)]
             return [(place, False) for place in deep] + seen + [(place, False) for place in earlier]
         sparse += group
-    return [(place, False) for place in (*reversed(maps), *reversed(norms))]
+    last = sorted(reversed(maps), key=lambda place: _are_scores(place, classes, image))
+    return [(place, False) for place in (*last, *reversed(norms))]
 
 
 def class_gradients(logits: torch.Tensor, activations: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
@@ -95,6 +96,11 @@ def _gradient_shares(
         if gradient is not None:
             shares[place] = max(float(gradient.abs().amax(a).gt(0).float().mean()) for a in channel_axes)
     return shares, logits.shape[1]
+
+
+def _are_scores(place: Place, classes: int, image: ImageGrids) -> bool:
+    """Whether a place may be a map of class scores: the logits laid out, not what they were made from."""
+    return classes in channel_counts(place.shape, image)
 
 
 def _block_norm(

@@ -252,6 +252,8 @@ def _unfold_backward(grad: torch.Tensor, input_sizes: Sequence[int], dim: int, s
 
 def _surround(x: torch.Tensor, dim: int, first: int, size: int) -> torch.Tensor:
     """x as the part of `size` zeros along `dim` that begins at `first`."""
+    if x.is_complex():  # for which the exporter has no padding
+        return torch.view_as_complex(_surround(torch.view_as_real(x), dim, first, size))
     after = size - first - x.shape[dim]
     return functional.pad(x, (0, 0) * (x.ndim - dim - 1) + (first, after)) if first or after else x
 

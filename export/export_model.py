@@ -58,6 +58,9 @@ EARLY = 0.9
 
 VERIFICATION_CLASSES = 8
 
+REFERENCES = 3
+"""Reference classes an image where the caller does not say, or as many as there are besides the target."""
+
 
 @undisturbed
 def export_model(
@@ -70,7 +73,7 @@ def export_model(
     classes: Sequence[str] | None = None,
     method: str = "gradcam",
     objective: str = "weighted",
-    references: int = 3,
+    references: int | None = None,
     contrasts: int = 1,
     layer_maps: bool = False,
     head: str = "graph",
@@ -111,7 +114,8 @@ def export_model(
         method: how activations and gradients become the map, one of manifest.METHODS; any with the Finer seed.
         objective: "weighted" (softmax-weighted references), "mean" (the paper's), or "softmax" (the target's share of
             all classes' softmax less the references' mean share).
-        references: R, how many reference classes an image is contrasted with; at most K - 1 are kept.
+        references: R, how many reference classes an image is contrasted with, at most K - 1; None is 3, or K - 1 where
+            that is less. Of a ZeroShot, whose K each run says, those that a run of fewer classes lacks take no part.
         contrasts: P, how many (target, references, alpha) triples an image the graph explains in one run.
         layer_maps: whether the raw map of each of several target layers is an output of its own as well.
         head: "graph": the map is an output of the graph. "taps": the activations and what the method needs of their
@@ -187,9 +191,9 @@ def export_model(
         classes = (f"not {classes[0]}", classes[0])
     if num_classes is not None:
         _check_classes(num_classes, classes, class_embeddings)
-        references = min(references, num_classes - 1)
     elif classes is not None:
         raise ExportError("a zero-shot model gets its classes when it runs; leave the class names out.")
+    references = _number_of_references(references, num_classes)
     if zero_shot is not None and class_embeddings is None:
         directions = random_embeddings(max(VERIFICATION_CLASSES, references + 2), classifier.width)
         class_embeddings = ClassEmbeddings(directions, tuple(map(str, range(len(directions)))))
@@ -270,18 +274,13 @@ def export_model(
 
 
 def _check_arguments(
-    target_layers: Sequence[str],
-    method: str,
-    objective: str,
-    references: int,
-    contrasts: int,
-    opset: int,
+    target_layers: Sequence[str], method: str, objective: str, references: int | None, contrasts: int, opset: int
 ) -> None:
     if method not in METHODS:
         raise ExportError(f"method {method!r} is unknown; give one of {', '.join(METHODS)}.")
     if objective not in OBJECTIVES:
         raise ExportError(f"objective {objective!r} is unknown; give one of {', '.join(OBJECTIVES)}.")
-    if references < 1:
+    if references is not None and references < 1:
         raise ExportError(f"references is {references}, and a contrast needs at least 1.")
     if contrasts < 1:
         raise ExportError(f"contrasts is {contrasts}, and an explanation needs at least 1.")
@@ -347,6 +346,19 @@ def _check_classes(num_classes: int, classes: Sequence[str] | None, class_embedd
         )
     if class_embeddings is not None:
         raise ExportError("the model has classes of its own; leave class embeddings out.")
+
+
+def _number_of_references(asked: int | None, num_classes: int | None) -> int:
+    """R; num_classes is None of a zero-shot model, whose runs say how many there are."""
+    most = REFERENCES if num_classes is None else num_classes - 1
+    if asked is None:
+        return min(REFERENCES, most)
+    if num_classes is not None and asked > most:
+        raise ExportError(
+            f"references is {asked}, and the model has {num_classes} classes, {most} of them beside the one that is "
+            f"explained; give {'1' if most == 1 else f'1 to {most}'}, or leave it out."
+        )
+    return asked
 
 
 def _said_of(captured: Captured, split: Split, classes: int) -> list[str]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
-from finercam_rt.export.rewriter import Rewriter, finish
+from finercam_rt.export.rewriter import Rewriter, finish, reshaped_to, writes
 
 aten = torch.ops.aten
 
@@ -33,13 +33,24 @@ def functionalize(module: fx.GraphModule) -> bool:
             return False
         if not isinstance(target, torch._ops.OpOverload):
             continue  # a size's arithmetic, or one of several results
-        rule = _RULES.get(target, _in_place if target._schema.is_mutable else None)
+        rule = _RULES.get(target, _in_place if writes(node) else None)
         if rule is None and not _may_stay(target):
             return False
         if rule is not None and not rule(work, node):
             return False
     finish(module)
     return True
+
+
+def purify(module: fx.GraphModule) -> None:
+    """Let a derivative, where its trace writes in place, compute anew, if no other value looks into that memory."""
+    nodes = list(module.graph.nodes)
+    writing = [node for node in nodes if writes(node)]
+    if writing:
+        work = _Work(module, nodes)
+        for node in writing:
+            _in_place(work, node)
+        finish(module)
 
 
 def _may_stay(target: torch._ops.OpOverload) -> bool:
@@ -69,19 +80,20 @@ class _Work(Rewriter):
     def written(self, x: fx.Node, node: fx.Node) -> bool:
         """Let what reads `x` behind `node` read `node`; false if others look into x's memory later, or for good."""
         place = self._places[node]
+
+        def later(user: fx.Node) -> bool:
+            return self._places[user] > place
+
         sharing = [other for memory in self._memory[x] for other in self._sharing[memory]]
         if x not in sharing:  # nothing is known of it
             return False
         for other in sharing:
             if other.op in ("placeholder", "get_attr"):
                 return False
-            if other is not x and self._places[other] < place and any(self._after(user, place) for user in other.users):
+            if other is not x and self._places[other] < place and any(map(later, other.users)):
                 return False
-        x.replace_all_uses_with(node, lambda user: self._after(user, place))
+        x.replace_all_uses_with(node, later)
         return True
-
-    def _after(self, user: fx.Node, place: int) -> bool:
-        return self._places[user] > place
 
     def take_first(self, node: fx.Node) -> None:
         """Let what reads a value read the first of three that the node gives in its place."""
@@ -108,10 +120,6 @@ def _become(node: fx.Node, target: Any, *args: Any, **kwargs: Any) -> None:
     node.target, node.args, node.kwargs = target, args, kwargs
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    return node.args
-
-
 def _memory(value: Any) -> frozenset[int]:
     if isinstance(value, torch.Tensor):
         return frozenset([value.untyped_storage()._cdata])
@@ -123,19 +131,25 @@ def _in_place(work: _Work, node: fx.Node) -> bool:
     """`x.add_(y)` as `x + y`, where what is read of x later is this."""
     target: Any = node.target
     name = target._schema.name.removeprefix("aten::")
-    writes = [argument.name for argument in target._schema.arguments if argument.alias_info is not None]
+    aliased = [argument.name for argument in target._schema.arguments if argument.alias_info is not None]
     pure = getattr(getattr(aten, name[:-1], None), target._overloadname, None)
     x: Any = node.args[0]
-    if not name.endswith("_") or pure is None or not _may_stay(pure) or writes != ["self"] or not work.written(x, node):
+    if not name.endswith("_") or pure is None or not _may_stay(pure) or aliased != ["self"]:
+        return False
+    if not work.written(x, node):
         return False
     before = node.meta["val"]
-    _become(node, pure, *node.args, **node.kwargs)
+    node.target = pure
     if torch.Tag.pointwise in pure.tags:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), _one)
-        return bool(pure(*args, **kwargs).dtype == before.dtype)
-    work.refresh(node)
-    after = node.meta["val"]
-    return bool(before.dtype == after.dtype and before.shape == after.shape)
+        same = pure(*args, **kwargs).dtype == before.dtype
+    else:
+        work.refresh(node)
+        after = node.meta["val"]
+        same = before.dtype == after.dtype and before.shape == after.shape
+    if not same:
+        node.target, node.meta["val"] = target, before
+    return bool(same)
 
 
 def _one(node: fx.Node) -> Any:
@@ -156,6 +170,7 @@ def _as_it_is(work: _Work, node: fx.Node) -> bool:
         _become(node, aten.clone.default, x, memory_format=torch.contiguous_format)
     else:
         node.replace_all_uses_with(x)
+        node.graph.erase_node(node)
     return True
 
 
@@ -166,14 +181,14 @@ def _dropout(work: _Work, node: fx.Node) -> bool:
 
 def _reshaped(work: _Work, node: fx.Node) -> bool:
     """A reshape, of whose sizes one at most depends on the batch."""
-    sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    sizes = reshaped_to(node.meta["val"])
     _become(node, aten.reshape.default, node.args[0], sizes)
-    return sizes.count(-1) <= 1
+    return sizes is not None
 
 
 def _expanded(work: _Work, node: fx.Node) -> bool:
     """Of `expand_as(x, other)`: its sizes."""
-    x, other = _arguments(node)
+    x, other = cast(Any, node.args)
     before, after = x.meta["val"].shape, node.meta["val"].shape
     before = (*[1] * (len(after) - len(before)), *before)
     sizes = [
@@ -187,7 +202,7 @@ def _expanded(work: _Work, node: fx.Node) -> bool:
 def _permuted(work: _Work, node: fx.Node) -> bool:
     """A permutation, found with a tensor whose axes are all of another size."""
     target: Any = node.target
-    x, *order = _arguments(node)
+    x, *order = cast(Any, node.args)
     axes = torch.empty(list(range(x.meta["val"].ndim)), device="meta")
     moved = target(axes, *order, **node.kwargs)
     _become(node, aten.permute.default, x, list(moved.shape))
@@ -196,7 +211,7 @@ def _permuted(work: _Work, node: fx.Node) -> bool:
 
 def _chunk(work: _Work, node: fx.Node) -> bool:
     """Pieces of known sizes."""
-    x, _, dim = (*_arguments(node), 0)[:3]
+    x, _, dim = (*cast(Any, node.args), 0)[:3]
     sizes = [piece.shape[dim] for piece in node.meta["val"]]
     _become(node, aten.split_with_sizes.default, x, sizes, dim)
     return all(isinstance(size, int) for size in sizes)
@@ -204,7 +219,7 @@ def _chunk(work: _Work, node: fx.Node) -> bool:
 
 def _batch_norm(work: _Work, node: fx.Node) -> bool:
     """The first result of the operation that only reads its statistics, or, as of standardised weights, has none."""
-    x, weight, bias, mean, variance, training, momentum, eps = _arguments(node)[:8]
+    x, weight, bias, mean, variance, training, momentum, eps = cast(Any, node.args)[:8]
     if training == (mean is not None):
         return False
     work.take_first(node)
@@ -215,10 +230,23 @@ def _batch_norm(work: _Work, node: fx.Node) -> bool:
     return True
 
 
+def _padded(_work: _Work, node: fx.Node) -> bool:
+    """A convolution whose padding is a word, where it is the same on both sides."""
+    given: tuple[Any, ...] = node.args
+    defaults: tuple[Any, ...] = (None, [1, 1], "valid", [1, 1], 1)
+    x, weight, bias, stride, padding, dilation, groups = (*given, *defaults[len(given) - 2 :])
+    kernel = weight.meta["val"].shape[2:]
+    added = [0, 0] if padding == "valid" else [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    if all(size % 2 == 0 for size in added):
+        _become(node, aten.conv2d.default, x, weight, bias, stride, [size // 2 for size in added], dilation, groups)
+    return True
+
+
 _TO = ("device", "dtype", "dtype_layout", "other")
 _RULES: dict[Any, Callable[[_Work, fx.Node], bool]] = {
     aten.batch_norm.default: _batch_norm,
     aten.chunk.default: _chunk,
+    aten.conv2d.padding: _padded,
     aten.expand_as.default: _expanded,
     **dict.fromkeys(
         [

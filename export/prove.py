@@ -93,6 +93,12 @@ def prove(looker: Looker, name: str, shape: Sequence[int], image: ImageGrids, re
     else:
         ordered = [best]
     allowed = [reading for reading in (*plain, *ordered) if request.allows(reading)]
+    if best is None and not allowed and by_image.folded:
+        raise LayerError(
+            f"{output} for {by_image.sizes[0]} images, has several rows an image, as of crops or flipped copies that "
+            "are put into one batch, and no order of positions in them is known",
+            "choose a layer with one row an image",
+        )
     if best is None and not allowed:
         pinned = " of the layout, grid or prefix tokens given" if request != UNPINNED else ""
         raise LayerError(f"{output}, is not a feature map{pinned}", "choose a layer whose output has positions")

@@ -16,12 +16,26 @@ SAME = 1e-6
 """Logits whose differences are so small a share of them are the same: float32 has no digits for more."""
 REPEATED = 1e-5
 """By how much of the largest logit two runs on the same images may differ: sums need not have one order."""
+UNTOLD = 1e-3
+"""Nats by which an image changes the difference of two logits, at most, where it tells none from another."""
 NEIGHBOURS = 1e-2
 """By what share of the difference between two images the logits of one may change with what is beside it."""
 
 
+_ALLOCATION = re.compile(r"you tried to allocate (\d+) bytes")
+"""Of PyTorch's message where the memory does not suffice; its type is RuntimeError."""
+
+
+def memory_asked(error: BaseException) -> str | None:
+    """How much memory PyTorch asked for in vain, such as "1080.0 GB"; None of other errors."""
+    found = _ALLOCATION.search(str(error))
+    return None if found is None else f"{int(found[1]) / 1e9:.1f} GB"
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a one-sentence report."""
+    """The first line of an error's message, for a one-sentence report; where memory ran out, how much was asked for."""
+    if (asked := memory_asked(error)) is not None:
+        return f"there is too little memory for {asked} at once"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
@@ -37,6 +51,11 @@ def refusing(doing: str) -> Iterator[None]:
         advice = "choose another target layer, or report it"
         if isinstance(error, CheckpointError) or "Checkpointing is not compatible" in str(error):
             advice = "the model's forward checkpoints its activations, which is for training: switch that off"
+        if "modified by an inplace operation" in str(error):
+            raise ExportError(
+                "the model's forward writes in place into a value that its derivative needs, so that PyTorch cannot "
+                "differentiate it; make a new tensor there: y = y + x for y += x, torch.stack for y[:, i] = x."
+            ) from error
         raise ExportError(f"{doing} failed ({type(error).__name__}: {first_line(error)}); {advice}.") from error
 
 
@@ -60,6 +79,8 @@ def _advice(error: Exception) -> str:
         return "it takes videos or volumes, and an engine takes single images (N,C,H,W)"
     if re.search(r"to have \d+ channels, but got \d+ channels", str(error)):
         return "say how many channels its images have, with --channels (channels in Python)"
+    if memory_asked(error) is not None:
+        return "give a smaller input size"
     if "register a hook on a tensor" in str(error):
         return "take the hooks on tensors out of its forward, or register them where a tensor requires grad"
     if "multiple values for argument" in str(error):
@@ -74,7 +95,9 @@ def check_finite(logits: torch.Tensor) -> None:
         ExportError: they are not.
     """
     if not logits.isfinite().all():
-        raise ExportError("the model's logits are not finite on noise of its input size; check its weights.")
+        masked = not (logits.isnan() | logits.isposinf()).any()  # minus infinity alone
+        advice = "mask classes by a large negative number in its place, such as -1e4" if masked else "check its weights"
+        raise ExportError(f"the model's logits are not finite on noise of its input size; {advice}.")
 
 
 def check_logits(model: nn.Module, images: torch.Tensor) -> None:
@@ -106,9 +129,23 @@ def check_logits(model: nn.Module, images: torch.Tensor) -> None:
             "them; take that out, or what is explained would depend on its neighbours."
         )
     differ = bool((images != images[:1]).any())
+    change = logits - logits[:1]
+    moving = logits[:, change.any(0)]  # a masked class is -1e9, say, of every image
     # what is below the smallest normal number may be flushed to zero, and is by some hardware
-    nothing = max(SAME * largest, torch.finfo(torch.float32).tiny)
-    if differ and (logits - logits[:1]).abs().max() <= nothing:
+    nothing = max(SAME * float(moving.abs().max()), torch.finfo(torch.float32).tiny) if moving.numel() else 0.0
+    same = bool(change.abs().max() <= nothing)
+    if (
+        differ
+        and not same
+        and logits.shape[1] > 1
+        and (change.amax(1) - change.amin(1)).max() <= min(REPEATED * spread, UNTOLD)
+    ):
+        raise ExportError(
+            "the model's logits differ from one another by the same numbers whatever the image, as the cumulative ones "
+            "of an ordinal head (CORAL) do, so that no class is told from another by it; return the probability of "
+            "each class in their place, or its logarithm."
+        )
+    if differ and same:
         raise ExportError(
             "the model's logits are the same for different images, so that there is nothing to explain; check that its "
             "weights are loaded and trained."

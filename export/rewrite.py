@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any
@@ -13,7 +12,9 @@ from torch import fx
 from torch.nn import functional
 
 from finercam_rt.export.distances import distances
-from finercam_rt.export.rewriter import Rewriter, Rule
+from finercam_rt.export.maxima import adaptive_max_pool2d, max_pool2d, pair
+from finercam_rt.export.rewriter import Rewriter, Rule, arguments
+from finercam_rt.export.spectra import half_spectrum, magnitude, of_half_spectrum
 from finercam_rt.export.values import dependents
 
 aten = torch.ops.aten
@@ -37,11 +38,6 @@ def rewrite(graph_module: fx.GraphModule, marks: Sequence[fx.Node]) -> None:
     graph_module.recompile()
 
 
-def _arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
-    """Positional arguments, with the defaults of those that were left out."""
-    return (*node.args, *defaults[len(node.args) :])
-
-
 def _copy(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     """What an assignment in place leaves behind: the source, in the shape and type of what it was written to."""
     destination, source = (argument.meta["val"] for argument in node.args[:2])  # type: ignore[union-attr]
@@ -56,7 +52,7 @@ def _copy(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 
 def _slice_scatter(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """x with a part along one dimension replaced: the parts before and behind it, and the new one."""
-    x, source, dim, start, stop, step = _arguments(node, None, None, 0, None, None, 1)
+    x, source, dim, start, stop, step = arguments(node, None, None, 0, None, None, 1)
     return _with_part(rewriter, x, source, dim, start, stop, step)
 
 
@@ -93,7 +89,7 @@ def _with_part(rewriter: Rewriter, x: Any, part: Any, dim: Any, start: Any, stop
 
 def _clamp(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """Bounds that are constants of one element are numbers, and infinite ones are none."""
-    x, *bounds = _arguments(node, None, None, None)
+    x, *bounds = arguments(node, None, None, None)
     limits: list[float | None] = []
     for name, bound in zip(("min", "max"), bounds, strict=True):
         bound = node.kwargs.get(name, bound)
@@ -109,7 +105,7 @@ def _clamp(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _attention(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """softmax(scale * Q K^T + mask) V step by step where queries are not (N,heads,L,D), all that the exporter takes."""
-    query, key, value, mask, dropout, causal = _arguments(node, None, None, None, None, 0.0, False)
+    query, key, value, mask, dropout, causal = arguments(node, None, None, None, None, 0.0, False)
     ranks = {argument.meta["val"].ndim for argument in (query, key, value)}
     mask = node.kwargs.get("attn_mask", mask)
     causal, dropout = node.kwargs.get("is_causal", causal), node.kwargs.get("dropout_p", dropout)
@@ -168,49 +164,14 @@ def _avg_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
     In transformers' EfficientNet it is larger than the map, which OpenVINO and TensorRT do not take.
     """
-    x, kernel, _, padding, _, _, divisor = _arguments(node, None, None, [], 0, False, True, None)
+    x, kernel, _, padding, _, _, divisor = arguments(node, None, None, [], 0, False, True, None)
     sizes = x.meta["val"].shape[-2:]
     whole = tuple(node.meta["val"].shape[-2:]) == (1, 1) and all(
-        k >= size for k, size in zip(_pair(kernel), sizes, strict=True)
+        k >= size for k, size in zip(pair(kernel), sizes, strict=True)
     )
-    if not whole or any(_pair(padding)) or divisor is not None:
+    if not whole or any(pair(padding)) or divisor is not None:
         return None
     return rewriter.emit(aten.mean.dim, x, [-2, -1], True)
-
-
-def _adaptive_max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Windows of one size are a max pooling; one of all positions is the maximum along them."""
-    values = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
-    x, size = node.args
-    sizes, wanted = x.meta["val"].shape[-2:], _pair(size)  # type: ignore[union-attr]
-    if len(values) != len(node.users) or any(old % new for old, new in zip(sizes, wanted, strict=True)):
-        return None
-    if wanted == (1, 1):
-        flat = rewriter.emit(aten.flatten.using_ints, x, -2)
-        largest = rewriter.emit(operator.getitem, rewriter.emit(aten.max.dim, flat, -1, True), 0)
-        found = rewriter.emit(aten.unsqueeze.default, largest, -1)
-    else:
-        kernel = [old // new for old, new in zip(sizes, wanted, strict=True)]
-        found = rewriter.emit(aten.max_pool2d.default, x, kernel, kernel)
-    for value in values:
-        value.replace_all_uses_with(found)
-    return found
-
-
-def _max_pool2d(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    """Zeros around what is pooled are 2^-24, the least number of float16.
-
-    ONNX Runtime makes a padding with zeros the pooling's own (Pad_Fusion, 1.17 to 1.31 at least), which is one with
-    minus infinity: another result wherever a window's values are all negative.
-    """
-    padded, *rest = node.args
-    if not isinstance(padded, fx.Node) or padded.target is not aten.pad.default:
-        return None
-    x, widths, mode, value = _arguments(padded, None, None, "constant", None)
-    if mode != "constant" or value:
-        return None
-    apart = rewriter.emit(aten.constant_pad_nd.default, x, widths, 2.0**-24)
-    return rewriter.emit(aten.max_pool2d.default, apart, *rest)
 
 
 def _einsum(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -229,7 +190,7 @@ def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     x, kernel, dilation, padding, stride = node.args
     value = x.meta["val"]  # type: ignore[union-attr]
     channels = value.shape[1]
-    weight = rewriter.constant(_copying(channels, _pair(kernel)).to(value.dtype))
+    weight = rewriter.constant(_copying(channels, pair(kernel)).to(value.dtype))
     windows = rewriter.emit(aten.conv2d.default, x, weight, None, stride, padding, dilation, channels)
     return rewriter.emit(aten.flatten.using_ints, windows, 2)
 
@@ -237,8 +198,8 @@ def _im2col(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 def _col2im(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """The sum of windows at their places: the transposed convolution."""
     x, size, *geometry = node.args
-    kernel, dilation, padding, stride = map(_pair, geometry)
-    rows, columns = _pair(size)
+    kernel, dilation, padding, stride = map(pair, geometry)
+    rows, columns = pair(size)
     value = x.meta["val"]  # type: ignore[union-attr]
     if value.ndim != 3:
         return None
@@ -258,10 +219,6 @@ def _copying(channels: int, kernel: tuple[int, int]) -> torch.Tensor:
     """Kernels (channels * places, 1, *kernel) of which each has its one at another place."""
     places = math.prod(kernel)
     return torch.eye(places).reshape(places, 1, *kernel).repeat(channels, 1, 1, 1)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _resize(rewriter: Rewriter, node: fx.Node) -> fx.Node:
@@ -297,7 +254,7 @@ def _pad(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
     Their derivatives scatter, and the padding that goes around is written in place, of which a graph knows nothing.
     """
-    x, widths, mode, _ = _arguments(node, None, None, "constant", None)
+    x, widths, mode, _ = arguments(node, None, None, "constant", None)
     value = x.meta["val"]
     if mode == "constant" or not value.is_floating_point():
         return None
@@ -309,6 +266,44 @@ def _pad(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
             places = functional.pad(torch.arange(size, dtype=torch.float64)[None, None], edges, mode)[0, 0].long()
             x = _by_matrix(rewriter, x, -axis, functional.one_hot(places, size).T)
     return x  # type: ignore[no-any-return]
+
+
+def _prod(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """One half of an axis times the other, and so on: a product's own derivative has no ONNX form."""
+    x, dim, keep = arguments(node, None, None, False)
+    size = x.meta["val"].shape[dim]
+    if not isinstance(size, int) or size == 0 or node.kwargs.get("dtype") is not None:
+        return None
+    while size > 1:
+        half, odd = divmod(size, 2)
+        parts = [rewriter.emit(aten.slice.Tensor, x, dim, first, first + half) for first in (0, half)]
+        rest = [rewriter.emit(aten.slice.Tensor, x, dim, 2 * half, size)] if odd else []
+        x = rewriter.emit(aten.mul.Tensor, *parts)
+        x = rewriter.emit(aten.cat.default, [x, *rest], dim) if odd else x
+        size = half + odd
+    return x if keep else rewriter.emit(aten.squeeze.dim, x, dim)
+
+
+def _cumprod(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Each number times the one before it, then those two before, four, and so on."""
+    x, dim = arguments(node, None, None)
+    size = x.meta["val"].shape[dim]
+    if not isinstance(size, int) or node.kwargs.get("dtype") is not None:
+        return None
+    step = 1
+    while step < size:
+        bounds = ((0, step), (step, size), (0, size - step))
+        first, later, before = (rewriter.emit(aten.slice.Tensor, x, dim, *each) for each in bounds)
+        x = rewriter.emit(aten.cat.default, [first, rewriter.emit(aten.mul.Tensor, later, before)], dim)
+        step *= 2
+    return x  # type: ignore[no-any-return]
+
+
+def _bilinear(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """x W y + b, of one matrix W for each output."""
+    one, other, weight, bias = arguments(node, None, None, None, None)
+    found = rewriter.emit(aten.einsum.default, "...i,oij,...j->...o", [one, weight, other])
+    return found if bias is None else rewriter.emit(aten.add.Tensor, found, bias)
 
 
 def _squeeze(_rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -350,8 +345,11 @@ RULES: dict[Any, Rule] = {
     aten.avg_pool2d.default: _avg_pool2d,
     aten.adaptive_avg_pool1d.default: _adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
-    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
-    aten.max_pool2d.default: _max_pool2d,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
+    aten.max_pool2d.default: max_pool2d,
+    aten.prod.dim_int: _prod,
+    aten.cumprod.default: _cumprod,
+    aten.bilinear.default: _bilinear,
     aten.cdist.default: distances,
     aten.einsum.default: _einsum,
     aten.im2col.default: _im2col,
@@ -368,7 +366,10 @@ TAIL: dict[Any, Rule] = {
     **RULES,
     **{getattr(resize, name): _resize for resize in _RESIZES for name in ("default", "vec") if hasattr(resize, name)},
     aten.pad.default: _pad,
+    aten.abs.default: magnitude,
     aten.index.Tensor: _constant_index,
     aten.index_select.default: _constant_index,
+    **{getattr(aten, f"fft_{name}").default: half_spectrum for name in ("rfft", "rfft2", "rfftn")},
+    **{getattr(aten, f"fft_{name}").default: of_half_spectrum for name in ("irfft", "irfft2", "irfftn")},
 }
 """For what is differentiated."""

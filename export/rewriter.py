@@ -77,13 +77,29 @@ class Rewriter:
         return node.meta["val"]
 
 
+def arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """Positional arguments, with the defaults of those that were left out."""
+    return (*node.args, *defaults[len(node.args) :])
+
+
 _COPIES = (aten.clone.default, aten.lift_fresh_copy.default, aten.detach.default, aten.alias.default)
 Rule = Callable[[Rewriter, fx.Node], fx.Node | None]
 
 
+def reshaped_to(value: torch.Tensor) -> list[int] | None:
+    """The sizes that a reshape to this value is told, -1 for one that depends on the batch; None where several do."""
+    sizes = [size if isinstance(size, int) else -1 for size in value.shape]
+    return sizes if sizes.count(-1) <= 1 else None
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether an operation writes to one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
 def drop_dead(graph: fx.Graph) -> None:
-    """Remove what nothing reads; attention too, which fx takes for random and would keep."""
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    """Remove what nothing reads and what writes nothing; attention too, which fx takes for random and would keep."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or writes(node))
 
 
 def finish(module: fx.GraphModule) -> None:

@@ -16,6 +16,8 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import RewritePass, RewriteRule, RewriteRuleSet, pattern
 from onnxscript.rewriter.rules import common as rules
 
+from finercam_rt.export.fourier import fourier_by_products
+
 
 def _exactly(number: int) -> pattern.Constant:
     """Onnxscript's own rules take 1e-8 for zero, which is what keeps a logarithm or a division from an infinity."""
@@ -96,6 +98,7 @@ def simplify(model: onnx_ir.Model) -> None:
         common.RemoveUnusedNodesPass()(model)
         if not (folded or rewritten):
             break
+    fourier_by_products(model)
     Sequential(
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -21,11 +21,13 @@ from finercam_rt.export.contrast import Contrast, contrast, dense_seed, softmax_
 from finercam_rt.export.cut import Split
 from finercam_rt.export.decompositions import decompositions
 from finercam_rt.export.fold_scale import fold_scale
+from finercam_rt.export.functionalize import purify
 from finercam_rt.export.head import Head, take_head
 from finercam_rt.export.lift import LiftedTail
 from finercam_rt.export.lifted import CARRIED, Lifted
 from finercam_rt.export.method import SCORES, as_map, mean_of_normalised, positions
 from finercam_rt.export.refusal import first_line, refusing
+from finercam_rt.export.rewriter import writes
 from finercam_rt.export.scale_first import scale_first
 from finercam_rt.export.sink import sink_selections
 from finercam_rt.export.softmax_sums import sum_by_the_rest
@@ -160,11 +162,12 @@ def _trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
         function, tracing_mode="symbolic", decomposition_table=decompositions(), _allow_non_fake_inputs=True
     )(*inputs)
     traced.graph.eliminate_dead_code()
+    purify(traced)
     for node in traced.graph.nodes:
-        if not node.users and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        if not node.users and writes(node):
             raise ExportError(
-                f"what follows the target layer writes in place ({node.target}), as of complex numbers, which the "
-                "graph cannot do; choose a later target layer."
+                f"what follows the target layer writes in place ({node.target}), which the graph cannot do; choose a "
+                "later target layer."
             )
     traced.recompile()
     return traced

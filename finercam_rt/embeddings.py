@@ -157,6 +157,14 @@ def embeddings_for(manifest: Manifest, engine: Path, given: EmbeddingsSource) ->
     return embeddings
 
 
+def no_classes(engine: Path) -> InputError:
+    """For an engine of a zero-shot model that was not given any."""
+    return InputError(
+        f"{engine} is a zero-shot model, whose classes are given when it runs; make them with `finercam embed-text` "
+        "and give the file as class_embeddings (--class-embeddings)."
+    )
+
+
 def random_embeddings(count: int, dimension: int, seed: int = 0) -> NDArray[np.float32]:
     """(count, dimension) float32: directions of no meaning, to measure and to verify with."""
     values = np.random.default_rng(seed).standard_normal((count, dimension))

@@ -23,7 +23,7 @@ from finercam_rt.contrast import Alpha, ContrastArrays, ContrastResolver, Contra
 from finercam_rt.device_arrays import DeviceArray
 from finercam_rt.device_inputs import DeviceInputs, PixelPool
 from finercam_rt.device_outputs import logits_on_device, read_batch, run_on_device, run_on_host
-from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
+from finercam_rt.embeddings import EmbeddingsSource, embeddings_for, no_classes
 from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.explanation import Explanation, concatenate
@@ -387,10 +387,7 @@ class Engine:
     @property
     def _resolver(self) -> ContrastResolver:
         if self._known_resolver is None:
-            raise InputError(
-                f"{self.path} is a zero-shot model, whose classes are given when it runs; make them with `finercam "
-                "embed-text` and give the file as class_embeddings (--class-embeddings)."
-            )
+            raise no_classes(self.path)
         return self._known_resolver
 
     def _run(self, images: NDArray[np.float32], contrast: ContrastArrays, count: int, *, with_taps: bool) -> Outputs:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import gc
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,17 +93,6 @@ def _one_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINERCAM_BACKEND", "onnxruntime")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_registry() -> Iterator[None]:
-    """PyTorch looks through all ONNX functions at each export, a sixth of the time of a small one; here once."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
-        if "torch" in sys.modules:
-            from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

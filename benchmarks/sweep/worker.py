@@ -117,6 +117,9 @@ def _made(
 
     emit("begin", {"stage": "export"})
     began = time.perf_counter()
+    options = dict(asked.options)
+    if "references" in options:  # drawn without a look at the classes
+        options["references"] = min(options["references"], max(2, asked.classes) - 1)
     try:
         manifest = export_model(
             model,
@@ -125,7 +128,7 @@ def _made(
             input=loaded.input,
             name=specification,
             inputs=loaded.inputs,
-            **asked.options,
+            **options,
         )
     except ExportError as error:
         emit("export", {"refused": str(error)})

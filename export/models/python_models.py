@@ -22,7 +22,8 @@ def load_python(name: str, request: ModelRequest) -> LoadedModel:
     if not module_name or not attribute or module_name.startswith("."):
         raise ExportError(f"'py:{name}' names no callable; give py:PACKAGE.MODULE:CALLABLE.")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
+        # a module beside the user, as `python -m` would find it; it stays, since a model may import when it runs
+        sys.path.insert(0, "")
     module = import_or_refuse(module_name, "is it in this folder, or installed?")
     function = getattr(module, attribute, None)
     if function is None:

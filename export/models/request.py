@@ -14,7 +14,7 @@ from torch import nn
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.quiet import quiet
-from finercam_rt.export.refusal import first_line
+from finercam_rt.export.refusal import first_line, memory_asked
 from finercam_rt.manifest import InputSpec
 
 POOLS = ("mean", "cls", "cls+mean")
@@ -74,6 +74,11 @@ def build(function: Callable[[], Any], specification: str) -> nn.Module:
     except ExportError:
         raise
     except Exception as error:
+        if (asked := memory_asked(error)) is not None:
+            raise ExportError(
+                f"{specification} does not fit into memory, of which it asked for {asked} at once; give smaller "
+                "arguments, or take a machine with more."
+            ) from error
         raise ExportError(f"{specification} cannot be built ({type(error).__name__}: {first_line(error)}).") from error
     if not isinstance(model, nn.Module):
         raise ExportError(f"{specification} gave a {type(model).__name__}; it must give a torch.nn.Module.")

@@ -16,12 +16,15 @@ from finercam_rt.cli.progress import progress
 from finercam_rt.cli.runtime import add_runtime, runtime_of
 from finercam_rt.comparison import OK, Agreement, compare_explained, mean_agreement
 from finercam_rt.contrast import Contrast
+from finercam_rt.embeddings import embeddings_for, no_classes
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
+from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.fidelity import Fidelity, differences
 from finercam_rt.explanation import Explanation
 from finercam_rt.images import load_image
-from finercam_rt.manifest import METHODS, RGB
+from finercam_rt.manifest import METHODS, RGB, Manifest
+from finercam_rt.outputs import checked_method
 from finercam_rt.pixels import MODES
 
 _ALL_DONE, _SOME_FAILED = 0, 1
@@ -82,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
         if least is not None and not -1 <= least <= 1:
             raise InputError(f"--min-{name.replace('_', '-')} is {least:g}; give a number from -1 to 1.")
     files = list(find_photographs(args.images, None))
+    _check_comparable(args)
     shared = {**runtime_of(args), "class_embeddings": args.class_embeddings, "method": args.method}
     with (
         Engine(args.a, **shared) as a,
         Engine(args.b, compute=args.compute, **shared) as b,
     ):
-        _check_comparable(a, b)
         fidelity = None if args.metrics is None else Fidelity(a, args.metrics)
         records = _compare_all(a, b, files, args.alpha, fidelity)
     compared = [record for record in records if "cosine" in record]
@@ -135,19 +138,36 @@ def _fails(args: argparse.Namespace, means: dict[str, float], records: list[dict
     return failed
 
 
-def _check_comparable(a: Engine, b: Engine) -> None:
-    """Refuse engines whose classes or maps have nothing to do with each other."""
+def _check_comparable(args: argparse.Namespace) -> None:
+    """Refuse engines whose classes or maps have nothing to do with each other, before any is loaded or measured."""
+    a, b = (read_manifest(path) for path in (args.a, args.b))
     for what, first, second in (
-        ("classes", a.manifest.num_classes, b.manifest.num_classes),
-        ("class names", a.manifest.classes, b.manifest.classes),
-        ("grid", a.manifest.grid, b.manifest.grid),
-        ("references", a.manifest.references, b.manifest.references),
+        ("classes", _number(a), _number(b)),
+        ("class names", a.classes, b.classes),
+        ("images", _images(a), _images(b)),
+        ("grid", a.grid, b.grid),
+        ("references", a.references, b.references),
     ):
         if first != second:
             shown = "" if what == "class names" else f" ({first} and {second})"
             raise InputError(
-                f"{a.path} and {b.path} differ in their {what}{shown}; compare engines of one model and layer."
+                f"{args.a} and {args.b} differ in their {what}{shown}; compare engines of one model and layer."
             )
+    for path, manifest in ((args.a, a), (args.b, b)):
+        checked_method(manifest, args.method, path)
+        if args.class_embeddings is not None:
+            embeddings_for(manifest, path, args.class_embeddings)
+        elif manifest.num_classes is None:
+            raise no_classes(path)
+
+
+def _number(manifest: Manifest) -> int | str:
+    return "given when it runs" if manifest.num_classes is None else manifest.num_classes
+
+
+def _images(manifest: Manifest) -> str:
+    channels = manifest.input.channels
+    return "photographs" if channels in MODES else f"arrays of {channels} channels"
 
 
 def _plain(value: Any) -> Any:

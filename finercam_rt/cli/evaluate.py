@@ -79,7 +79,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     measured.add_argument(
         "--ties", default="index", help="of equal pixels the first ones go (index), or all (threshold) (default: index)"
     )
-    measured.add_argument("--steps", metavar="N", type=int, default=50, help="of deletion and insertion (default: 50)")
+    measured.add_argument(
+        "--steps",
+        metavar="N",
+        type=int,
+        default=50,
+        help="of deletion and insertion, at most one a pixel (default: 50)",
+    )
     data = parser.add_argument_group("data")
     data.add_argument("--labels", metavar="FILE", type=Path, help="label to class, as JSON or lines of label,class")
     data.add_argument("--label-column", metavar="NAME", default="label", help="of a table (default: label)")

@@ -346,6 +346,8 @@ def _questions(args: argparse.Namespace, classes: Classes) -> dict[str, Any]:
             raise InputError("--why-not says what each class is contrasted with; leave --references out.")
         if args.top is not None and args.top < 1:
             raise InputError(f"--top is {args.top}; give at least 1.")
+        if args.top is not None and args.top > classes.count:
+            raise InputError(f"--top is {args.top}, and there are {classes.count} classes; give at most as many.")
         alpha = alphas[0] if alphas else None
         if args.why_not is None:
             return {"contrasts": top_classes(args.top, references, alpha)}

@@ -131,7 +131,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "over all classes",
     )
     contrast.add_argument(
-        "--references", metavar="R", type=int, default=3, help="reference classes an image (default: 3)"
+        "--references",
+        metavar="R",
+        type=int,
+        help="reference classes an image, fewer than the model has classes (default: 3, or as many as there are)",
     )
     contrast.add_argument(
         "--contrasts",

@@ -13,14 +13,50 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 import finercam_rt
 from finercam_rt.errors import FinerCAMError
+from finercam_rt.files import system_reason
 
 COMMANDS = ("export", "embed-text", "build", "explain", "inspect", "compare", "evaluate", "bench", "demo")
 """Each is a module of this package (with _ for -) with add_parser(subparsers) and run(args) -> exit code."""
 
 _MISTAKE, _INTERRUPTED, _NO_READER = 2, 130, 141
+
+
+class _OutputError(FinerCAMError):
+    """The standard output cannot be written."""
+
+
+class _Results:
+    """The standard output, whose failures are told from those of other files: an OSError alone would not name it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _naming_the_output():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _naming_the_output():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _naming_the_output() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _OutputError(
+            f"the standard output cannot be written ({system_reason(error)}); send it elsewhere, or make room."
+        ) from None
 
 
 @contextmanager
@@ -34,11 +70,16 @@ def _own_process() -> Iterator[None]:
     streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     for stream, _ in streams:
         stream.reconfigure(errors="backslashreplace")
+    out, beside_user = sys.stdout, "" in sys.path
+    sys.stdout = cast("TextIO", _Results(out))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
+        sys.stdout = out
+        if not beside_user and "" in sys.path:  # for the model of py:, which no command gives back
+            sys.path.remove("")
         with suppress(OSError):  # it writes what is left, and the reader may have gone
             for stream, errors in streams:
                 stream.reconfigure(errors=errors)
@@ -66,32 +107,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted, or terminated. 141: the reader of the output went away before the end.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
+        try:
+            args = _parser(arguments).parse_args(arguments, argparse.Namespace(arguments=arguments))
+        except SystemExit:  # of --help and --version, too
+            sys.stdout.flush()
+            raise
         with _log_on_stderr():
             code: int = args.run(args)
         sys.stdout.flush()
         return code
     except FinerCAMError as error:
-        print(f"finercam: {error}", file=sys.stderr)
+        if isinstance(error, _OutputError):
+            _drop(sys.stdout)
+        _complain(str(error))
         return _MISTAKE
     except MemoryError:
-        print(
-            "finercam: this takes more memory than there is; ask for less at once, such as a smaller batch.",
-            file=sys.stderr,
-        )
+        _complain("this takes more memory than there is; ask for less at once, such as a smaller batch.")
         return _MISTAKE
     except KeyboardInterrupt:
-        print("finercam: interrupted.", file=sys.stderr)
+        _complain("interrupted.")
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (`| head`) has gone; the interpreter would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)  # its reader (`| head`) has gone
         return _NO_READER
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"finercam: {where}{error.strerror or error}.", file=sys.stderr)
+        _complain(f"{where}{error.strerror or error}.")
         return _MISTAKE
+
+
+def _drop(stream: TextIO) -> None:
+    """Empty the buffer of a stream that cannot be written: the interpreter would try again, and complain, at exit."""
+    with suppress(OSError):
+        number = stream.fileno()
+        kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, number)
+            stream.flush()
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def _complain(sentence: str) -> None:
+    try:
+        print(f"finercam: {sentence}", file=sys.stderr, flush=True)
+    except OSError:  # the exit code still says it
+        _drop(sys.stderr)
 
 
 @contextmanager

@@ -263,12 +263,13 @@ def _compile(model: nn.Module, spec: Spec, num_classes: int, request: LayoutRequ
     )
     with tempfile.TemporaryDirectory(prefix="finercam-", ignore_cleanup_errors=True) as at:
         path = Path(at) / "engine.onnx"
-        subject, layers = model, spec.layers
+        subject, layers, classes = model, spec.layers, num_classes
         if spec.scores != "logits" or num_classes == 1:
             # the wrapped model has other names, by which the export would find less
             found = [find_target_layer(model, layer, example(spec.shape), request) for layer in layers]
             request = common_request(found)
             subject, layers = _Scored(model, spec.scores, num_classes), tuple(f"model.{layer}" for layer in layers)
+            classes = 2 * num_classes
         export_model(
             subject,
             path,
@@ -277,7 +278,7 @@ def _compile(model: nn.Module, spec: Spec, num_classes: int, request: LayoutRequ
             channels=channels,
             method=spec.method,
             objective=spec.objective,
-            references=spec.references,
+            references=min(spec.references, classes - 1),
             layer_maps=len(layers) > 1,
             layout=request,
             name=name,

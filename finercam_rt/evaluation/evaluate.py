@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -13,12 +14,14 @@ from typing import Any
 
 from finercam_rt.embeddings import EmbeddingsSource, embeddings_for
 from finercam_rt.engine import DEFAULT_BATCH_SIZE, Engine
+from finercam_rt.engine_file import read_manifest
 from finercam_rt.errors import InputError
 from finercam_rt.evaluation.batch import Metric
 from finercam_rt.evaluation.dataset import Dataset, read_dataset
 from finercam_rt.evaluation.measuring import Measurer
 from finercam_rt.evaluation.metrics import MetricOptions, metrics_by_name
 from finercam_rt.evaluation.metrics.confidence_drop import canonical
+from finercam_rt.evaluation.metrics.curves import DELETION, INSERTION
 from finercam_rt.evaluation.partial import PARTIAL, Partial
 from finercam_rt.evaluation.perturbation import PerturbationOptions
 from finercam_rt.evaluation.provenance import engine_names, engine_record, now, produced_by
@@ -27,6 +30,7 @@ from finercam_rt.evaluation.rows import plan_rows
 from finercam_rt.evaluation.sources import EngineRows, OnStep
 from finercam_rt.evaluation.writing import write_results
 from finercam_rt.files import check_output_folder
+from finercam_rt.manifest import Manifest
 from finercam_rt.methods.rise import DEFAULT_MASKS
 from finercam_rt.onnx_metadata import read_tail_manifest
 from finercam_rt.tail import Tail
@@ -112,12 +116,14 @@ def evaluate(
     if out is not None:
         check_output_folder(Path(out))
         _check_report()
+    manifests = [read_manifest(path) for path in paths]
+    _check_comparable(paths, manifests)
+    _check_steps(question, manifests)
     with ExitStack() as stack:
         opened = [
             stack.enter_context(Engine(p, backend, device, threads, compute=compute, class_embeddings=class_embeddings))
             for p in paths
         ]
-        _check_comparable(opened)
         dataset = _dataset(data, opened[0], question)
         given_tails = _tails(tails, opened, threads)
         perturbation = PerturbationOptions(question.channels, question.masks, question.seed)
@@ -230,11 +236,23 @@ def _check_report() -> None:
         ) from None
 
 
-def _check_comparable(engines: Sequence[Engine]) -> None:
-    first = engines[0]
-    for engine in engines[1:]:
-        if (engine.classes.count, engine.classes.names) != (first.classes.count, first.classes.names):
-            raise InputError(f"{first.path} and {engine.path} differ in their classes; evaluate them one by one.")
+def _check_comparable(engines: Sequence[str | os.PathLike[str]], manifests: Sequence[Manifest]) -> None:
+    """Refuse engines of different classes before one is loaded, or measured; zero-shot ones are all given the same."""
+    first = manifests[0]
+    for path, manifest in zip(engines, manifests, strict=True):
+        if (manifest.num_classes, manifest.classes) != (first.num_classes, first.classes):
+            raise InputError(f"{engines[0]} and {path} differ in their classes; evaluate them one by one.")
+
+
+def _check_steps(question: Question, manifests: Sequence[Manifest]) -> None:
+    """Refuse curves of more steps than there are pixels, some of which would then change nothing."""
+    height, width = min((manifest.input.size for manifest in manifests), key=math.prod)
+    steps = question.options.steps
+    if steps > height * width and {DELETION, INSERTION}.intersection(map(canonical, question.metrics or ())):
+        raise InputError(
+            f"the number of steps is {steps}, and an input has {height} x {width} pixels; give at most "
+            f"{height * width}, one a pixel, though some 50 say as much."
+        )
 
 
 def _tails(paths: Sequence[str | os.PathLike[str]], engines: Sequence[Engine], threads: int | None) -> dict[int, Tail]:

@@ -105,7 +105,9 @@ def test_a_grey_engine_beside_one_of_rgb(make_toy, finercam, tmp_path):
     ran = finercam("compare", grey, colours, "--images", tmp_path / "x.png", "--metrics", "rd@10", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["mean"]["logit_error"] == pytest.approx(errors / norms, rel=1e-4)
-    finercam("compare", grey, five, "--images", tmp_path / "x.png").refused("have 5 channels; give a uint8 array")
+    finercam("compare", grey, five, "--images", tmp_path / "x.png").refused(
+        "images (photographs and arrays of 5 channels)"
+    )
 
 
 MODEL = """

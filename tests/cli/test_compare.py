@@ -114,8 +114,25 @@ def test_mistakes(
     for least in ("nan", "95"):
         asked = ("--images", photographs, "--min-class-agreement", least)
         finercam("compare", toy.path, toy.path, *asked).refused(f"--min-class-agreement is {least}; give a number")
-    other = make_toy("one.onnx", references=1)
-    finercam("compare", toy.path, other.path, "--images", photographs).refused("differ in their references")
+
+
+def test_engines_that_cannot_be_compared_are_refused_before_one_is_loaded(
+    finercam: Callable[..., Any], make_toy: Callable[..., Any], photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their manifests: loading may take a minute, to measure which runtime is faster."""
+    monkeypatch.setattr("finercam_rt.engine.open_backend", lambda *_, **__: pytest.fail("an engine was loaded"))
+    toy, zero = make_toy().path, make_toy("zero.onnx", zero_shot=True).path
+    others = {
+        "references (3 and 1)": make_toy("one.onnx", references=1).path,
+        "grid ((4, 6) and (4, 4))": make_toy("square.onnx", size=(32, 32)).path,
+        "classes (7 and given when it runs)": zero,
+        "images (photographs and arrays of 5 channels)": make_toy("five.onnx", channels=5).path,
+    }
+    for differ, other in others.items():
+        finercam("compare", toy, other, "--images", photographs).refused(f"differ in their {differ}; compare engines")
+    finercam("compare", zero, zero, "--images", photographs).refused("zero-shot", "finercam embed-text")
+    finercam("compare", toy, toy, "--images", photographs, "--class-embeddings", "x.npz").refused("7 fixed classes")
+    finercam("compare", toy, toy, "--images", photographs, "--method", "layercam").refused("--head taps")
 
 
 def test_engines_of_several_contrasts_are_asked_for_the_first(

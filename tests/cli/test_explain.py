@@ -322,6 +322,7 @@ def test_several_contrasts(finercam, make_toy, photographs, tmp_path):
         (3, ("--why-not", "magpie", "kite", "linnet"), "6 contrasts are too many"),
         (3, ("--why-not", "magpie", "kite", "--target", "linnet"), "leave --target"),
         (3, ("--why-not", "magpie", "kite", "--references", "linnet"), "leave --references out"),
+        (3, ("--top", "999999999"), "--top is 999999999, and there are 7 classes; give at most as many"),
         (3, ("--why-not", "magpie", "magpye"), "magpye"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -104,6 +105,38 @@ def test_closed_streams(toy, tmp_path, closed):
         assert bool(done.stdout) == (closed == "2>&-" and expected < 2)
         if done.stdout and "explain" in command:
             assert len(json.loads(done.stdout)["images"]) == 3
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk(toy, tmp_path, unbuffered):
+    """On the standard output, which is written when a buffer is full or at the end; on stderr the exit code is left."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full on this machine")
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "a.png")
+    code = "import sys; from finercam_rt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    sentence = "the standard output cannot be written (No space left on device); send it elsewhere, or make room."
+    explain = f"explain {toy.path} {tmp_path}/a.png --references none"
+    for command in (
+        "--version",
+        "inspect --help",
+        f"inspect {toy.path}",
+        f"{explain} --json",
+        f"{explain} -o {tmp_path}/out",
+    ):
+        done = subprocess.run(
+            f"{sys.executable} -c '{code}' {command} > /dev/full",
+            shell=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        lines = [line for line in done.stderr.splitlines() if "explains nothing" not in line]
+        assert (done.returncode, lines) == (2, [f"finercam: {sentence}"]), command
+    refused = subprocess.run(
+        f"{sys.executable} -c '{code}' inspect {tmp_path}/none.onnx 2> /dev/full", shell=True, env=environment
+    )
+    assert refused.returncode == 2
 
 
 def test_no_warnings_of_pillow(toy, tmp_path):

@@ -18,6 +18,7 @@ from finercam_rt.errors import InputError
 from finercam_rt.evaluation import Results, evaluate
 from finercam_rt.evaluation.batch import nearest_class
 from finercam_rt.evaluation.measuring import Measurer
+from finercam_rt.evaluation.metrics import MetricOptions
 from finercam_rt.evaluation.partial import PARTIAL
 from finercam_rt.evaluation.sources import resized
 from finercam_rt.images import load_image
@@ -302,7 +303,9 @@ def test_the_same_seed_gives_the_same_results(make_toy: Callable[..., Any], data
     assert first.names != other.names
 
 
-def test_several_engines_side_by_side(make_toy: Callable[..., Any], data: Path) -> None:
+def test_several_engines_side_by_side(
+    make_toy: Callable[..., Any], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weighted, mean = make_toy("w.onnx"), make_toy("m.onnx", objective="mean", size=(24, 24))
     results = evaluate([weighted.path, mean.path], data, seeds=["plain", "weighted3:1", "mean3:0.6"], metrics=["cd@10"])
     assert [row.name for row in results.rows] == [
@@ -315,8 +318,20 @@ def test_several_engines_side_by_side(make_toy: Callable[..., Any], data: Path) 
     alone = evaluate(mean.path, data, seeds=["plain", "mean3:0.6"], metrics=["cd@10"])
     np.testing.assert_array_equal(results.values[:, 2:], alone.values)
     other = make_toy("o.onnx", manifest={"classes": tuple("abcdefg")})
+    monkeypatch.setattr("finercam_rt.engine.open_backend", lambda *_, **__: pytest.fail("an engine was loaded"))
     with pytest.raises(InputError, match="differ in their classes"):
         evaluate([weighted.path, other.path], data)
+
+
+@pytest.mark.parametrize("metric", ["deletion", "insertion"])
+def test_no_more_steps_than_pixels(make_toy: Callable[..., Any], data: Path, metric: str) -> None:
+    """Of the smallest input; else a number with a nought too many would take memory and time without end."""
+    paths = [make_toy("w.onnx").path, make_toy("m.onnx", size=(8, 16)).path]
+    with pytest.raises(InputError, match=r"steps is 129, and an input has 8 x 16 pixels; give at most 128, one a pix"):
+        evaluate(paths, data, metrics=["rd@5", metric], options=MetricOptions(steps=129))
+    found = evaluate(paths[1], data, metrics=[metric], seeds=["plain"], options=MetricOptions(steps=128), limit=2)
+    assert found.values.shape[0] == 2
+    assert evaluate(paths[1], data, metrics=["rd@5"], options=MetricOptions(steps=10**9), limit=2)
 
 
 def test_boxes_bring_their_metrics(make_toy: Callable[..., Any], data: Path) -> None:

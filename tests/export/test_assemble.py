@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from finercam_rt.export.assemble import Assembly
 from finercam_rt.export.emit import to_onnx
@@ -67,4 +69,29 @@ def test_two_graphs_are_one(weight: nn.Parameter, in_place: bool, tmp_path: Path
     wanted = second((one, other), rows, shift)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for found, expected in zip(session.run(None, {"x": x.numpy(), "shift": shift.numpy()}), wanted, strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_changes_nothing_goes() -> None:
+    """But not what only leaves the shape as it is, nor what is an output."""
+
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x.relu()[:, None].sum((1,), keepdim=True).mean(1, keepdim=True)[:, :1].expand(-1, 1, -1)
+        y = functional.pad(y, (0, 0)).reshape(-1, 1, WIDTH)
+        moved = functional.pad(y, (1, -1)) + y.double().sum(1, keepdim=True, dtype=torch.float32)
+        return [moved.neg(), y.reshape(-1, 1, WIDTH), y.view(-1, 1, WIDTH)]
+
+    x = torch.randn(2, WIDTH)
+    traced = _traced(function, x)
+    assembly = Assembly(fake_mode(traced.graph))
+    (given,) = (node for node in traced.graph.nodes if node.op == "placeholder")
+    program = assembly.program(assembly.add(traced, [assembly.input("x", given.meta["val"])]))
+    model = to_onnx(program, ["x"], ["moved", "same", "again"], 20, {"x": "batch"})
+    operations = Counter(node.op_type for node in model.graph)
+    assert operations["Pad"] == 1
+    assert operations["ReduceSum"] + operations["ReduceMean"] == 1, "the one that takes another type"
+    assert not operations.keys() & {"Expand", "Slice"}
+    session = onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString())
+    x = torch.randn(5, WIDTH)
+    for found, expected in zip(session.run(None, {"x": x.numpy()}), function(x), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)

@@ -10,10 +10,11 @@ torch = pytest.importorskip("torch", reason="the export needs PyTorch")
 
 from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from finercam_rt.export.capture import tap  # noqa: E402
-from finercam_rt.export.functionalize import functionalize  # noqa: E402
+from finercam_rt.export.functionalize import functionalize, purify  # noqa: E402
 
 Forward = Callable[[nn.Module, "torch.Tensor"], "torch.Tensor"]
 
@@ -100,6 +101,13 @@ def _tapped(_m: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return marked.relu_() + y
 
 
+def _padded(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Convolutions whose padding is a word."""
+    kernel = m.table[:, :, :3, :5].expand(4, -1, -1, -1)
+    y = functional.conv2d(x, kernel, m.weight.flatten(), padding="same", dilation=2)
+    return functional.conv2d(y, kernel, stride=(1, 2), padding="valid")
+
+
 KNOWN: dict[str, Forward] = {
     "residual": _residual,
     "copies": _copies,
@@ -111,6 +119,7 @@ KNOWN: dict[str, Forward] = {
     "expanded by the batch": _by_rows,
     "standardised weights": _standardised,
     "a mark": _tapped,
+    "padded": _padded,
 }
 
 
@@ -220,6 +229,46 @@ def test_shapes_and_types_are_known(name: str) -> None:
             sizes = [size if isinstance(size, int) else None for size in known.shape]
             assert len(sizes) == value.ndim, node
             assert all(size in (None, real) for size, real in zip(sizes, value.shape, strict=True)), node
+
+
+def test_a_padding_that_is_not_the_same_on_both_sides_stays() -> None:
+    model = _Body(lambda m, x: functional.conv2d(x, m.table[:, :, :2, :5], padding="same"))
+    module = _exported(model)
+    assert functionalize(module)
+    assert torch.ops.aten.conv2d.padding in [node.target for node in module.graph.nodes]
+
+
+def _traced(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.fx.GraphModule:
+    return make_fx(function, tracing_mode="symbolic")(torch.randn(3, 4, 6, 8))
+
+
+def _writing(module: torch.fx.GraphModule) -> int:
+    targets = [node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    return sum(target._schema.is_mutable for target in targets)
+
+
+PURE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "what was read before": lambda x: (y := x * 2) + 1 + y.masked_fill_(y > 1, 0.5) * 10 + y * 100,
+    "broadcast": lambda x: (x * 2).copy_(x[:, :1]) + x,
+    "another type": lambda x: (x * 2).copy_(x.double()) + x,
+}
+IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "a view": lambda x: (y := x * 2)[:, 1] + (part := y[:, 0]) + y.masked_fill_(y > 1, 0.5)[:, 2] + part,
+    "the input": lambda x: x.masked_fill_(x > 1, 0.5) * 2,
+    "added in another type": lambda x: (x.half() * 2).add_(x) + 1,
+}
+
+
+@pytest.mark.parametrize("name", [*PURE, *IN_PLACE])
+def test_a_derivative_is_written_without_writing(name: str) -> None:
+    """Where it can be; where not it computes the same."""
+    function = (PURE | IN_PLACE)[name]
+    module = _traced(function)
+    assert _writing(module)
+    purify(module)
+    assert bool(_writing(module)) == (name in IN_PLACE)
+    x = torch.randn(5, 4, 6, 8)
+    torch.testing.assert_close(module(x.clone()), function(x.clone()))
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

@@ -14,7 +14,7 @@ import torch
 
 from finercam_rt.cli.main import main
 from finercam_rt.errors import ExportError
-from finercam_rt.export.refusal import check_logits
+from finercam_rt.export.refusal import check_logits, running
 from finercam_rt.export.verify import verification_images
 
 from .conftest import check_untouched
@@ -274,6 +274,12 @@ def test_checkpoints(refused: Refused, tmp_path: Path) -> None:
         ("good", ["--opset", "23"], ("opset 23 is not supported",)),
         ("good", ["--references", "0"], ("references is 0", "at least 1")),
         ("good", ["--references", "-2"], ("references is -2",)),
+        (
+            "good",
+            ["--references", "7"],
+            ("references is 7", "has 7 classes, 6 of them beside", "give 1 to 6, or leave"),
+        ),
+        ("one_class", ["--binary", "--references", "2"], ("has 2 classes", "give 1, or leave it out")),
         ("good", ["--input-size", "0"], ("0 is not a size",)),
         ("good", ["--input-size", "1", "2", "3"], ("1 2 3 is not a size",)),
         ("good", ["--std", "0.2", "0", "0.2"], ("--std", "above zero")),
@@ -297,8 +303,20 @@ def test_images_that_do_not_fit_into_memory() -> None:
         verification_images((3, 10**7, 10**7))
 
 
+def test_models_that_do_not_fit_into_memory(refused: Refused) -> None:
+    sentence = refused("timm:test_resnet", "--random-weights", "--num-classes", str(10**12))
+    _matches(sentence, "timm:test_resnet does not fit into memory, of which it asked for", " GB at once; give smaller")
+    with (
+        pytest.raises(
+            ExportError, match=r"\(there is too little memory for 4000000.0 GB at once\); give a smaller input"
+        ),
+        running("the model", torch.zeros(1)),
+    ):
+        torch.empty(10**15)
+
+
 def test_images_that_are_all_the_same_say_nothing_of_a_model() -> None:
-    images = torch.arange(24.0).reshape(2, 3, 2, 2)
+    images = torch.arange(24.0).square().reshape(2, 3, 2, 2)
     check_logits(torch.nn.Flatten(), images)
     check_logits(torch.nn.Flatten(), images[:1].repeat(2, 1, 1, 1))
     with pytest.raises(ExportError, match="trained"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,30 @@ def test_hub_folders(tmp_path: Path) -> None:
     _refused("cannot be built .*Cannot find callable", f"hub:{tmp_path}:nothing")
     _refused("has no hubconf.py; clone the repository", f"hub:{tmp_path}/none:backbone")
     _refused("names no callable; give hub:FOLDER:CALLABLE", "hub:folder")
+
+
+def test_a_module_beside_the_user_is_found_by_the_command_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model runs, too, which may import; behind the command Python looks where it looked before."""
+    (tmp_path / "shift_beside.py").write_text("SHIFT = 1.0\n")
+    (tmp_path / "model_beside.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Lazy(nn.Sequential):\n    def forward(self, x):\n"
+        "        from shift_beside import SHIFT\n        return super().forward(x) + SHIFT\n\n"
+        "def load():\n    torch.manual_seed(0)\n    return Lazy(nn.Conv2d(3, 9, 8, 8), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 4)).eval()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", before := [folder for folder in sys.path if folder])
+    command = ["export", "py:model_beside:load", "-o", "x.onnx", "--input-size", "32", "--target-layer", "1"]
+    try:
+        for specification, code in ((command[1], 0), ("py:model_beside:lode", 2)):
+            assert main(["export", specification, *command[2:]]) == code, capsys.readouterr().err
+            assert "" not in sys.path
+            assert sys.path is before
+    finally:
+        for name in ("model_beside", "shift_beside"):
+            sys.modules.pop(name, None)
 
 
 def _head(path: Path, width: int, classes: int = 5, **more: torch.Tensor) -> nn.Linear:

@@ -18,10 +18,11 @@ TIES = (INDEX, THRESHOLD)
 class MetricOptions:
     """How metrics are computed.
 
-    fill: what removed pixels become, for the confidence drops and deletion. insertion_fill: what insertion starts from.
-    ties: see `TIES`; for the confidence drops. steps: of deletion and insertion. tiles: of a side of the grid of the
-    grid pointing game. noise: standard deviations of the noise that noise robustness adds, in normalised space.
-    noise_draws: noisy copies an image and standard deviation. seed: of all that is drawn by chance.
+    fill: what removed pixels become, for the confidence drops and deletion. insertion_fill: what insertion starts
+    from. ties: see `TIES`; for the confidence drops. steps: of deletion and insertion, at most one a pixel. tiles: of
+    a side of the grid of the grid pointing game. noise: standard deviations of the noise that noise robustness adds,
+    in normalised space. noise_draws: noisy copies an image and standard deviation. seed: of all that is drawn by
+    chance.
     """
 
     fill: str = ZERO
