@@ -30,7 +30,6 @@ LAYERS = {
 }
 CASES = [
     ("resnet18", "weighted"),
-    ("resnet18", "mean"),
     ("resnet50", "weighted"),
     ("mobilenetv2_100", "weighted"),
     ("convnext_tiny", "mean"),
@@ -91,7 +90,7 @@ def test_maps_equal_eager_autograd(exported: ExportedFactory, name: str, objecti
     check(alpha=second)
     check(target=pinned, references=others, alpha=first)
     check(target=pinned, references=others, alpha=second)
-    for row in range(4):
+    for row in range(2):
         one = slice(row, row + 1)
         check(one, alpha=first)
         check(one, target=pinned, references=others, alpha=second)
