@@ -319,7 +319,7 @@ def _find_logits(output: object, count: int, request: ClassifierRequest) -> tupl
     elif "logits" in tensors:
         fitting = ["logits"]
     else:
-        fitting = [name for name, value in tensors.items() if _are_logits(value, count, least_axes)]
+        fitting = _primary({name: value for name, value in tensors.items() if _are_logits(value, count, least_axes)})
         if len(fitting) > 1:
             some = ", ".join(f"{name!r} {tuple(tensors[name].shape)}" for name in fitting)
             raise ExportError(
@@ -333,6 +333,21 @@ def _find_logits(output: object, count: int, request: ClassifierRequest) -> tupl
             "pooling and the layer that make them."
         )
     return fitting[0], tensors[fitting[0]]
+
+
+def _primary(candidates: dict[str, torch.Tensor]) -> list[str]:
+    """The names without those of what is the softmax, its logarithm or the sigmoid of another; all if none is left."""
+
+    def made(value: torch.Tensor, logits: torch.Tensor) -> bool:
+        rows, of = (tensor.detach().reshape(len(tensor), -1) for tensor in (value, logits))
+        if rows.shape != of.shape:
+            return False
+        forms = (of.sigmoid(), *((of.softmax(1), of.log_softmax(1)) if of.shape[1] > 1 else ()))
+        return any(torch.allclose(rows, form.to(rows.dtype), rtol=1e-3, atol=1e-6) for form in forms)
+
+    found = candidates.items()
+    kept = [name for name, value in found if not any(name != other and made(value, of) for other, of in found)]
+    return kept or list(candidates)
 
 
 def _are_logits(value: torch.Tensor, count: int, least_axes: int) -> bool:

@@ -40,6 +40,9 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], Any], str]] = {
     "nested": (lambda x, y: {"head": (None, {"scores": y}), "map": _image_features(x)}, "head.1.scores"),
     "dataclass": (lambda x, y: Output(None, y, y[:, :5]), "logits"),
     "named tuple": (lambda x, y: Pair(_image_features(x), y), "scores"),
+    "behind their softmax": (lambda x, y: (y.softmax(1), y), "1"),
+    "before their logarithms": (lambda x, y: {"a": y, "b": y.log_softmax(1), "c": y.log_softmax(1)}, "a"),
+    "with sigmoids": (lambda x, y: {"a": y.sigmoid(), "b": y.half().softmax(1), "c": y}, "c"),
 }
 
 
@@ -70,6 +73,9 @@ def test_the_logits_are_named(output: str | int, index: int) -> None:
     ("form", "output", "message"),
     [
         (lambda x, y: (y, y[:, :3]), None, r"several tensors that may be the logits, '0' \(2, 7\), '1' \(2, 3\); say"),
+        (lambda x, y: (y, y * 2), None, r"several tensors that may be the logits, '0' \(2, 7\), '1' \(2, 7\); say"),
+        (lambda x, y: (y.softmax(1), y, y + 1), None, r"'1' \(2, 7\), '2' \(2, 7\); say"),
+        (lambda x, y: (y.log_softmax(1), y.log_softmax(1)), None, r"'0' \(2, 7\), '1' \(2, 7\); say"),
         (lambda x, y: {"a": y}, "b", r"no output 'b': it returns 'a' \(2, 7\)"),
         (lambda x, y: (y, x), 2, "no output 2"),
         (lambda x, y: y, "logits", "returns one tensor, which has no name"),
