@@ -63,6 +63,11 @@ def find_target_layer(
         raise ExportError(f"layout {request.layout!r} is unknown; give one of {', '.join(LAYOUTS)}.")
     if min(request.grid or (1,)) < 1 or (request.prefix_tokens or 0) < 0:
         raise ExportError("the grid has at least one row and one column, and there are 0 prefix tokens or more.")
+    if next(model.children(), None) is None:
+        raise ExportError(
+            "the model has no modules inside, and so no layer; let the activations to explain pass through an "
+            "nn.Identity() of its own, and name that with target_layer."
+        )
     if name != "auto" and (name not in dict(model.named_modules()) or not name):
         raise ExportError(f"the model has no layer {name!r}; the nearest {_nearest_names(model, name)}.")
     image = image_grids(model, example)

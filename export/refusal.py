@@ -68,16 +68,20 @@ def running(model: str, example: torch.Tensor) -> Iterator[None]:
         raise
     except Exception as error:
         raise ExportError(
-            f"{model} does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); {_advice(error)}."
+            f"{model} does not run on an input of shape {tuple(example.shape)} ({first_line(error)}); "
+            f"{_advice(error, example)}."
         ) from error
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, example: torch.Tensor) -> str:
     """What to do about a model that does not run: PyTorch says what a convolution's weights are."""
     weight = re.search(r"weight of size \[([\d, ]+)\]", str(error))
     if weight is not None and weight[1].count(",") == 4:
         return "it takes videos or volumes, and an engine takes single images (N,C,H,W)"
-    if re.search(r"to have \d+ channels, but got \d+ channels", str(error)):
+    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", str(error))
+    if channels is not None and int(channels[1]) == example.shape[1] and int(channels[2]) in example.shape[2:]:
+        return "it takes images (N,H,W,C), and an engine gives it (N,C,H,W): wrap it, and permute them ahead of it"
+    if channels is not None:
         return "say how many channels its images have, with --channels (channels in Python)"
     if memory_asked(error) is not None:
         return "give a smaller input size"

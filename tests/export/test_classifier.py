@@ -313,6 +313,10 @@ def test_models_that_give_no_logits_of_three_channels() -> None:
     assert as_classifier(backbone, noise(2, SIZE)).width == 3
     with pytest.raises(ExportError, match=r"got 3 channels instead\); say how many .* with --channels"):
         as_classifier(timm.create_model("test_resnet", in_chans=1).eval(), noise(2, SIZE))
+    last = body()
+    last.stem.register_forward_pre_hook(lambda _, inputs: inputs[0].permute(0, 3, 1, 2))
+    with pytest.raises(ExportError, match=r"takes images \(N,H,W,C\), .* permute them ahead"):
+        as_classifier(last, noise(2, SIZE))
     with pytest.raises(ExportError, match="videos or volumes"):
         as_classifier(nn.Sequential(nn.Conv3d(3, 4, 3), nn.Flatten()).eval(), noise(2, SIZE))
     with pytest.raises(ExportError, match="must return logits"):

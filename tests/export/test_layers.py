@@ -316,6 +316,26 @@ def test_a_model_without_any_map() -> None:
         _found(model, size=(32, 32))
 
 
+class _Functional(nn.Module):
+    """Parameters and no modules; as it is, and with a place to explain."""
+
+    def __init__(self, place: nn.Module | None = None) -> None:
+        super().__init__()
+        self.kernel, self.weight = nn.Parameter(torch.randn(8, 3, 4, 4)), nn.Parameter(torch.randn(5, 8))
+        self.place = place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(x, self.kernel, stride=4).relu()
+        return nn.functional.linear((self.place or nn.Identity())(x).mean((2, 3)), self.weight)
+
+
+@pytest.mark.parametrize("name", ["auto", "place"])
+def test_a_model_without_modules_is_told_how_to_have_one(name: str) -> None:
+    with pytest.raises(ExportError, match=r"no modules inside, .* nn\.Identity\(\) of its own, and name that"):
+        _found(_Functional(), name, (32, 48))
+    assert _found(_Functional(nn.Identity()), "place", (32, 48)) == ("place", "nchw", (8, 12), 0)
+
+
 class _Exits(nn.Module):
     """Two stages whose logits are added up, with a gate between them that is no place to look from."""
 
