@@ -81,7 +81,7 @@ def as_classifier(model: object, example: torch.Tensor, request: ClassifierReque
         return _zero_shot(model, example, request)
     source, notes = _without_wrappers(model)
     _check(source)
-    own, converted = _in_float32(source)
+    own, converted = in_float32(source)
     image, constants = _bind_inputs(own, request.inputs)
     adapter = Adapter(own, image, constants)
     output = _run_once(adapter, example)
@@ -208,7 +208,7 @@ def _quantised(what: str) -> ExportError:
     )
 
 
-def _in_float32(model: _Model) -> tuple[_Model, list[str]]:
+def in_float32(model: _Model) -> tuple[_Model, list[str]]:
     """The model itself, or where it has weights of another floating type a float32 copy, and a line that says so."""
     weights = (*model.parameters(), *model.buffers())
     others = sorted({str(v.dtype)[6:] for v in weights if v.is_floating_point() and v.dtype != torch.float32})

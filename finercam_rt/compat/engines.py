@@ -23,6 +23,7 @@ from finercam_rt.compat.targets import SCORES
 from finercam_rt.engine import Engine
 from finercam_rt.errors import FinerCAMError, InputError, one_line
 from finercam_rt.export.channels import counted
+from finercam_rt.export.classifier import in_float32
 from finercam_rt.export.eager import run_with_gradients
 from finercam_rt.export.export_model import export_model
 from finercam_rt.export.layers import find_target_layer
@@ -115,12 +116,17 @@ class EngineCache:
         if (layers, shape) not in known.facts:
             with self._compiling:
                 if (layers, shape) not in known.facts:
-                    with self._own_run(model):
-                        known.facts[layers, shape] = _examine(model, layers, shape)
+                    with self._own_run(model) as subject:
+                        known.facts[layers, shape] = _examine(subject, layers, shape)
         return known.facts[layers, shape]
 
-    def engine(self, model: nn.Module, spec: Spec, facts: Facts, layout: Callable[[], LayoutRequest]) -> Engine:
-        """The engine of `model` for `spec`, as it was when `facts` were found; `layout` is asked where it is made."""
+    def engine(
+        self, model: nn.Module, spec: Spec, facts: Facts, layout: Callable[[nn.Module], LayoutRequest]
+    ) -> Engine:
+        """The engine of `model` for `spec`, as it was when `facts` were found.
+
+        Where it is made, `layout` is asked of the model in float32, which is what is compiled.
+        """
         key = id(model), spec
         found = self._use(key)
         if found is None:
@@ -128,8 +134,8 @@ class EngineCache:
                 found = self._use(key)
                 if found is None:
                     known = self._known.get(id(model))
-                    with self._own_run(model):
-                        kept = _compile(model, spec, facts.num_classes, layout())
+                    with self._own_run(model) as subject:
+                        kept = _compile(subject, spec, facts.num_classes, layout(subject))
                     self._keep(known, key, kept)
                     found = kept.engine
         return found
@@ -144,12 +150,13 @@ class EngineCache:
                 pass
 
     @contextmanager
-    def _own_run(self, model: nn.Module) -> Iterator[None]:
+    def _own_run(self, model: nn.Module) -> Iterator[nn.Module]:
+        """In evaluation mode; the model itself, or its copy in float32."""
         with self._lock:
             self._running = id(model)
         try:
             with _evaluating(model):
-                yield
+                yield in_float32(model)[0]
         finally:
             with self._lock:
                 self._running = None

@@ -127,7 +127,7 @@ class Explainer:
         shape = _shape(images)
         rounded = _REFERENCES if references <= _REFERENCES else -(-references // 8) * 8
         spec = Spec(self.layers, shape, self.method, objective, rounded, scores)
-        engine = self._cache.engine(self.model, spec, facts, lambda: self._request(facts, shape))
+        engine = self._cache.engine(self.model, spec, facts, lambda subject: self._request(subject, facts, shape))
         for found, reading in zip(engine.manifest.layers, self._read(facts), strict=False):
             self._check(reading, found)
         return engine
@@ -141,13 +141,13 @@ class Explainer:
             self._readings[facts.shapes] = [read_reshape(self._transform, *pair, IMAGES) for pair in pairs]
         return self._readings[facts.shapes]
 
-    def _request(self, facts: Facts, shape: Shape) -> LayoutRequest:
+    def _request(self, model: nn.Module, facts: Facts, shape: Shape) -> LayoutRequest:
         """The layout that the caller's function reads, held against what the shapes say."""
         readings = self._read(facts)
         found: list[LayerInfo | None] = []
         for layer in self.layers:
             try:
-                found.append(find_target_layer(self.model, layer, example(shape)))
+                found.append(find_target_layer(model, layer, example(shape)))
             except ExportError:  # not to be told by itself; what else is wrong, the export says
                 found.append(None)
         for known, reading in zip(found, readings, strict=False):
@@ -169,8 +169,10 @@ class Explainer:
 
     def _constant(self, images: Images) -> Answer:
         """Of layers whose map has one position for images of this size: there is nothing to compile."""
+        weights = (value.dtype for value in self.model.parameters() if value.is_floating_point())
         with torch.no_grad():
-            logits = np.asarray(self.model(torch.from_numpy(np.ascontiguousarray(images))), np.float32)
+            batch = torch.from_numpy(np.ascontiguousarray(images)).to(next(weights, torch.float32))
+            logits = self.model(batch).float().numpy()
         finite = np.isfinite(logits).all(axis=1) & np.isfinite(images).all(axis=(1, 2, 3))
         status = np.where(finite, Status.CONSTANT, Status.NON_FINITE).astype(np.uint8)
         return Answer(logits, [np.zeros((len(images), 1, 1), np.float32) for _ in self.layers], status)
@@ -191,11 +193,11 @@ def _has_one_position(facts: Facts) -> bool:
 
 
 def checked_images(images: object, name: str) -> Images:
-    """A batch as the engines take it; what they say about its dtype and values they say themselves.
+    """A batch as the engines take it, in float32; what they say about its values they say themselves.
 
     Raises:
         WrongTypeError: no tensor.
-        InputError: not (N,C,H,W) on the CPU.
+        InputError: not (N,C,H,W), float32 or float64, on the CPU.
     """
     if not isinstance(images, torch.Tensor):
         raise WrongTypeError(f"{name} is of type {type(images).__name__}; give a torch tensor (N,C,H,W).")
@@ -203,9 +205,9 @@ def checked_images(images: object, name: str) -> Images:
         raise InputError(f"{name} has shape {tuple(images.shape)}; engines take images (N,C,H,W).")
     if images.device.type != "cpu":
         raise InputError(f"{name} is on {images.device}, and engines run on the CPU; move it with .cpu().")
-    if images.dtype != torch.float32:
-        raise InputError(f"{name} is {str(images.dtype)[6:]}; convert it with .float().")
-    values: Images = images.detach().resolve_neg().numpy()
+    if images.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"{name} is {str(images.dtype)[6:]}; convert it, and the model, with .float().")
+    values: Images = images.detach().resolve_neg().float().numpy()
     return values
 
 

@@ -37,8 +37,8 @@ class _CAM:
     """What the classes of this form share.
 
     Args:
-        model: float32, on the CPU. As the original does, the constructor calls model.eval(); nothing else of the model
-            is changed: no gradients, no requires_grad, no hooks.
+        model: float32 or float64, on the CPU. As the original does, the constructor calls model.eval(); nothing else of
+            the model is changed: no gradients, no requires_grad, no hooks.
         target_layers: a list of modules of the model.
         reshape_transform: from a layer's output to (N,C,h,w), as the original needs it for tokens. It is read once,
             and held against what the shapes say; without it the layout is found.
@@ -119,7 +119,7 @@ class _PlainCAM(_CAM):
         """The maps of a batch.
 
         Args:
-            input_tensor: (N,C,H,W) float32, normalised, on the CPU.
+            input_tensor: (N,C,H,W) float32 or float64, normalised, on the CPU.
             targets: one an image, each a function of the scores (see `read_target`); None is the predicted class.
             aug_smooth: whether to average over horizontal flips and three brightnesses.
             eigen_smooth: whether to take the first principal component of the weighted activations, not their sum.
@@ -250,7 +250,7 @@ class FinerCAM(_CAM):
         """The maps of a batch.
 
         Args:
-            input_tensor: (N,C,H,W) float32, normalised, on the CPU.
+            input_tensor: (N,C,H,W) float32 or float64, normalised, on the CPU.
             targets: one an image, such as FinerWeightedTarget, instead of the four arguments after eigen_smooth.
             eigen_smooth: whether to take the first principal component of the weighted activations, not their sum.
             alpha: how strongly the references count; 0 is the plain method.

@@ -30,14 +30,14 @@ from finercam_rt.compat.originals import our_class
 from finercam_rt.compat.reshape import ReshapeTransform
 from finercam_rt.compat.targets import Question, read_target
 from finercam_rt.compat.torchcam_arguments import (
+    answer_for,
     check_row,
-    check_scores,
     checked_scores,
     classes_of,
-    kind_of,
     references_of,
 )
 from finercam_rt.errors import InputError, WrongTypeError
+from finercam_rt.export.classifier import in_float32
 from finercam_rt.export.layers import find_target_layer
 from finercam_rt.ops import Status
 
@@ -69,8 +69,8 @@ class _Extractor:
     """What the classes of this form share.
 
     Args:
-        model: float32, on the CPU. What is explained is its evaluation mode; scores that training mode changed are
-            refused. Until `remove_hooks`, or the end of the with block, a hook
+        model: float32 or float64, on the CPU; engines compute in float32. What is explained is its evaluation mode;
+            scores that training mode changed are refused. Until `remove_hooks`, or the end of the with block, a hook
             remembers its last input; it is not changed otherwise.
         target_layer: a module of the model, its name, or a list of these; None chooses one.
         input_shape: of an image, (C,H,W), where the layer is chosen.
@@ -140,6 +140,11 @@ class _Extractor:
             handle.remove()
         self.hook_handles.clear()
 
+    @property
+    def _hooks_enabled(self) -> bool:
+        """By the original's name, for what reads it there."""
+        return self._recorder.enabled
+
     @contextmanager
     def _hooks_off(self) -> Iterator[None]:
         """What torch-cam's metrics call while they run the model on other images."""
@@ -177,7 +182,7 @@ class _Extractor:
         if any(module.training for module in model.modules()):
             raise InputError("a target layer is found in evaluation mode only; call model.eval(), or name the layer.")
         noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
-        found = find_target_layer(model, "auto", noise).name
+        found = find_target_layer(in_float32(model)[0], "auto", noise).name
         _LOG.warning("the target layer is %s; name one with target_layer", found)
         return found
 
@@ -192,17 +197,17 @@ class _Extractor:
             raise InputError("the model has not run since the extractor was made; call model(images) first.")
         images = checked_images(self._recorder.images, "the model's input")
         given: NDArray[Any] = scores.detach().float().cpu().numpy()
-        kind = kind_of(given)
         facts = self._explainer.facts(images)
         if given.shape != (len(images), facts.num_classes):
             raise InputError(
                 f"scores have shape {given.shape}, and the model's last output {(len(images), facts.num_classes)}; "
                 "pass the scores of the last batch."
             )
-        questions = [question._replace(scores=kind) for question in ask(facts.num_classes)]
-        answer = self._explainer.ask(images, facts, questions)
-        check_scores(given, kind, answer)
-        maps = [torch.from_numpy(values) for values in answer.maps]
+        questions = ask(facts.num_classes)
+        answer = answer_for(
+            given, lambda kind: self._explainer.ask(images, facts, [each._replace(scores=kind) for each in questions])
+        )
+        maps = [torch.from_numpy(values).to(scores.dtype) for values in answer.maps]
         for values in maps:
             values[torch.from_numpy(answer.status == Status.NON_FINITE)] = torch.nan
             if normalized:
@@ -233,7 +238,7 @@ class _PlainExtractor(_Extractor):
             retain_graph: of no effect, there is no graph of gradients.
 
         Returns:
-            (N,h,w) float32 for each layer.
+            (N,h,w) for each layer, in the dtype of the scores.
 
         Raises:
             InputError, WrongTypeError: an argument that cannot be used, or scores that the model did not give last.
@@ -300,13 +305,12 @@ class FinerCAM(_Extractor):
     ) -> None:
         """Find the layers; the first map compiles."""
         base = our_class(base_method, "torchcam", _PlainExtractor)
-        if getattr(base_method, "__name__", "") == "GradCAMpp":
+        if base is None or base not in (GradCAM, LayerCAM):
             raise WrongTypeError(
-                "torch-cam's GradCAMpp is not Grad-CAM++, since its division is lost; take FinerCAM of "
+                "of torch-cam's GradCAM, GradCAMpp, or LayerCAM, base_method must be the first or the last: its "
+                "GradCAMpp is not Grad-CAM++, since its division is lost; for that, take FinerCAM of "
                 "finercam_rt.compat with base_method=GradCAMPlusPlus."
             )
-        if base is None or base not in (GradCAM, LayerCAM):
-            raise WrongTypeError("base_method must be GradCAM, or LayerCAM, of finercam_rt.compat.torchcam.")
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
             raise WrongTypeError(f"gamma must be a real number, and is {gamma!r}.")
         if not (math.isfinite(gamma) and gamma >= 0):
@@ -345,7 +349,7 @@ class FinerCAM(_Extractor):
             targets: not supported, as in the original.
 
         Returns:
-            (N,h,w) float32 for each layer.
+            (N,h,w) for each layer, in the dtype of the scores.
 
         Raises:
             InputError, WrongTypeError: an argument that cannot be used, or scores that the model did not give last.

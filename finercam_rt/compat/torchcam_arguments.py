@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,25 @@ def checked_scores(scores: object) -> torch.Tensor:
     return scores.detach()
 
 
-def kind_of(scores: NDArray[Any]) -> str:
-    """Which scores of the model these look like; `check_scores` holds them against the engine's."""
-    probable = scores.shape[1] > 1 and scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() < SAME_SCORES
-    return "probabilities" if probable else "logits"
-
-
-def check_scores(given: NDArray[Any], kind: str, answer: Answer) -> None:
-    """Hold scores (N,K) that look like `kind` against those of the engine.
+def answer_for(given: NDArray[Any], ask: Callable[[str], Answer]) -> Answer:
+    """The answer for that kind of scores, of SCORES, which these (N,K) are: those that the engine finds, too.
 
     Raises:
-        InputError: they differ.
+        InputError: they are of none.
     """
-    expected = SCORES[kind](torch.from_numpy(answer.logits)).numpy()
-    finite = answer.status != Status.NON_FINITE
-    difference = np.abs(given - expected)[finite]
-    if difference.size and not difference.max() <= SAME_SCORES * np.abs(expected[finite]).max():
-        raise InputError(
-            "scores are not what the model gives for its last batch in evaluation mode; call model.eval() first, and "
-            "pass the output of model(images) as it is, or its softmax."
-        )
+    # logits, too, may be shares of one
+    probable = given.shape[1] > 1 and given.min() >= 0 and np.abs(given.sum(axis=1) - 1).max() < SAME_SCORES
+    for kind in ("probabilities", "logits") if probable else ("logits",):
+        answer = ask(kind)
+        expected = SCORES[kind](torch.from_numpy(answer.logits)).numpy()
+        finite = answer.status != Status.NON_FINITE
+        difference = np.abs(given - expected)[finite]
+        if not difference.size or difference.max() <= SAME_SCORES * np.abs(expected[finite]).max():
+            return answer
+    raise InputError(
+        "scores are not what the model gives for its last batch in evaluation mode; call model.eval() first, and pass "
+        "the output of model(images) as it is, or its softmax."
+    )
 
 
 def _is_index(value: object) -> bool:

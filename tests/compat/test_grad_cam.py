@@ -50,6 +50,13 @@ def test_grad_cam(cnn: Any, images: Any) -> None:
         _check(mine(images, mixed), theirs(images, mixed))
 
 
+def test_float64_is_computed_in_float32(images: Any) -> None:
+    model, images = small_cnn().double(), images.double()
+    _check(ours.FinerCAM(model, [model[1]])(images), public.FinerCAM(model, [model[1]])(images))
+    with pytest.warns(RuntimeWarning, match="constant"):
+        assert not ours.GradCAM(model, [model[2]])(images).any()
+
+
 @pytest.mark.filterwarnings("ignore:the map explains nothing")
 def test_finer_cam(cnn: Any, images: Any) -> None:
     asked: list[dict[str, Any]] = [
@@ -280,7 +287,7 @@ def test_mistakes_in_a_call(name: str, arguments: dict[str, Any], sentence: str,
         (torch.zeros(2, 1, *SIZE), "does not run on images of 32x48 and 1 channel "),
         (torch.zeros(0, 3, *SIZE), "shape"),
         (torch.zeros(3, *SIZE), "shape"),
-        (torch.zeros(2, 3, *SIZE, dtype=torch.float64), "float64"),
+        (torch.zeros(2, 3, *SIZE, dtype=torch.float16), "is float16; convert it, and the model, with .float()"),
         (torch.zeros(2, 3, *SIZE, device="meta"), "on meta"),
         (np.zeros((2, 3, *SIZE), np.float32), "ndarray"),
         (torch.zeros(2, 3, 4, 4), "4x4"),
@@ -321,7 +328,6 @@ def test_mistakes_in_the_model(images: Any) -> None:
     with pytest.raises(InputError, match="training mode"):
         cam(images)
     for model, layer, sentence in (
-        (small_cnn().double(), 1, "float"),
         (nn.Sequential(*[shared := nn.Identity(), *small_cnn(), shared]).eval(), 0, "2 times"),
         (small_cnn(), 3, "feature map|positions"),
     ):

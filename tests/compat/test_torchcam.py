@@ -21,6 +21,15 @@ public: Any = pytest.importorskip("torchcam.methods", reason="torch-cam, the lib
 PINNED = [0, 3, 5, 6]
 
 
+class Shares(nn.Module):
+    """Not negative, and one in sum."""
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """(N,K) to (N,K)."""
+        squares = logits.square()
+        return squares / squares.sum(1, keepdim=True)
+
+
 def _check(got: list[Any], expected: list[Any]) -> None:
     assert len(got) == len(expected)
     for mine, theirs in zip(got, expected, strict=True):
@@ -112,6 +121,15 @@ def test_two_extractors_do_not_disturb_each_other(images: Any) -> None:
             _check(mine, theirs(PINNED, model(images), normalized=False))
 
 
+@pytest.mark.parametrize("last", [nn.Softmax(1), Shares()])
+def test_models_whose_output_are_shares(last: nn.Module, cnn: Any, images: Any) -> None:
+    """What sums up to one is explained as it is: it need not be a softmax."""
+    model = nn.Sequential(*cnn, last).eval()
+    for name in ("GradCAM", "FinerCAM"):
+        found = _both(name, model, "1", images, {}, lambda scores: scores, class_idx=PINNED, normalized=False)
+        _check(*found)
+
+
 def test_scores_of_something_else_are_refused(cnn: Any, images: Any) -> None:
     model = nn.Sequential(*copy.deepcopy(cnn)[:4], nn.Dropout(0.5), copy.deepcopy(cnn[4])).eval()
     with ours.GradCAM(cnn, "1") as extractor, ours.GradCAM(model, "1") as dropped:
@@ -194,6 +212,18 @@ def test_the_originals_classes_are_taken_for_ours(cnn: Any) -> None:
     for theirs, mine in ((public.GradCAM, ours.GradCAM), (public.LayerCAM, ours.LayerCAM)):
         with ours.FinerCAM(cnn, "1", base_method=theirs) as extractor:
             assert extractor._method == mine._method
+
+
+@pytest.mark.parametrize("layer", ["1", None])
+def test_float64_is_computed_in_float32(layer: str | None, images: Any) -> None:
+    """And given in the dtype of the scores; the model stays what it is."""
+    model, settings = small_cnn().double(), {} if layer else {"input_shape": images.shape[1:]}
+    with ours.FinerCAM(model, layer, **settings) as extractor:
+        found = extractor(PINNED, model(images.double()))
+    with public.FinerCAM(model, "1") as extractor:
+        expected = extractor(PINNED, model(images.double()))
+    assert found[0].dtype == expected[0].dtype == next(model.parameters()).dtype == torch.float64
+    _check(found, expected)
 
 
 def test_mistakes_in_the_constructor(cnn: Any) -> None:
