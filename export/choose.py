@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from finercam_rt.export.outputs import feature_map, with_feature_map
 
 GROUP = 6
 """Maps whose gradients are taken in one run."""
+
+_ATTENTION = re.compile(r"(?<!fl)(?<!sc)att")
+"""Parts of the names of what attends, and not of what flattens or scatters."""
 
 DENSE = 0.5
 """The least share of the positions that must have a gradient: a maximum over positions gives it to few of them."""
@@ -176,4 +180,5 @@ def _is_block_norm(model: nn.Module, place: Place) -> bool:
 
 def _attends(name: str, module: nn.Module) -> bool:
     """Whether a module is an attention, by its name or its class's; one's dropout is none."""
-    return not isinstance(module, (nn.Dropout, nn.Identity)) and "att" in f"{name} {type(module).__name__}".lower()
+    named = f"{name} {type(module).__name__}".lower()
+    return not isinstance(module, (nn.Dropout, nn.Identity)) and _ATTENTION.search(named) is not None

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 
 from finercam_rt.errors import ExportError
 from finercam_rt.export.adapter import Adapter
@@ -24,6 +25,9 @@ IMAGE_NAMES = ("pixel_values", "images", "image", "imgs", "img", "x", "input", "
 
 PROBABLE = 1e-3
 """How far from 1 the sum of an image's probabilities may be, rounded to half precision inside the model, say."""
+
+_TO_BE_QUANTISED = (FloatFunctional, FXFloatFunctional)
+"""Sums and products of models that PyTorch can quantise: they compute in float32, and lie among what is quantised."""
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -175,9 +179,8 @@ def _check(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise ExportError(f"{where} is TorchScript, whose layers cannot be looked into; give the module of it.")
         package = type(module).__module__
-        if (package.startswith("torch.") and ".quantized" in package) or package.startswith(
-            ("bitsandbytes", "torchao")
-        ):
+        of_torch = package.startswith("torch.") and ".quantized" in package and type(module) not in _TO_BE_QUANTISED
+        if of_torch or package.startswith(("bitsandbytes", "torchao")):
             raise _quantised(where)
         if module.training:
             raise ExportError(

@@ -81,7 +81,7 @@ def run_in_float64(
     class_embeddings: ClassEmbeddings | None,
 ) -> Run:
     """The eager run in float64, of a few images at a time; a model with float32 in its code raises what it raises."""
-    runs, double = [], copy.deepcopy(model).double().eval()
+    runs, double = [], copy.deepcopy(model).double()
     for first in range(0, len(images), IN_FLOAT64):
         rows = slice(first, first + IN_FLOAT64)
         some = [(target[rows], references[rows], alpha[rows]) for target, references, alpha in contrasts]

@@ -273,7 +273,7 @@ def _rounded_again(model: nn.Module, images: torch.Tensor, seed: int) -> tuple[n
         steps = torch.randint(-1, 2, values.shape, generator=generator)
         return values * (1 + torch.finfo(values.dtype).eps * steps)
 
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model)
     for values in filter(torch.is_floating_point, copied.parameters()):
         values.data = moved(values.data)
     return copied, moved(images)

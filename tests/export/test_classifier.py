@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
+from torch.ao.nn import quantized as nnq
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from finercam_rt.errors import ExportError
@@ -329,3 +332,26 @@ def test_a_copy_of_a_feature_extractor_stays_in_evaluation_mode() -> None:
     extractor = create_feature_extractor(model, {"flat": "logits"}).eval().half()
     module = as_classifier(extractor, noise(2, SIZE)).module
     assert not any(part.training for part in module.modules())
+
+
+def test_a_copy_of_what_was_adapted_is_adapted() -> None:
+    """Torchvision's feature extractors make their copies themselves; they return a dictionary."""
+    model = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(3, 4, 8, 8), norm=nn.BatchNorm2d(4), flat=nn.Flatten(), head=nn.LazyLinear(5))
+    ).eval()
+    model(images := noise(3, SIZE))
+    extractor = create_feature_extractor(model, {"norm": "map", "head": "logits"}).eval()
+    module = as_classifier(extractor, images).module
+    double = copy.deepcopy(module).double()
+    with torch.no_grad():
+        torch.testing.assert_close(double(images.double()), model(images), check_dtype=False)
+    assert not any(part.training for part in double.modules())
+    assert {value.dtype for value in module.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_models_that_pytorch_can_quantise_are_not_quantised() -> None:
+    model = torchvision.models.quantization.resnet18(quantize=False, num_classes=5).eval()
+    assert as_classifier(model, noise(2, SIZE)).width == 5
+    model.layer1[0].add_relu = nnq.QFunctional().eval()
+    with pytest.raises(ExportError, match=r"'layer1.0.add_relu' is quantised by PyTorch"):
+        as_classifier(model, noise(2, SIZE))

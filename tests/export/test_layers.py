@@ -316,6 +316,23 @@ def test_a_model_without_any_map() -> None:
         _found(model, size=(32, 32))
 
 
+class _TwoBackbones(nn.Module):
+    """They meet in a vector; the second has a normalisation beside a Flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = _timm("test_resnet", num_classes=0), _timm("mobilenetv3_small_050", num_classes=0)
+        self.head = nn.Linear(self.one.num_features + self.other.head_hidden_size, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.one(x), self.other(x)], 1))
+
+
+def test_two_backbones_that_meet_in_a_vector_have_no_layer_of_both() -> None:
+    with pytest.raises(ExportError, match="branches meet behind their poolings"):
+        _found(_TwoBackbones())
+
+
 class _Functional(nn.Module):
     """Parameters and no modules; as it is, and with a place to explain."""
 
