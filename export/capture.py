@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from finercam_rt.export.plain_attention import plain_attention
 from finercam_rt.export.quiet import quiet
 from finercam_rt.export.refusal import first_line
 from finercam_rt.export.rewrite import rewrite
+from finercam_rt.export.whole_numbers import whole_quotients
 from finercam_rt.manifest import LayerInfo
 
 MAX_BATCH = 1 << 16
@@ -92,7 +92,7 @@ def _exported(model: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule:
     for strict in (False, True):
         try:
             # a mode of functions is not for what is followed through its bytecode
-            with torch.no_grad(), quiet(), plain_attention(model), nullcontext() if strict else AnyBatch():
+            with torch.no_grad(), quiet(), plain_attention(model), whole_quotients() if strict else AnyBatch():
                 program = torch.export.export(
                     model, (example,), dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},), strict=strict
                 )

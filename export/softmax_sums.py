@@ -1,7 +1,8 @@
 """Sums over the rows of a softmax: a row adds up to one, and its cotangents to nothing.
 
 The pooled gradient of an attention asks for the sum of its probabilities p over the positions of the map, and of the
-cotangents of its scores, p * (g - <p, g>). Behind prefix tokens these are all the keys but a few, so that the few tell:
+cotangents of its scores, p * (g - <p, g>). Where there is no prefix token they are 1 and 0: what they are multiplied
+with is the product, or vanishes. Behind prefix tokens the positions are all the keys but a few, so that the few tell:
 1 - sum p, and the negative of theirs. Where g = a V^T is a product with the values, <p, g> is the product of a with
 p V, which the attention itself has computed; the rows of g for all other keys are not needed any more.
 """
@@ -27,6 +28,10 @@ _SAME = (*_WHOLE, aten.view.default, aten.reshape.default)
 dimension keeps its own.
 """
 
+_MOVED = (*_SAME, aten.permute.default, aten.squeeze.dim, aten.unsqueeze.default)
+_LINEAR = (*_MOVED, aten.sum.dim_IntList, aten.neg.default, aten.mul.Scalar)
+"""Of ones the former make ones, of zeros all make zeros."""
+
 
 class _Sum(NamedTuple):
     """node: a sum over some of the last dimension of `rows` (B,M,L). few: where those begin and end that it leaves."""
@@ -37,17 +42,19 @@ class _Sum(NamedTuple):
 
 
 def sum_by_the_rest(traced: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """The same graph, changed in place: such sums taken from the keys that they leave out, and a line that counts them.
+    """The same graph, changed in place: such sums taken from the keys that they leave out, and lines that count them.
 
     Args:
         traced: ATen operations with the values they had when they were traced in meta["val"].
     """
     summer = _Summer(traced)
     count = sum(summer.try_node(node) for node in list(traced.graph.nodes))
-    if not count:
+    known = sum(summer.try_whole(node) for node in list(traced.graph.nodes))
+    if not count and not known:
         return traced, ()
     finish(traced)
-    return traced, (f"sums of softmax rows: {count} taken from the keys that they leave out",)
+    lines = {"taken from the keys that they leave out": count, "over all keys, known beforehand": known}
+    return traced, tuple(f"sums of softmax rows: {number} {what}" for what, number in lines.items() if number)
 
 
 class _Summer(Rewriter):
@@ -71,6 +78,22 @@ class _Summer(Rewriter):
         node.replace_all_uses_with(rest)
         node.graph.erase_node(node)
         return True
+
+    def try_whole(self, node: fx.Node) -> bool:
+        """Leave out a sum over all keys, if it is one of these and nobody has to be given it."""
+        rows = node.args[0] if node.target is aten.sum.dim_IntList and not node.kwargs and len(node.args) == 3 else None
+        shape = shape_of(rows) if isinstance(rows, fx.Node) else None
+        if not isinstance(rows, fx.Node) or shape is None or len(shape) != 3 or not _are(node.args[1], 2, 3):
+            return False
+        source = _origin(rows)
+        readers: dict[fx.Node, fx.Node] | None = None
+        if _is_softmax(source):
+            readers = _times_one(node)
+        elif _cotangents(source) is not None:
+            readers = _with_zero(node)
+        for reader, other in (readers or {}).items():
+            reader.replace_all_uses_with(other)
+        return bool(readers)
 
     def _of_cotangents(self, given: _Cotangents, few: tuple[int, int]) -> fx.Node:
         """sum p (<a, p V> - g) of the few, which is the negative of their sum."""
@@ -118,6 +141,44 @@ class _Cotangents(NamedTuple):
     values: fx.Node
     attended: fx.Node
     cotangents: fx.Node
+
+
+def _times_one(one: fx.Node) -> dict[fx.Node, fx.Node] | None:
+    """What its readers give where it is 1: None where one of them is no product, or is larger than the other factor."""
+    found: dict[fx.Node, fx.Node] = {}
+    for reader in one.users:
+        if reader.target in _MOVED:
+            further = _times_one(reader)
+            if further is None:
+                return None
+            found |= further
+            continue
+        factors = _factors(reader)
+        other = next((value for value in factors or () if value is not one), None)
+        if other is None or shape_of(other) is None or shape_of(other) != shape_of(reader):
+            return None
+        found[reader] = other
+    return found
+
+
+def _with_zero(zero: fx.Node) -> dict[fx.Node, fx.Node] | None:
+    """What the sums are that it ends in, where it is 0: the other term. None where it ends in anything else."""
+    found: dict[fx.Node, fx.Node] = {}
+    for reader in zero.users:
+        linear = reader.target in _LINEAR and all(value is zero for value in reader.all_input_nodes)
+        padded = reader.target is aten.constant_pad_nd.default and not any(reader.args[2:])
+        if linear or padded or _factors(reader):
+            further = _with_zero(reader)
+            if further is None:
+                return None
+            found |= further
+            continue
+        terms = reader.args if reader.target is aten.add.Tensor and not reader.kwargs else ()
+        other = next((value for value in terms if value is not zero), None)
+        if not isinstance(other, fx.Node) or shape_of(other) is None or shape_of(other) != shape_of(reader):
+            return None
+        found[reader] = other
+    return found or None
 
 
 def _sum_of_most(node: fx.Node) -> _Sum | None:

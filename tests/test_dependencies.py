@@ -30,7 +30,7 @@ ALLOWED_IN = {
     "video.py": {"av"},
 }
 """The third-party modules that one file of the runtime may import besides."""
-EXPORT_ONLY = {"torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "onnxscript"}
+EXPORT_ONLY = {"torch", "torchvision", "timm", "open_clip", "transformers", "onnx", "onnxscript", "sympy"}
 DROP_IN = "compat/"
 """The opt-in package of the runtime that compiles PyTorch models: it imports torch and the export, and nothing imports
 it."""

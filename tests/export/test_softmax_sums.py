@@ -132,6 +132,50 @@ def test_which_sums_are_taken_by_the_rest(name: str, made: Any, count: int) -> N
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+def _whole(join: Any, *, of: Any = lambda p: p) -> Any:
+    """The sums over all keys, times what the gradient is; `join` puts those of values and keys together."""
+
+    def run(q: Any, k: Any, v: Any, a: Any) -> Any:
+        p = torch.bmm(q, k.permute(0, 2, 1)).softmax(-1)
+        attended = torch.bmm(p, v)
+        product = torch.bmm(a, v.permute(0, 2, 1)) * p
+        scores = product - p * product.sum(-1, keepdim=True)
+        of_values = (of(p).sum(2, keepdim=True).permute(0, 2, 1).permute(0, 2, 1) * a).sum(1)
+        of_keys = (q * of(scores).sum(2, keepdim=True)).sum(1).neg()
+        return attended, join(of_values, of_keys)
+
+    return run
+
+
+def _side_by_side(of_values: Any, of_keys: Any) -> Any:
+    return torch.constant_pad_nd(of_values, (0, SIZE)) + torch.constant_pad_nd(of_keys, (SIZE, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "known"),
+    [
+        ("padded and added", _whole(_side_by_side), 2),
+        ("the other way round", _whole(lambda values, keys: keys + values), 2),
+        ("given as they are", _whole(lambda values, keys: torch.cat([values, keys], 1)), 1),
+        ("padded with ones", _whole(lambda values, keys: values[:, :1] + torch.constant_pad_nd(keys, (1, 0), 1)), 1),
+        ("added to one row", _whole(lambda values, keys: values[:1] + keys), 1),
+        ("subtracted twice", _whole(lambda values, keys: torch.add(values, keys, alpha=-2)), 1),
+        ("of other values", _whole(_side_by_side, of=torch.exp), 0),
+    ],
+)
+def test_sums_over_all_keys_are_known(name: str, made: Any, known: int) -> None:
+    torch.manual_seed(0)
+    arguments = [torch.randn(4, LENGTH, SIZE, dtype=torch.float64) for _ in range(4)]
+    traced = _traced(made, *arguments)
+    before = _count(traced, arguments)[1]
+    rewritten, report = sum_by_the_rest(traced)
+    assert report == ((f"sums of softmax rows: {known} over all keys, known beforehand",) if known else ())
+    found, after = _count(rewritten, arguments)
+    for a, b in zip(made(*arguments), found, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    assert (after < before) == (known == 2)
+
+
 def test_what_is_not_finite_stays_so() -> None:
     made = _variant(1, LENGTH)
     arguments = [torch.randn(2, LENGTH, SIZE, dtype=torch.float64) for _ in range(4)]
@@ -187,15 +231,17 @@ def test_a_weight_that_the_derivative_reads_is_left_alone() -> None:
 
 
 def test_an_engine_says_what_was_summed(tmp_path: Any) -> None:
-    """Through the whole export: a class token and two registers, one contrast and two."""
+    """Through the whole export: a class token and two registers, or none; one contrast and two."""
+    from finercam_rt import Engine
     from finercam_rt.export import export_model
     from finercam_rt.manifest import InputSpec
+    from finercam_rt.ops import Status
 
     class Tokens(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, prefix: int) -> None:
             super().__init__()
             self.stem, self.tap = nn.Conv2d(3, WIDTH, 8, 8), nn.Identity()
-            self.prefix = nn.Parameter(torch.randn(1, 3, WIDTH))
+            self.prefix = nn.Parameter(torch.randn(1, prefix, WIDTH))
             self.qkv, self.fc = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 5)
 
         def forward(self, images: Any) -> Any:
@@ -204,12 +250,17 @@ def test_an_engine_says_what_was_summed(tmp_path: Any) -> None:
             n, length, _ = x.shape
             q, k, v = self.qkv(x).reshape(n, length, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
             y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-            return self.fc(y.transpose(1, 2).reshape(n, length, WIDTH)[:, 0])
+            y = y.transpose(1, 2).reshape(n, length, WIDTH)
+            return self.fc(y[:, 0] if self.prefix.shape[1] else y.square().mean(1))
 
     torch.manual_seed(0)
-    model = Tokens().eval()
     spec = InputSpec((32, 48), (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
-    for contrasts in (1, 2):
-        manifest = export_model(model, tmp_path / "engine.onnx", target_layer="tap", input=spec, contrasts=contrasts)
-        assert "sums of softmax rows: 2 taken from the keys that they leave out" in manifest.passes
-        assert manifest.verification["map_relative_l2"] < 1e-5
+    for prefix, what in ((3, "taken from the keys that they leave out"), (0, "over all keys, known beforehand")):
+        model, path = Tokens(prefix).eval(), tmp_path / "engine.onnx"
+        for contrasts in (1, 2):
+            manifest = export_model(model, path, target_layer="tap", input=spec, contrasts=contrasts)
+            assert f"sums of softmax rows: 2 {what}" in manifest.passes
+            assert manifest.verification["map_relative_l2"] < 1e-5
+        images = torch.randn(2, 3, 32, 48)
+        images[1, 0, 9, 9] = torch.nan
+        assert Engine(path)(images.numpy()).status[:, 0].tolist() == [Status.OK, Status.NON_FINITE]
