@@ -56,6 +56,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (folder / "adapter_config.json").is_file():
+            raise ExportError(
+                f"{folder} holds an adapter of peft alone; merge it with its model (merge_and_unload), save_pretrained "
+                "that, and give its folder."
+            ) from None
         raise ExportError(f"{folder} has no config.json; give a folder that transformers or timm saved.") from None
     except (OSError, ValueError) as error:
         raise ExportError(f"{path} cannot be read ({first_line(error)}); save the model again.") from None

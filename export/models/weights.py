@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,10 @@ STATE_DICT_KEYS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"),
 )
 PREFIXES = ("module.", "model.", "_orig_mod.")
+ADAPTED = (".lora_", ".ia3_", ".hada_", ".base_layer.")
+"""What peft's adapters put into the names of weights, until they are merged."""
+MOST = 0.8
+"""The share of a model's weights that makes what lies below a prefix that model."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,21 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training script
+            # the arguments of a training script
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # TorchScript is refused below
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ExportError(
-            f"{path}: not a checkpoint of tensors alone (it may hold a whole model, or TorchScript); "
-            "save model.state_dict() and give that."
+            f"{path}: not a checkpoint of tensors alone, but perhaps a whole model; save model.state_dict() and give "
+            "that."
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
+        if "TorchScript" in str(error):
+            raise ExportError(
+                f"{path}: a program of TorchScript; save model.state_dict() of the model that it was made of, and give "
+                "that."
+            ) from None
         raise ExportError(f"{path}: the checkpoint cannot be read ({first_line(error)}).") from None
     except Exception as error:
         raise ExportError(f"{path}: not a checkpoint ({type(error).__name__}: {first_line(error)}).") from None
@@ -240,6 +252,28 @@ def _stored_channels(model: nn.Module, state: dict[str, torch.Tensor]) -> int | 
     return weight.shape[1] * first[1].groups
 
 
+def _misfit(own: Mapping[str, torch.Tensor], missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What is wrong with weights of which some are missing or unexpected, and what to do."""
+    adapter = next((key for key in unexpected if any(part in key for part in ADAPTED)), None)
+    if adapter is not None:
+        return (
+            f"holds an adapter that is not merged with its model ({adapter!r}), as peft's LoRA; save "
+            "merge_and_unload().state_dict(), and give that"
+        )
+    for prefix in sorted({f"{key.partition('.')[0]}." for key in unexpected}):
+        left = [key for key in missing if f"{prefix}{key}" not in unexpected]
+        if left and len(missing) - len(left) >= MOST * len(own):
+            return (
+                f"has the model's weights under {prefix!r}, but for {left[0]!r} and {len(left) - 1} more; save all "
+                "under the model's own names"
+            )
+    first = f"first missing {missing[0]!r}" if missing else f"first unexpected {unexpected[0]!r}"
+    return (
+        f"belongs to another architecture ({len(missing)} weights missing, {len(unexpected)} unexpected, {first}); "
+        "give the model that it was trained with"
+    )
+
+
 def load_into(model: nn.Module, weights: Weights) -> None:
     """Put all weights of a checkpoint into the model, whatever wrapped it when they were saved.
 
@@ -252,11 +286,7 @@ def load_into(model: nn.Module, weights: Weights) -> None:
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     if missing or unexpected:
-        first = f"first missing {missing[0]!r}" if missing else f"first unexpected {unexpected[0]!r}"
-        raise ExportError(
-            f"{path}: belongs to another architecture ({len(missing)} weights missing, {len(unexpected)} unexpected, "
-            f"{first}); give the model that it was trained with."
-        )
+        raise ExportError(f"{path}: {_misfit(own, missing, unexpected)}.")
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise ExportError(

@@ -248,6 +248,10 @@ def test_folders_that_are_refused(saved: Any, tmp_path: Path) -> None:
     spec = f"hf:{folder}"
     config = folder / "config.json"
     _refused("has no config.json; give a folder that transformers or timm saved", spec)
+    adapter = folder / "adapter_config.json"
+    adapter.write_text("{}")
+    _refused(r"an adapter of peft alone; merge it with its model \(merge_and_unload\)", spec)
+    adapter.unlink()
     config.write_text("{")
     _refused("config.json cannot be read", spec)
     config.write_text('{"hidden_size": 3}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 
 from finercam_rt.cli.main import main
 from finercam_rt.errors import ExportError
@@ -191,6 +193,12 @@ def test_no_weights_asked_for(refused: Refused, specification: str) -> None:
     _matches(refused(specification), "has no weights yet", "--checkpoint FILE", "--pretrained", "--random-weights")
 
 
+def _script() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
+    return buffer.getvalue()
+
+
 def _checkpoints(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """File and words of the refusal, by what is wrong with it."""
     model = timm.create_model("test_resnet", num_classes=12)
@@ -212,6 +220,19 @@ def _checkpoints(folder: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
         "wider.pth": (
             {k: torch.cat([v, v]) if k == "layer1.0.bn1.weight" else v for k, v in state.items()},
             ("weight 'layer1.0.bn1.weight' has shape",),
+        ),
+        "script.pth": (_script(), ("a program of TorchScript", "model.state_dict()")),
+        "adapter.pth": (
+            {"base_model.model.conv1.lora_A.default.weight": torch.zeros(4, 3), **state},
+            ("an adapter that is not merged", "'base_model.model.conv1.lora_A.default.weight'", "merge_and_unload()"),
+        ),
+        "parts.pth": (
+            {(f"head.{k}" if k.startswith("fc") else f"backbone.{k}"): v for k, v in state.items()},
+            ("has the model's weights under 'backbone.', but for 'fc.weight' and 1 more",),
+        ),
+        "beside.pth": (
+            {(f"head.{k}" if k.startswith("fc") else k): v for k, v in state.items()},
+            ("belongs to another architecture (2 weights missing, 2 unexpected, first missing 'fc.weight')",),
         ),
     }
     made = {}
