@@ -312,6 +312,15 @@ def _squeeze(_rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return x if x.meta["val"].ndim == node.meta["val"].ndim else None
 
 
+def _squeeze_all(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """One axis of size 1 after the other, the last first. The batch stays, even where it is one image."""
+    x: Any = node.args[0]
+    for dim, size in reversed(list(enumerate(x.meta["val"].shape))):
+        if isinstance(size, int) and size == 1:
+            x = rewriter.emit(aten.squeeze.dim, x, dim)
+    return x  # type: ignore[no-any-return]
+
+
 def _constant_index(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """Rows taken by constant indices, as a product with zeros and ones: the derivative of an index scatters."""
     arguments: tuple[Any, ...] = node.args
@@ -354,7 +363,8 @@ RULES: dict[Any, Rule] = {
     aten.einsum.default: _einsum,
     aten.im2col.default: _im2col,
     aten.col2im.default: _col2im,
-    **{getattr(aten.squeeze, overload): _squeeze for overload in ("default", "dim", "dims")},
+    aten.squeeze.default: _squeeze_all,
+    **{getattr(aten.squeeze, overload): _squeeze for overload in ("dim", "dims")},
 }
 """For all of the graph."""
 

@@ -30,7 +30,7 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
 def test_a_run_writes_a_file_of_the_schema_and_its_tables(tmp_path: Path) -> None:
     pytest.importorskip("torchcam")
     output = tmp_path / "toy.json"
-    options = ("--cases", "toy_vit", "--batches", 1, 4, "--threads", 1, "--rounds", 4, "--seconds", 1)
+    options = ("--cases", "toy_vit", "--batches", 1, 4, "--threads", 1, "--rounds", 4, "--seconds", 0.2)
     names = ("torch-cam", "onnxruntime forward again")
     ran = run_script("run.py", *options, "--contenders", *names, "--output", output)
     assert ran.returncode == 0, ran.stderr

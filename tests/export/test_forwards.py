@@ -87,6 +87,10 @@ MEANT: dict[str, tuple[Forward, Forward]] = {
     "len of the batch": (lambda m, x: m.head(_map(m, x).reshape(len(x), 12, -1).mean(-1)), _plain),
     "int of the batch": (lambda m, x: m.head(_map(m, x).reshape(int(x.shape[0]), 12, -1).mean(-1)), _plain),
     "squeeze": (lambda m, x: m.logits(x).squeeze(), _plain),
+    "squeeze behind the pooling": (
+        lambda m, x: m.head(functional.adaptive_avg_pool2d(_map(m, x), 1).squeeze()),
+        _plain,
+    ),
     "squeeze of an axis": (lambda m, x: m.logits(x).squeeze(1), _plain),
     "in place": (_in_place, lambda m, x: m.logits((x - 0.1) / 0.5)),
     "gate": (_gated, _gated),

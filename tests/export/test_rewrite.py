@@ -159,6 +159,8 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "adaptive max pooling": lambda x: x + F.interpolate(F.adaptive_max_pool2d(x, 2), x.shape[2:]),
     "global max pooling": lambda x: x * F.adaptive_max_pool2d(x, 1),
     "max pooling in zeros": _pooled_in_zeros,
+    "squeezed to a vector": lambda x: x * F.adaptive_avg_pool2d(x.sin(), 1).squeeze()[..., None, None],
+    "squeezed in the middle": lambda x: x * x.sin().mean(2)[:, :, None, None, :].squeeze()[:, :, None],
     "einsum in capital letters": _capital_einsum,
     "einsum that does not say its output": lambda x: x + torch.einsum("NcA,Ab", _tokens(x), SQUARE).reshape(x.shape),
     "padded around": lambda x: x * F.pad(x.sin(), (2, 1, 0, 3), mode="circular")[:, :, 2:-1, 1:-2],
@@ -179,7 +181,7 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
 }
 WITH_ONNX = [
     *("attention of rank 5, with a mask", "sum of windows", "halo", "clamped", "resized table"),
-    *("max pooling in zeros", "padded around"),
+    *("max pooling in zeros", "padded around", "squeezed to a vector", "squeezed in the middle"),
 ]
 """What the exporter itself failed on, or what no other test writes as ONNX."""
 
