@@ -15,7 +15,7 @@ from unittest import mock
 import sympy
 from torch.utils._sympy import functions
 
-_ROUNDED = (functions.TruncToInt, functions.FloorToInt, functions.CeilToInt)
+_ROUNDED = (functions.TruncToInt, functions.FloorToInt, functions.CeilToInt, functions.RoundToInt)
 
 
 @contextmanager

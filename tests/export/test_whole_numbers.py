@@ -21,7 +21,9 @@ BATCH = sympy.Symbol("s0", integer=True, positive=True)
 FloatDivision, IntDivision, ToFloat = functions.FloatTrueDiv, functions.IntTrueDiv, functions.ToFloat
 
 
-@pytest.mark.parametrize("rounded", [functions.TruncToInt, functions.FloorToInt, functions.CeilToInt])
+@pytest.mark.parametrize(
+    "rounded", [functions.TruncToInt, functions.FloorToInt, functions.CeilToInt, functions.RoundToInt]
+)
 @pytest.mark.parametrize(
     ("quotient", "expected"),
     [
